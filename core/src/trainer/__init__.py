@@ -1,0 +1,38 @@
+"""The trainer. Names are imported when they are first used, so that the command for plugins "
+"needs no torch."""
+
+from typing import TYPE_CHECKING, Any
+
+from trainer_callback import plugins
+
+from .config import ConfigError, TrainerConfig
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+    from .losses import NonFiniteError, default_loss
+    from .result import TrainResult
+
+__all__ = [
+    "ConfigError",
+    "NonFiniteError",
+    "TrainResult",
+    "Trainer",
+    "TrainerConfig",
+    "default_loss",
+    "plugins",
+]
+
+_LAZY = {
+    "NonFiniteError": "losses",
+    "TrainResult": "result",
+    "Trainer": "loop",
+    "default_loss": "losses",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _LAZY:
+        raise AttributeError(f"module 'trainer' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)

@@ -1,0 +1,111 @@
+"""The objects of a run <-> one dictionary of plain data and tensors. Knows no file and no
+callback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer_callback import SnapshotError
+from trainer_callback.state import to_plain
+
+from .keeper import load_model_state
+from .loaders import EpochLoader
+from .losses import LossMeter
+from .precision import Precision
+from .rng import read_rng, restore_rng
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint:
+    """What has to be saved of the objects of a run, so that it goes on bit by bit as if nothing had
+    happened.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        precision: Precision,
+        losses: LossMeter,
+        loader: EpochLoader,
+        device: torch.device,
+    ) -> None:
+        """Keeps references; nothing is copied here."""
+        self._model = model
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._precision = precision
+        self._losses = losses
+        self._loader = loader
+        self._device = device
+        self._rng: dict[str, Any] | None = None
+        self._loader_state: dict[str, Any] | None = None
+
+    def read(self, *, mid_epoch: bool) -> dict[str, Any]:
+        """Returns the state now; tensors are those of the run, for the caller to copy.
+
+        Args:
+            mid_epoch: the loader is inside an epoch, so its own position belongs to the state.
+
+        Raises:
+            StateError: a state_dict holds what a snapshot cannot keep; it names the path to it.
+        """
+        scheduler = None if self._scheduler is None else self._scheduler.state_dict()
+        parts = {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": scheduler,
+            "scaler": self._precision.state(),
+            "losses": self._losses.state(),
+            "loader": self._loader.state() if mid_epoch else None,
+            "rng": read_rng(self._device),
+        }
+        return {name: to_plain(part, name, copy_tensors=False) for name, part in parts.items()}
+
+    def load(self, state: Mapping[str, Any], path: Path) -> None:
+        """Puts every object into `state`.
+
+        Raises:
+            SnapshotError: it does not fit the model, the optimizer or the scheduler of this run.
+        """
+        load_model_state(self._model, state["model"], path)
+        try:
+            self._optimizer.load_state_dict(state["optimizer"])
+            if self._scheduler is not None and state["scheduler"] is not None:
+                self._scheduler.load_state_dict(state["scheduler"])
+            self._precision.load_state(state["scaler"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SnapshotError(
+                f"{path} does not fit the optimizer or scheduler of this run: {error}. Build them "
+                "as the run that wrote it did."
+            ) from error
+        self._losses.load_state(state["losses"])
+        self._rng = state["rng"]
+        self._loader_state = state["loader"]
+
+    def restore_rng(self) -> None:
+        """Puts the generators where the snapshot had them; callbacks may have drawn numbers since.
+        Nothing happens in a fresh run.
+        """
+        if self._rng is not None:
+            restore_rng(self._rng, self._device)
+
+    def continue_epoch(self, epoch: int, batch: int) -> Iterator[tuple[Any, bool]]:
+        """Returns the batches of `epoch` from `batch` on, as `EpochLoader.iterate`; finding the
+        place changes no generator.
+        """
+        if batch == 0:
+            return self._loader.iterate(epoch)
+        rng = read_rng(self._device)
+        return self._loader.iterate(
+            epoch, batch, self._loader_state, lambda: restore_rng(rng, self._device)
+        )

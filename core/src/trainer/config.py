@@ -1,0 +1,128 @@
+"""What a run does, apart from the objects it works on. Checks itself; imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from trainer_callback import UsageError
+
+__all__ = ["ConfigError", "TrainerConfig"]
+
+
+class ConfigError(UsageError, ValueError):
+    """A setting is out of range, contradicts another, or has moved."""
+
+
+_EARLY_STOPPING: Final = """Early stopping is a callback now (pip install
+trainer-plugin-early-stopping):
+    from trainer_early_stopping import EarlyStoppingCallback
+    Trainer(..., callbacks=[EarlyStoppingCallback(patience=5, min_delta=0.001,
+    restore_best=True)])"""
+_GRADIENT_MONITOR: Final = """The gradient monitor is a callback now (pip install
+trainer-plugin-grad-monitor):
+    from trainer_gradient_monitor import GradientMonitorCallback
+    Trainer(..., callbacks=[GradientMonitorCallback(monitor_at_snapshots=True)])"""
+_MOVED: Final[Mapping[str, str]] = {
+    "early_stop_patience": _EARLY_STOPPING,
+    "early_stop_min_delta": _EARLY_STOPPING,
+    "early_stop_restore_best": _EARLY_STOPPING,
+    "enable_gradient_monitor": _GRADIENT_MONITOR,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Settings of a run.
+
+    Args:
+        epochs: passes over the training data
+        max_steps: stop after this many optimizer updates, counted over all resumes
+        max_time: stop after this many seconds of this process
+        min_epochs: callbacks cannot stop the run before that many epochs are done
+        output_dir: where the run writes; without it nothing is written
+        overwrite: start afresh in an output directory that holds a run, removing that run's files
+        seed: seed of the data order and of every random number generator
+        gradient_accumulation_steps: micro-batches per optimizer update
+        max_grad_norm: clip the global 2-norm of the gradients to this
+        precision: arithmetic of the forward pass; fp16 scales the loss
+        compile: run the model through torch.compile
+        device: auto, cpu, cuda, cuda:N or mps
+        eval_interval: validate also every so many updates
+        log_interval: updates between two log events
+        snapshot_interval: updates between two snapshots
+        snapshot_epochs: take a snapshot after each epoch
+        snapshot_sync: write snapshots in the training thread instead of the background
+        keep_snapshots: how many of the newest snapshots are kept
+        on_nonfinite: a NaN or infinite loss or gradient norm stops the run, or the update is
+            skipped (10 in a row stop it)
+        check_gradients: compute the gradient norm every update to check it, even without clipping
+    """
+
+    epochs: int = 10
+    max_steps: int | None = None
+    max_time: float | None = None
+    min_epochs: int = 0
+    output_dir: Path | None = None
+    overwrite: bool = False
+    seed: int = 0
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    device: str = "auto"
+    eval_interval: int | None = None
+    log_interval: int = 10
+    snapshot_interval: int | None = None
+    snapshot_epochs: bool = False
+    snapshot_sync: bool = False
+    keep_snapshots: int = 3
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    check_gradients: bool = False
+
+    def __new__(cls, *_: Any, **options: Any) -> TrainerConfig:
+        """Answers options that have become plugins with the new code, and unknown ones with the
+        known.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in options:
+            if name in _MOVED:
+                raise ConfigError(f"TrainerConfig has no {name!r}. {_MOVED[name]}")
+            if name not in known:
+                raise ConfigError(
+                    f"TrainerConfig has no {name!r}. It has {', '.join(sorted(known))}."
+                )
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if self.output_dir is not None:
+            object.__setattr__(self, "output_dir", Path(self.output_dir))
+        for name in ("epochs", "gradient_accumulation_steps", "log_interval", "keep_snapshots"):
+            self._check_count(name, 1)
+        for name in ("max_steps", "eval_interval", "snapshot_interval"):
+            if getattr(self, name) is not None:
+                self._check_count(name, 1)
+        for name in ("min_epochs", "seed"):
+            self._check_count(name, 0)
+        for name in ("max_time", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be a finite number above 0, got {value!r}.")
+        self._check_choice("precision", ("fp32", "bf16", "fp16"))
+        self._check_choice("on_nonfinite", ("stop", "skip"))
+        if self.output_dir is None and (self.snapshot_interval or self.snapshot_epochs):
+            raise ConfigError("snapshots need a place: give output_dir, such as 'runs/a'.")
+
+    def _check_count(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}.")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

@@ -1,0 +1,82 @@
+"""Whether and why a run ends: the one place where that is decided."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy
+
+from trainer_callback import StopRequest
+from trainer_callback.dispatch import Answer
+from trainer_callback.manager import CallbackManager, Plugin
+
+from .config import TrainerConfig
+from .progress import Progress
+from .result import Stop
+from .signals import SignalFlags
+
+__all__ = ["Decider"]
+
+
+class Decider:
+    """Reads signals, limits and the callbacks' answers. Nothing is latched: each decision is made
+    afresh.
+    """
+
+    def __init__(
+        self, config: TrainerConfig, callbacks: CallbackManager, signals: SignalFlags
+    ) -> None:
+        """Starts the clock of `max_time`."""
+        self._config = config
+        self._callbacks = callbacks
+        self._signals = signals
+        self._started = time.monotonic()
+
+    @property
+    def is_signalled(self) -> bool:
+        """Whether a signal has asked for the end; read between the batches of a validation."""
+        return self._signals.raised
+
+    def decide(self, progress: Progress, answers: Sequence[Answer]) -> Stop | None:
+        """Returns why the run ends here, or None. A signal goes before a callback, a callback
+        before a limit.
+
+        Args:
+            answers: what `should_stop_training` returned, of every callback.
+
+        Raises:
+            CallbackError: an answer is no answer.
+        """
+        asked = self._read(answers)
+        config = self._config
+        if self._signals.terminated:
+            return Stop("terminated", "SIGTERM")
+        if self._signals.interrupted:
+            return Stop("interrupted", "SIGINT")
+        if asked is not None and progress.epochs_done >= config.min_epochs:
+            return asked
+        if config.max_steps is not None and progress.step >= config.max_steps:
+            return Stop("finished", "max_steps")
+        if config.max_time is not None and time.monotonic() - self._started >= config.max_time:
+            return Stop("finished", "max_time")
+        return None
+
+    def _read(self, answers: Sequence[Answer]) -> Stop | None:
+        """Returns the first request among `answers`; a wrong one is its callback's failure."""
+        first: Stop | None = None
+        for plugin, answer in answers:
+            request = self._read_one(plugin, answer)
+            if request is not None and first is None:
+                first = Stop("stopped", request.reason, request.detail, plugin.name)
+        return first
+
+    def _read_one(self, plugin: Plugin, answer: object) -> StopRequest | None:
+        if isinstance(answer, StopRequest):
+            return answer
+        if isinstance(answer, (bool, numpy.bool_)):
+            return StopRequest("callback") if answer else None
+        error = TypeError(f"answered {answer!r}; it must answer a bool, None or a StopRequest")
+        self._callbacks.caught(plugin, "should_stop_training", error)
+        self._callbacks.finish()
+        return None

@@ -1,0 +1,31 @@
+"""Names of devices -> devices that are there."""
+
+from __future__ import annotations
+
+import torch
+
+from .config import ConfigError
+
+__all__ = ["find_device"]
+
+
+def find_device(name: str) -> torch.device:
+    """Returns the device `name`: `auto` (CUDA, then MPS, then the CPU), `cpu`, `cuda`, `cuda:N` or
+    `mps`.
+
+    Raises:
+        ConfigError: there is no such device; the message lists those that there are.
+    """
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if name == "auto":
+        return torch.device(next((n for n in ("cuda", "mps") if n in available), "cpu"))
+    if name not in available:
+        raise ConfigError(
+            f"there is no device {name!r}. This machine has {', '.join(available)}; `auto` takes "
+            "the best."
+        )
+    return torch.device(name)

@@ -1,0 +1,166 @@
+"""The gradients of one update: their global norm, clipping by it, and statistics of groups of them.
+
+Each number is computed once per update and shared by whoever asks; nothing here copies from a device to
+the host. The room knows parameters and their gradients; it knows no loop, no optimizer and no callback.
+
+Letters: M memberships of a block (see `reductions`) in a group, R groups.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainer_callback import GradientStats
+
+from .reductions import COLUMNS, Blocks, combine, reduce
+
+__all__ = ["Gradients"]
+
+
+class Gradients:
+    """The gradients of a model's parameters; tied weights count once, a missing gradient is not zero.
+
+    Args:
+        model: the module that is trained. Its parameters are looked up once, here.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        first_name = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._canonical: dict[str, str] = {
+            name: first_name[id(parameter)]
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        }
+        self._seen: list[tuple[Tensor, int]] = []
+        self._blocks: Blocks | None = None
+        self._known_norm: Tensor | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every parameter's name, tied ones once, in the order of `named_parameters`."""
+        return tuple(self._parameters)
+
+    @property
+    def known_norm(self) -> Tensor | None:
+        """The total norm that was last computed since `clear`, before clipping; None where "
+        "nobody asked for it."""
+        return self._known_norm
+
+    def clear(self) -> None:
+        """Forgets what was computed for this update, and the gradients with it."""
+        self._seen, self._blocks, self._known_norm = [], None, None
+
+    def total_norm(self) -> Tensor:
+        """Returns the 2-norm over all gradients, 0-dim float32 (float64 where a gradient is), "
+        "on their device."""
+        self._known_norm = self._look().total_norm()
+        return self._known_norm
+
+    def clip(self, max_norm: float) -> tuple[Tensor, Tensor]:
+        """Scales all gradients in place so that their total norm is at most `max_norm`.
+
+        The factor is min(1, max_norm / (total_norm + 1e-6)), as in `torch.nn.utils.clip_grad_norm_`.
+
+        Returns:
+            The total norm before clipping, and whether the factor was below 1: 0-dim, bool, on the same device.
+        """
+        total_norm = self.total_norm()
+        factor = max_norm / (total_norm + 1e-6)
+        self.multiply(factor.clamp(max=1.0))
+        return total_norm, factor < 1.0
+
+    def multiply(self, factor: Tensor | float) -> None:
+        """Scales all gradients in place by a number or a 0-dim tensor."""
+        by_device: defaultdict[torch.device, list[Tensor]] = defaultdict(list)
+        for parameter in self._parameters.values():
+            gradient = parameter.grad
+            if gradient is not None:
+                stored = gradient._values() if gradient.is_sparse else gradient
+                by_device[stored.device].append(stored)
+        for device, gradients in by_device.items():
+            torch._foreach_mul_(gradients, factor.to(device) if isinstance(factor, Tensor) else factor)
+        self._blocks = None
+
+    def stats(
+        self, groups: Mapping[str, Sequence[str]] | None = None, norm_type: float = 2.0
+    ) -> GradientStats:
+        """Returns statistics of the gradients as they are now, one row per group; nothing leaves the device.
+
+        Non-finite entries are counted in `nonfinite` and never averaged away: they make norm, rms, max_abs,
+        mean and std of their row nan or inf. `zero_fraction` and `nonfinite` are finite always.
+
+        Args:
+            groups: row name -> names of parameters. None: one row per parameter. A parameter may be in several
+                groups. A group in which no parameter has a gradient has no row.
+            norm_type: order of the norm in column `norm`: p > 0 or inf.
+
+        Raises:
+            ValueError: `norm_type` is not above 0, or a group names a parameter that the model does not have.
+        """
+        if not norm_type > 0:
+            raise ValueError(f"norm_type must be above 0, or inf, got {norm_type}.")
+        blocks = self._look()
+        rows, block_index, row_index = self._memberships(groups, blocks.names)
+        table = reduce(blocks, set(block_index), norm_type)
+        block = torch.tensor(block_index, dtype=torch.int64, device=table.device)
+        row = torch.tensor(row_index, dtype=torch.int64, device=table.device)
+        return GradientStats(
+            rows=rows,
+            columns=COLUMNS,
+            values=combine(table[block], row, len(rows), norm_type),
+            total_norm=self.total_norm().float(),
+            disconnected=tuple(
+                name for name, p in self._parameters.items() if p.requires_grad and p.grad is None
+            ),
+        )
+
+    def _look(self) -> Blocks:
+        """Returns this update's blocks: new ones only if a gradient was changed or replaced "
+        "since."""
+        names, seen = [], []
+        for name, parameter in self._parameters.items():
+            gradient = parameter.grad
+            if gradient is not None:
+                names.append(name)
+                seen.append((gradient, gradient._version))
+        if self._blocks is None or not _same(self._seen, seen):
+            home = next(iter(self._parameters.values())).device
+            self._blocks = Blocks(zip(names, (gradient for gradient, _ in seen), strict=True), home)
+            self._seen = seen
+        return self._blocks
+
+    def _memberships(
+        self, groups: Mapping[str, Sequence[str]] | None, owners: Sequence[str]
+    ) -> tuple[tuple[str, ...], list[int], list[int]]:
+        """Returns the R rows in the model's order and, for each of M memberships, its block and "
+        "its row."""
+        blocks_of: defaultdict[str, list[int]] = defaultdict(list)
+        for block, name in enumerate(owners):
+            blocks_of[name].append(block)
+        if groups is None:
+            groups = {name: (name,) for name in blocks_of}
+        members: dict[str, list[int]] = {}
+        for group, names in groups.items():
+            unknown = [name for name in names if name not in self._canonical]
+            if unknown:
+                raise ValueError(
+                    f"group {group!r} names {unknown[0]!r}, which is no parameter of the model. "
+                    f"It has {', '.join(list(self._canonical)[:5])}, ..."
+                )
+            once = {self._canonical[name] for name in names}
+            found = sorted(block for name in once for block in blocks_of.get(name, ()))
+            if found:
+                members[group] = found
+        rows = tuple(sorted(members, key=lambda group: members[group][0]))
+        pairs = [(block, row) for row, group in enumerate(rows) for block in members[group]]
+        return rows, [block for block, _ in pairs], [row for _, row in pairs]
+
+
+def _same(old: Sequence[tuple[Tensor, int]], new: Sequence[tuple[Tensor, int]]) -> bool:
+    return len(old) == len(new) and all(
+        a[0] is b[0] and a[1] == b[1] for a, b in zip(old, new, strict=True)
+    )

@@ -1,0 +1,203 @@
+"""The snapshots of one run: written off the training path, kept or removed, found again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from trainer_callback import SnapshotError
+
+from .config import TrainerConfig
+from .snapshot import (
+    FileWriter,
+    list_snapshots,
+    load_state,
+    remove_leftovers,
+    save_state,
+    snapshot_name,
+    write_snapshot,
+)
+from .writer import BackgroundWriter, HostCopier
+
+__all__ = ["SnapshotKeeper", "load_model_state"]
+
+logger = logging.getLogger("trainer")
+
+_MOST_FAILURES: Final = 3
+
+
+class SnapshotKeeper:
+    """Writes and finds what a run keeps under its output directory: `snapshots/`, `weights/` and
+    `final/`.
+    """
+
+    def __init__(self, config: TrainerConfig) -> None:
+        """Makes a keeper for the run's `output_dir`; without one it can write nothing."""
+        self._place = config.output_dir
+        self._keep = config.keep_snapshots
+        self._writer = BackgroundWriter(sync=config.snapshot_sync)
+        self._copier = HostCopier()
+        self._failures = 0
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the run has an output directory."""
+        return self._place is not None
+
+    @property
+    def _output_dir(self) -> Path:
+        if self._place is None:
+            raise SnapshotError("this run has no output_dir, so it writes nothing.")
+        return self._place
+
+    @property
+    def _directory(self) -> Path:
+        return self._output_dir / "snapshots"
+
+    def clean(self) -> None:
+        """Removes what killed writes have left."""
+        for directory in (self._directory, self._output_dir / "weights", self._output_dir):
+            remove_leftovers(directory)
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        done: Callable[[Path], None],
+    ) -> None:
+        """Copies `state` and writes it as the snapshot of update `step`; waits for the one before
+        first.
+
+        Args:
+            done: called by `collect` with the path, once the snapshot is durable.
+
+        Raises:
+            SnapshotError: the third failed write in a row.
+        """
+        self.collect(wait=True)
+        copy = self._copier.copy(state)
+        directory = self._directory
+        path = directory / snapshot_name(step)
+
+        def write() -> None:
+            write_snapshot(path, {"state.pt": save_state(copy)}, facts)
+            for old in list_snapshots(directory)[self._keep :]:
+                shutil.rmtree(old, ignore_errors=True)
+
+        def report() -> None:
+            self._failures = 0
+            done(path)
+
+        self._writer.start(write, report)
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Reports the write that has ended; a failed one is logged, the third in a row raised.
+
+        Raises:
+            SnapshotError: see above.
+        """
+        try:
+            self._writer.collect(wait=wait)
+        except SnapshotError as error:
+            self._failures += 1
+            if self._failures >= _MOST_FAILURES:
+                raise
+            logger.error("%s Training goes on.", error)
+
+    def load_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+        """Returns path, state and manifest of the newest sound snapshot, or None where there is no
+        snapshot at all.
+
+        Raises:
+            SnapshotError: there are snapshots, but none is sound.
+        """
+        paths = list_snapshots(self._directory) if self.can_write else []
+        problem: SnapshotError | None = None
+        for path in paths:
+            try:
+                state, manifest = load_state(path)
+            except SnapshotError as error:
+                logger.warning("%s Trying the snapshot before it.", error)
+                problem = problem or error
+                continue
+            return path, state, manifest
+        if problem is not None:
+            raise SnapshotError(
+                f"none of the {len(paths)} snapshots is sound; the newest: {problem}"
+            )
+        return None
+
+    def save_final(self, files: Mapping[str, FileWriter], facts: Mapping[str, Any]) -> Path:
+        """Writes the finished model to `final/`.
+
+        Raises:
+            SnapshotError: it could not be written.
+        """
+        path = self._output_dir / "final"
+        write_snapshot(path, files, facts)
+        return path
+
+    def save_weights(self, name: str, model: nn.Module, facts: Mapping[str, Any]) -> str:
+        """Writes the model's weights and buffers to `weights/NAME/`; returns the digest.
+
+        Raises:
+            SnapshotError: it could not be written.
+        """
+        files = {"state.pt": save_state({"model": dict(model.state_dict())})}
+        return write_snapshot(self._output_dir / "weights" / name, files, facts)
+
+    def load_weights(
+        self, name: str, digest: str, fallback_step: int | None, model: nn.Module
+    ) -> str:
+        """Copies saved weights into `model`; see `TrainerProtocol.load_weights`."""
+        path = self._output_dir / "weights" / name
+        try:
+            state, manifest = load_state(path)
+            if manifest["digest"] != digest:
+                raise SnapshotError(f"{path} is not the one that the snapshot refers to.")
+        except SnapshotError as error:
+            if fallback_step is None:
+                raise
+            logger.warning("%s Trying the snapshot of update %d.", error, fallback_step)
+            path = self._directory / snapshot_name(fallback_step)
+            state, _ = load_state(path)
+        load_model_state(model, state["model"], path)
+        return str(path.relative_to(self._output_dir))
+
+    def delete_weights(self, name: str) -> None:
+        """Removes `weights/NAME/`."""
+        shutil.rmtree(self._output_dir / "weights" / name, ignore_errors=True)
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Copies `state` into `model` in place, so that tied weights stay tied.
+
+    Raises:
+        SnapshotError: names and shapes do not fit; the first layer that does not is named, and
+            `model` is unchanged.
+    """
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise SnapshotError(
+                f"{path} has no {name!r}, which the model has. Is it another model?"
+            )
+        if isinstance(tensor, torch.Tensor) and tensor.shape != state[name].shape:
+            raise SnapshotError(
+                f"{name!r} has shape {tuple(tensor.shape)} in the model and "
+                f"{tuple(state[name].shape)} in {path}. "
+                "Build the model with the sizes it was trained with."
+            )
+    surplus = [name for name in state if name not in own]
+    if surplus:
+        raise SnapshotError(
+            f"{path} has {surplus[0]!r}, which the model has not. Is it another model?"
+        )
+    model.load_state_dict(state)

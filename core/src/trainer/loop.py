@@ -1,0 +1,323 @@
+"""The training loop. Read it top to bottom: `train` -> `_train_epoch` -> `_train_batch` ->
+`_update`.
+
+Every hook stands where it is called. Whatever ends a run is decided in `_decide`, whether a
+snapshot follows in `snapshot_due`, and
+nowhere else. The loop knows no file format, no plugin, and no command.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from trainer_callback import TrainerCallback
+from trainer_callback.manager import CallbackManager
+from trainer_callback.plugins import find_live
+
+from .checkpoint import Checkpoint
+from .config import TrainerConfig
+from .decision import Decider
+from .host import Host
+from .loaders import EpochLoader, check_loader, move_to_device
+from .losses import LossMeter, NonFiniteError, default_loss
+from .metrics_file import core_callbacks
+from .precision import Precision
+from .result import Stop, TrainResult
+from .run import Resume, Run
+from .signals import SignalFlags
+from .validation import mean_loss
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger("trainer")
+
+_MOST_SKIPPED: Final = 10
+
+
+class Trainer(Host):
+    """Trains `model`. What callbacks may use of it is in `Host`; the rest is the loop."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train_loader: Iterable[Any],
+        val_loader: Iterable[Any] | None = None,
+        *,
+        loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+        scheduler: Any = None,
+        config: TrainerConfig | None = None,
+        callbacks: Sequence[object] = (),
+        discover: bool = True,
+        artifacts: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Checks everything that can be checked before the first step.
+
+        Args:
+            model: moved to the device here.
+            optimizer: over the parameters of `model`.
+            train_loader: an iterable of batches (tensors, tuples or dicts) that can be started
+                again each epoch.
+            val_loader: the same for validation, or None for none.
+            loss_fn: `(model, batch) -> 0-dim tensor`; default `trainer.losses.default_loss`.
+            scheduler: a learning-rate scheduler; stepped once per update.
+            config: the settings; default `TrainerConfig()`.
+            callbacks: called in this order, before discovered ones.
+            discover: use the installed plugins that are live in every run.
+            artifacts: files (name -> content) to be written beside the finished model in `final/`.
+
+        Raises:
+            ConfigError: an unknown device, an empty loader.
+            PluginError: a callback that cannot be used.
+        """
+        check_loader(train_loader, "train")
+        check_loader(val_loader, "validation")
+        config = config if config is not None else TrainerConfig()
+        live = find_live() if discover else []
+        manager = CallbackManager([*callbacks], [*live, *core_callbacks(config)])
+        super().__init__(model, optimizer, scheduler, config, manager)
+        self._train = EpochLoader(train_loader, config.seed, "train")
+        self._val = (
+            None if val_loader is None else EpochLoader(val_loader, config.seed, "validation")
+        )
+        self.has_validation = val_loader is not None
+        self._loss_fn = loss_fn or default_loss
+        self._forward = cast(nn.Module, torch.compile(model)) if config.compile else model
+        self._precision = Precision(config.precision, self.device)
+        self._losses = LossMeter()
+        self._checkpoint = Checkpoint(
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            precision=self._precision,
+            losses=self._losses,
+            loader=self._train,
+            device=self.device,
+        )
+        self._run = Run(self, self._checkpoint, artifacts or {})
+        self._hook: TrainerCallback = manager.table.plain
+        self._ask = manager.table.ask_stop
+        self._window = 0
+        self._total_norm: Tensor | None = None
+        self._stop: Stop | None = None
+
+    def train(self, resume: Resume = False) -> TrainResult:
+        """Trains until the epochs, the steps or the time are used up, or somebody asks for the end.
+
+        Args:
+            resume: False: start. True: go on from the newest sound snapshot of `output_dir`.
+                `auto`: the same, or start where
+                there is none. A path: go on from that snapshot.
+
+        Raises:
+            UsageError: refused before the first step.
+            CallbackError: a callback failed; it names plugin, distribution, version and hook.
+            KeyboardInterrupt: after Ctrl-C, when the step is finished and the snapshot is durable.
+        """
+        with self._run.open(resume), SignalFlags() as signals:
+            self._decider = Decider(self.config, self.callbacks, signals)
+            self._window, self._stop = 0, None
+            resumed = self._run.restore(resume)
+            error: BaseException | None = None
+            try:
+                self._hook.on_train_start(trainer=self, resumed=resumed)
+                if resumed:
+                    self._checkpoint.restore_rng()
+                    self._stop = self._decide()
+                while self._stop is None and self._start_epoch():
+                    self._train_epoch(resumed)
+                    resumed = False
+            except BaseException as caught:  # Ctrl-C and SystemExit end a run like anything else
+                error = caught
+            return self._run.end(self._stop, error)
+
+    def _start_epoch(self) -> bool:
+        """Moves to the next epoch if the last one is done; returns whether there is one to
+        train.
+        """
+        self.progress.start_next_epoch()
+        return self.epoch < self.config.epochs
+
+    def _train_epoch(self, resumed: bool) -> None:
+        progress = self.progress
+        self.model.train()
+        if progress.batch_in_epoch == 0:
+            self._losses.start_epoch()
+        self._hook.on_epoch_start(trainer=self, epoch=progress.epoch)
+        if resumed and progress.batch_in_epoch:
+            self._checkpoint.restore_rng()
+        if progress.validation_pending:
+            self._after_update()
+        batches = self._checkpoint.continue_epoch(progress.epoch, progress.batch_in_epoch)
+        while self._stop is None and (item := next(batches, None)) is not None:
+            batch, self.last_update_of_epoch = item
+            self._train_batch(batch)
+            if self._window == 0:
+                self._log_update()
+                if not self.last_update_of_epoch:
+                    self._after_update()
+        if not self._decider.is_signalled:
+            self._end_epoch()
+
+    def _train_batch(self, batch: Any) -> None:
+        """Forward and backward pass of one micro-batch; the last one of its window ends in an
+        update.
+        """
+        batch = move_to_device(batch, self.device)
+        steps = self.config.gradient_accumulation_steps
+        if self._window == 0:
+            self._hook, self._ask = self.callbacks.start_update()
+            self._update_step = self.step + 1
+        hook, used, batch_idx = self._hook, self.callbacks.table.used, self.progress.batch_in_epoch
+        hook.on_batch_start(trainer=self, batch_idx=batch_idx, batch=batch)
+        loss = self._loss_of(batch)
+        detached = loss.detach()
+        if "on_forward_end" in used:
+            hook.on_forward_end(trainer=self, loss=detached.clone())
+        self._losses.add(detached)
+        self._precision.backward(loss if steps == 1 else loss / steps)
+        self._window += 1
+        self.progress.batch_in_epoch += 1
+        if self._window == steps or self.last_update_of_epoch:
+            self._update()
+        if "on_batch_end" in used:
+            hook.on_batch_end(trainer=self, batch_idx=batch_idx, loss=detached.clone())
+
+    def _update(self) -> None:
+        hook, config, progress = self._hook, self.config, self.progress
+        self._precision.unscale(self.optimizer)
+        if (
+            self._window != config.gradient_accumulation_steps
+        ):  # the last window of an epoch is short
+            self._gradients.multiply(config.gradient_accumulation_steps / self._window)
+        hook.on_backward_end(trainer=self)
+        finite = self._losses.fetch()
+        if config.max_grad_norm is not None:
+            self._total_norm, clipped = self._gradients.clip(config.max_grad_norm)
+            total_norm = self._total_norm.clone()
+            hook.on_gradients_clipped(trainer=self, total_norm=total_norm, clipped=clipped)
+        elif config.check_gradients:
+            self._total_norm = self._gradients.total_norm()
+        if self._total_norm is not None and self._precision.scaler is None:
+            finite = finite and math.isfinite(self._total_norm.item())
+        if finite:
+            skipped = self._precision.step(self.optimizer)
+            progress.skipped_in_a_row = 0
+        else:
+            skipped = True
+            self._skip_update()
+        if self.scheduler is not None and not skipped:
+            self.scheduler.step()
+        progress.step += 1
+        hook.on_step_end(trainer=self, skipped=skipped)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._gradients.clear()
+        self._window = 0
+
+    def _skip_update(self) -> None:
+        """Deals with a loss or norm that is NaN or infinite, before it can reach the weights."""
+        progress = self.progress
+        where = f"epoch {progress.epoch}, update {progress.step + 1}"
+        progress.skipped_in_a_row += 1
+        if self.config.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"the training loss or the gradient norm is not finite at {where}. The weights "
+                "are those "
+                "before it. Lower the learning rate, clip with max_grad_norm, or use "
+                "on_nonfinite='skip'."
+            )
+        if progress.skipped_in_a_row >= _MOST_SKIPPED:
+            raise NonFiniteError(
+                f"{_MOST_SKIPPED} updates in a row had a loss or gradient norm that is not finite, "
+                f"the last at {where}."
+            )
+        logger.warning("skipped %s: the loss or the gradient norm is not finite.", where)
+        self._precision.skip()
+
+    def _log_update(self) -> None:
+        if self.step % self.config.log_interval == 0:
+            metrics = {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
+            loss = self._losses.take_interval()
+            if loss is not None:
+                metrics["loss"] = loss
+            if self._total_norm is not None:
+                metrics["grad_norm"] = float(self._total_norm)
+            self.log(metrics)
+        every = self.config.eval_interval
+        self.progress.validation_pending = (
+            self._val is not None
+            and every is not None
+            and self.step % every == 0
+            and not self.last_update_of_epoch
+        )
+
+    def _after_update(self) -> None:
+        """The boundary behind an update inside an epoch: validation, the decision, the snapshot."""
+        if self.progress.validation_pending:
+            metrics = self._validate()
+            if metrics is not None:
+                self.progress.validation_pending = False
+                self._record(metrics)
+        self._stop = self._decide()
+        self._save_snapshot()
+
+    def _end_epoch(self) -> None:
+        """The end of an epoch, also of one that was cut short; the latter's snapshot is taken
+        already.
+        """
+        progress, cut = self.progress, self._stop is not None
+        metrics = {} if self._val is None else self._validate()
+        if metrics is None:  # a signal came: the epoch ends after the resume
+            self._stop = self._decide()
+            self._save_snapshot()
+            return
+        train_loss = self._losses.epoch_mean()
+        self._record({"train_loss": train_loss, **metrics})
+        self._hook.on_epoch_end(
+            trainer=self,
+            epoch=progress.epoch,
+            train_loss=train_loss,
+            val_loss=metrics.get("val_loss"),
+            metrics=progress.metrics,
+        )
+        if not cut:
+            progress.epoch_done = True
+            self._stop = self._decide()
+            self._save_snapshot()
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        self.log(metrics)
+        self.progress.history.append({"epoch": self.epoch, "step": self.step, **metrics})
+
+    def _validate(self) -> dict[str, float] | None:
+        """Returns `val_loss`, or None if a signal cut the validation short."""
+        assert self._val is not None
+        self.model.eval()
+        self._hook.on_validation_start(trainer=self)
+        loss = mean_loss(self._val, self._loss_of, self.device, lambda: self._decider.is_signalled)
+        metrics = {} if loss is None else {"val_loss": loss}
+        self.progress.metrics.update(metrics)
+        self._hook.on_validation_end(trainer=self, metrics=metrics)
+        self.model.train()
+        return metrics or None
+
+    def _loss_of(self, batch: Any) -> Tensor:
+        with self._precision.autocast():
+            return self._loss_fn(self._forward, batch)
+
+    def _decide(self) -> Stop | None:
+        return self._decider.decide(self.progress, self._ask(trainer=self))
+
+    def _save_snapshot(self) -> None:
+        """Takes the snapshot that is due at this boundary, and hears what became of the one
+        before.
+        """
+        due = self.snapshot_due or self._snapshot_requested or self._stop is not None
+        self._run.keep(self.progress if due else None)
+        self._snapshot_requested = self._snapshot_requested and not due

@@ -1,0 +1,65 @@
+"""The arithmetic of the forward pass, and the scaling of the loss that fp16 needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Precision"]
+
+
+class Precision:
+    """Mixed precision as torch.amp does it: bf16 by autocast, fp16 by autocast and a GradScaler,
+    fp32 by nothing.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        """Makes the precision `fp32`, `bf16` or `fp16` for `device`."""
+        self._device = device.type
+        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self.scaler = torch.amp.GradScaler(self._device) if name == "fp16" else None
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns the context of a forward pass."""
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device, self._dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass of the scaled loss."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the gradients those of the unscaled loss."""
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Steps the optimizer; returns whether the scaler refused to (an infinite or NaN
+        gradient).
+        """
+        if self.scaler is None:
+            optimizer.step()
+            return False
+        scale = self.scaler.get_scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() < scale
+
+    def skip(self) -> None:
+        """Closes an update whose gradients were unscaled and will not be used."""
+        if self.scaler is not None:
+            self.scaler.update(self.scaler.get_scale())
+
+    def state(self) -> dict[str, Any] | None:
+        """Returns the scaler's state, or None."""
+        return None if self.scaler is None else self.scaler.state_dict()
+
+    def load_state(self, state: Mapping[str, Any] | None) -> None:
+        """Goes on from the scaler of a snapshot; a run that had none starts with a fresh one."""
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(dict(state))

@@ -1,0 +1,22 @@
+"""The plugin system of the trainer: what a callback is, how it is found, how it is called. Imports
+no torch.
+"""
+
+from .errors import CallbackError, PluginError, SnapshotError, StateError, UsageError
+from .hookspecs import HOOKS, OptionParser, TrainerCallback, hookimpl
+from .protocol import GradientStats, StopRequest, TrainerProtocol
+
+__all__ = [
+    "HOOKS",
+    "CallbackError",
+    "GradientStats",
+    "OptionParser",
+    "PluginError",
+    "SnapshotError",
+    "StateError",
+    "StopRequest",
+    "TrainerCallback",
+    "TrainerProtocol",
+    "UsageError",
+    "hookimpl",
+]

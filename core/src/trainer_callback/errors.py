@@ -1,0 +1,36 @@
+"""The errors of the plugin system.
+
+`UsageError` is the root of everything that is refused before the first step: a command prints it on
+a line or two and exits 2. What goes wrong while training runs is a `CallbackError`.
+"""
+
+__all__ = ["CallbackError", "PluginError", "SnapshotError", "StateError", "UsageError"]
+
+
+class UsageError(Exception):
+    """Something was refused before the first step; the message says what, with which values, and
+    what to do.
+    """
+
+
+class PluginError(UsageError):
+    """A plugin or callback cannot be used: import, constructor, hook names, arguments, identity."""
+
+
+class StateError(ValueError):
+    """A callback's state holds a value that a snapshot cannot keep; the message has the path to
+    it.
+    """
+
+
+class SnapshotError(Exception):
+    """A snapshot (or a file of weights) cannot be written, found, or trusted; the message names the
+    file.
+    """
+
+
+class CallbackError(RuntimeError):
+    """A callback failed in a hook.
+
+    The message names plugin, distribution, version and hook; `__cause__` is the original exception.
+    """

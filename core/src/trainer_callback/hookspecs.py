@@ -1,0 +1,199 @@
+"""The list of hooks. There is one: the methods of `TrainerCallback` are the pluggy hookspecs.
+
+A hook's docstring is its documentation: *when* it is called, what is already true, what is not yet.
+Letters: none; every tensor that a
+hook is handed is 0-dim, detached, on its device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+
+import pluggy
+
+from .protocol import StopRequest, TrainerProtocol
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["HOOKS", "PROJECT", "OptionParser", "TrainerCallback", "hookimpl"]
+
+PROJECT: Final = "trainer"
+
+_hookspec = pluggy.HookspecMarker(PROJECT)
+
+hookimpl: Final = pluggy.HookimplMarker(PROJECT)
+"""Marks a function of a module, or a method that wants `tryfirst`, `trylast` or `wrapper`. Methods
+of a `TrainerCallback` need no mark.
+"""
+
+
+class OptionParser(Protocol):
+    """The part of `argparse` that `add_options` is handed: the plugin's own group of the command's
+    help.
+    """
+
+    def add_argument(self, *names: str, **settings: Any) -> object:
+        """As `argparse.ArgumentParser.add_argument`."""
+        ...
+
+
+class TrainerCallback:
+    """Base class of callbacks: override the hooks you need, with just the arguments you need.
+
+    Class attributes (each may be set on an instance too):
+        option_prefix: prefix of the derived flags; default the entry point's name and an
+            underscore.
+        state_key: key of this callback's state in `checkpoint["callback_state"]`; default the class
+            name.
+        critical: False means that a failure is reported once and the callback is switched off,
+            while the run goes on.
+        before, after: names of plugins that must be called later, or earlier, than this one. Absent
+            ones are ignored.
+    """
+
+    option_prefix: ClassVar[str | None] = None
+    state_key: str | None = None
+    critical: bool = True
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+    @_hookspec
+    def add_options(self, parser: OptionParser) -> None:
+        """Before the command line is parsed, for every installed plugin that is not blocked. A
+        class implements it as a classmethod.
+        """
+
+    @_hookspec
+    def make_callbacks(self, options: Any) -> Sequence[object] | None:
+        """After parsing, once per run: `options` is the parsed namespace. Returns the callbacks to
+        use. A class implements it as a classmethod.
+        """
+
+    @_hookspec
+    def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
+        """Once. Model, optimizer and loaders are ready, a snapshot's state is loaded. Do not reset
+        restored state when `resumed`.
+        """
+
+    @_hookspec
+    def on_epoch_start(self, trainer: TrainerProtocol, epoch: int) -> None:
+        """Before each epoch (0-based). Again after a mid-epoch resume, then with
+        `trainer.batch_in_epoch > 0`.
+        """
+
+    @_hookspec
+    def on_batch_start(self, trainer: TrainerProtocol, batch_idx: int, batch: Any) -> None:
+        """Before each micro-batch; `batch` is on the device already."""
+
+    @_hookspec
+    def on_forward_end(self, trainer: TrainerProtocol, loss: torch.Tensor) -> None:
+        """After each forward pass. `loss` is a detached copy: unscaled, undivided, 0-dim, on its
+        device.
+        """
+
+    @_hookspec
+    def on_backward_end(self, trainer: TrainerProtocol) -> None:
+        """Once per update: after the last micro-batch's backward, gradients unscaled and complete,
+        before clipping.
+        """
+
+    @_hookspec
+    def on_gradients_clipped(
+        self, trainer: TrainerProtocol, total_norm: torch.Tensor, clipped: torch.Tensor
+    ) -> None:
+        """Once per update, after clipping, before the step; only when clipping is on. `total_norm`
+        is the norm before clipping, 0-dim.
+
+        `clipped` is a 0-dim bool tensor on the same device: `bool(clipped)` is the reader's own
+        synchronisation.
+        """
+
+    @_hookspec
+    def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
+        """After `optimizer.step()`; the gradients are still there. `skipped`: the loss scaler
+        refused the step.
+        """
+
+    @_hookspec
+    def on_batch_end(self, trainer: TrainerProtocol, batch_idx: int, loss: torch.Tensor) -> None:
+        """After each micro-batch, and after `on_step_end` where there was one. `float(loss)` is the
+        reader's own synchronisation.
+        """
+
+    @_hookspec
+    def on_validation_start(self, trainer: TrainerProtocol) -> None:
+        """Before each validation: the model is in evaluation mode."""
+
+    @_hookspec
+    def on_validation_end(self, trainer: TrainerProtocol, metrics: Mapping[str, float]) -> None:
+        """After each validation; `metrics` has `val_loss` as a float."""
+
+    @_hookspec
+    def on_epoch_end(
+        self,
+        trainer: TrainerProtocol,
+        epoch: int,
+        train_loss: float,
+        val_loss: float | None,
+        metrics: Mapping[str, float],
+    ) -> None:
+        """After the epoch's validation. `val_loss` is None where no validation ran in this
+        epoch.
+        """
+
+    @_hookspec
+    def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
+        """Every log event; plain floats, a copy for each callback. The one place for writers:
+        console, JSON lines, TensorBoard.
+        """
+
+    @_hookspec
+    def should_stop_training(self, trainer: TrainerProtocol) -> bool | StopRequest | None:
+        """Asked of every callback after each update and each epoch end. Answers are OR-ed; nothing
+        is latched; so only read here.
+        """
+
+    @_hookspec
+    def on_snapshot_save(
+        self, trainer: TrainerProtocol, epoch: int, step: int
+    ) -> Mapping[str, object] | None:
+        """After all other hooks of that boundary. Returns this callback's state as plain data and
+        tensors (they are copied).
+        """
+
+    @_hookspec
+    def on_snapshot_saved(
+        self, trainer: TrainerProtocol, path: Path, epoch: int, step: int
+    ) -> None:
+        """After the snapshot is durable under its final name, at the next boundary."""
+
+    @_hookspec
+    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
+        """After model, optimizer, scheduler, counters and RNG are restored, before
+        `on_train_start`.
+
+        This callback's own state is `checkpoint["callback_state"][KEY]`, where KEY is the class
+        name or `state_key`.
+        """
+
+    @_hookspec
+    def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
+        """For anything that ends the run by an exception, KeyboardInterrupt included."""
+
+    @_hookspec
+    def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
+        """Once, whichever way the run ends; `result.status` is `finished`, `stopped`, `failed`,
+        `interrupted` or `terminated`.
+        """
+
+
+def _hook_names() -> tuple[str, ...]:
+    marker = f"{PROJECT}_spec"
+    return tuple(name for name, value in vars(TrainerCallback).items() if hasattr(value, marker))
+
+
+HOOKS: Final[tuple[str, ...]] = _hook_names()
+"""Every hook's name, in the order of the class."""

@@ -1,0 +1,189 @@
+"""What a callback may use of the `trainer` it is handed, and nothing else of it.
+
+Any loop that offers these members can host the same plugins. This room knows no torch at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["GradientStats", "StopRequest", "TrainerProtocol"]
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """An answer to `should_stop_training` that says why.
+
+    Attributes:
+        reason: one word for programs, such as `patience`.
+        detail: one sentence for people.
+    """
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class GradientStats:
+    """Statistics of the gradients of one update, still on their device.
+
+    Letters: R rows (groups of parameters, in forward order), C columns.
+
+    Attributes:
+        rows: the R group names, in the order of `model.named_parameters()`.
+        columns: the C names of what was measured: `norm, rms, max_abs, mean, std, zero_fraction,
+            nonfinite`.
+        values: float32 tensor (R, C) on the device of the gradients. No copy to the host was made.
+        total_norm: 0-dim float32 tensor, the 2-norm over *all* gradients (every parameter of the
+            model, filters or not); shared with clipping.
+        disconnected: names of parameters that require a gradient and got none.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: torch.Tensor
+    total_norm: torch.Tensor
+    disconnected: tuple[str, ...]
+
+
+class TrainerProtocol(Protocol):
+    """The trainer as callbacks see it.
+
+    Everything is read-only for a callback except `model`, its gradients, `optimizer` and
+    `scheduler`, which are writable by design.
+    """
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The module that is trained (never the compiled wrapper)."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    @property
+    def scheduler(self) -> Any:
+        """The learning-rate scheduler, stepped once per update, or None."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """The frozen `TrainerConfig` of the run."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, 0-based; in `on_train_end` the number of epochs completed."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates done so far, over all epochs and resumes."""
+        ...
+
+    @property
+    def batch_in_epoch(self) -> int:
+        """Micro-batches of this epoch that are done; above 0 in `on_epoch_start` after a mid-epoch
+        resume.
+        """
+        ...
+
+    @property
+    def last_update_of_epoch(self) -> bool:
+        """From `on_batch_start` on: this micro-batch ends the epoch, so its update is the epoch's
+        last.
+        """
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The last known value of every metric logged so far; read-only."""
+        ...
+
+    @property
+    def snapshot_due(self) -> bool:
+        """Known before backward: a snapshot will follow the update now under way."""
+        ...
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation loader, so that `val_loss` will exist."""
+        ...
+
+    @property
+    def output_dir(self) -> Path | None:
+        """Where the run writes, or None for a run that writes nothing."""
+        ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def is_main_process(self) -> bool: ...
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Sends metrics (plain numbers) to `on_log` of every callback, and keeps them in
+        `metrics`.
+        """
+        ...
+
+    def gradient_stats(
+        self,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        *,
+        norm_type: float = 2.0,
+    ) -> GradientStats:
+        """Statistics of the gradients as they are now, one row per group; call it in
+        `on_backward_end`.
+
+        Args:
+            groups: row name -> names of the parameters in it. None: one row per parameter.
+            norm_type: order of the norm in column `norm`: p > 0 or inf.
+        """
+        ...
+
+    def request_snapshot(self) -> None:
+        """Asks for a snapshot at the next boundary."""
+        ...
+
+    def save_weights(self, name: str) -> str:
+        """Writes weights and buffers of `model`, as safely as a snapshot, to
+        `OUTPUT_DIR/weights/NAME/`, outside retention.
+
+        Returns:
+            The digest of what was written, for `load_weights`.
+
+        Raises:
+            SnapshotError: it could not be written, or the run has no `output_dir`.
+        """
+        ...
+
+    def load_weights(self, name: str, digest: str, *, fallback_step: int | None = None) -> str:
+        """Copies what `save_weights` wrote into `model`, bit by bit.
+
+        Where it is gone or damaged, the weights of the snapshot of update `fallback_step` are taken
+        if there is a sound one.
+
+        Returns:
+            Where the weights came from, for people.
+
+        Raises:
+            SnapshotError: neither is to be had; the model is unchanged.
+        """
+        ...
+
+    def delete_weights(self, name: str) -> None:
+        """Removes what `save_weights` wrote; nothing happens where it is gone already."""
+        ...

@@ -1,0 +1,203 @@
+"""The command `train-lm`: from words to options, and from errors to exit codes. Parses before
+anything imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+import configargparse
+
+from trainer_callback import PluginError, SnapshotError, UsageError
+from trainer_callback.discovery import find_version
+from trainer_callback.implementation import closest
+from trainer_callback.plugins import InstalledPlugin, discover, read_one_off
+
+from .settings import Settings, Sources
+
+__all__ = ["main"]
+
+_KNOWN_PLUGINS: Final = {
+    "early_stop": "trainer-plugin-early-stopping",
+    "gradient_": "trainer-plugin-grad-monitor",
+    "tensorboard": "trainer-plugin-tensorboard",
+    "ema": "trainer-plugin-ema",
+    "throughput": "trainer-plugin-throughput",
+}
+"""Start of a flag -> the distribution of this project that brings it."""
+
+
+class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message}. See train-lm --help.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        settings = _read(_with_underscores(given))
+        if settings is None:
+            return 0
+        from .job import run
+
+        return run(settings)
+    except (UsageError, SnapshotError) as error:
+        print(f"train-lm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train-lm: interrupted.", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _read(arguments: list[str]) -> Settings | None:
+    """Returns the settings, or None where the command was only asked to print them."""
+    first, _ = _make_first_parser().parse_known_args(arguments)
+    plugins = discover(first.no_plugin)
+    _check_names(first.no_plugin, plugins)
+    plugins += [read_one_off(value) for value in first.callback]
+    for plugin in plugins:
+        if plugin.kind == "broken":
+            _complain(plugin, strict=first.strict_plugins)
+    usable = [plugin for plugin in plugins if plugin.problem is None]
+    parser = _make_parser(usable)
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _refuse(unknown[0], parser, plugins)
+    sources = Sources(parser, arguments, namespace)
+    settings = Settings.read(namespace, usable, sources)
+    if namespace.print_config:
+        print(settings.as_yaml(with_origin=True), end="")
+        return None
+    return settings
+
+
+def _make_first_parser() -> _Parser:
+    """What has to be known before the plugins can add their flags."""
+    parser = _Parser(
+        add_help=False,
+        allow_abbrev=False,
+        config_file_parser_class=configargparse.YAMLConfigFileParser,
+        ignore_unknown_config_file_keys=True,
+    )
+    _add_run_options(parser)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--config", is_config_file=True, metavar="FILE", help="read options from a YAML file"
+    )
+    parser.add_argument(
+        "--no_plugin",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="do not load this plugin (may be repeated)",
+    )
+    parser.add_argument(
+        "--callback",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="use a callback of a module in this directory (may be repeated)",
+    )
+    parser.add_argument(
+        "--strict_plugins",
+        action="store_true",
+        help="refuse to run while an installed plugin is broken",
+    )
+
+
+def _make_parser(plugins: Sequence[InstalledPlugin]) -> _Parser:
+    parser = _Parser(
+        prog="train-lm",
+        description="Trains a small GPT on a text. Without any option: on the text of Python's own "
+        "language reference, in about two minutes on two cores.",
+        allow_abbrev=False,
+        config_file_parser_class=configargparse.YAMLConfigFileParser,
+        add_config_file_help=False,
+        add_env_var_help=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"train-lm {find_version('trainer-core')}"
+    )
+    Settings.add_options(parser)
+    group = parser.add_argument_group("this command")
+    _add_run_options(group)
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="newest",
+        metavar="PATH",
+        help="go on from the newest sound snapshot of the output directory, or from PATH; "
+        "`auto`: start where there is none",
+    )
+    group.add_argument(
+        "--print_config", action="store_true", help="print every option and where it came from"
+    )
+    group.add_argument("--quiet", action="store_true", help="print the summary only")
+    for plugin in plugins:
+        title = parser.add_argument_group(plugin.label)
+        try:
+            plugin.add_options(title)
+        except argparse.ArgumentError as error:
+            raise PluginError(
+                f"{plugin.label}: {error}. Leave it out with --no_plugin {plugin.entry.name}."
+            ) from error
+    return parser
+
+
+def _with_underscores(arguments: Sequence[str]) -> list[str]:
+    """Hyphens work for underscores in the name of every flag."""
+    return [
+        re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), argument)
+        for argument in arguments
+    ]
+
+
+def _check_names(names: Sequence[str], plugins: Sequence[InstalledPlugin]) -> None:
+    installed = {plugin.entry.name.replace("-", "_") for plugin in plugins}
+    for name in names:
+        if name.replace("-", "_") not in installed:
+            raise UsageError(
+                f"--no_plugin {name}: no such plugin is installed.{closest(name, installed)} "
+                f"Installed: {', '.join(sorted(installed)) or 'none'}."
+            )
+
+
+def _complain(plugin: InstalledPlugin, *, strict: bool) -> None:
+    if strict:
+        raise PluginError(
+            f"{plugin.problem} Remove it, or block it: --no_plugin {plugin.entry.name}."
+        )
+    print(f"train-lm: warning: {plugin.problem} The run goes on.", file=sys.stderr)
+
+
+def _refuse(argument: str, parser: _Parser, plugins: Sequence[InstalledPlugin]) -> None:
+    """Says of an unknown argument what would have worked."""
+    flag = argument.partition("=")[0]
+    name = flag.lstrip("-")
+    for plugin in plugins:
+        if plugin.problem is not None and name.startswith(plugin.entry.name.replace("-", "_")):
+            raise UsageError(f"{flag} cannot be used: {plugin.problem}")
+    flags = [text for action in parser._actions for text in action.option_strings]
+    hint = closest(
+        flag, [text for text in flags if not text.startswith("--no_") or flag.startswith("--no_")]
+    )
+    for start, distribution in _KNOWN_PLUGINS.items():
+        owner = any(plugin.entry.distribution == distribution for plugin in plugins)
+        if name.removeprefix("no_").startswith(start) and not owner:
+            raise UsageError(
+                f"{flag} belongs to a plugin that is not installed: pip install {distribution}"
+            )
+    what = f"there is no option {flag}." if flag.startswith("-") else f"what is {argument!r}?"
+    raise UsageError(f"{what}{hint} See train-lm --help.")

@@ -1,0 +1,153 @@
+"""The job of `train-lm`: text, tokens, model, run, and what a person reads at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from trainer import Trainer, TrainResult
+from trainer.config import TrainerConfig
+from trainer.console import ProgressCallback
+from trainer.device import find_device
+from trainer.rng import seed_rng
+from trainer_callback.manager import Plugin
+
+from .data import Facts, make_loaders
+from .memory import keep_freed_memory
+from .model import GPT, make_optimizer, make_scheduler
+from .settings import Settings
+from .text import load_text
+
+__all__ = ["run"]
+
+logger = logging.getLogger("trainer.lm")
+
+_SAMPLE_TOKENS: Final = 200
+
+
+def run(settings: Settings) -> int:
+    """Trains as `settings` say and prints a summary; returns the exit code.
+
+    Raises:
+        UsageError: refused before the first step.
+    """
+    console = Console(stderr=True, quiet=settings.quiet)
+    _start_logging(console, settings)
+    device = find_device(settings.training.device)
+    keep_freed_memory()
+    seed_rng(settings.training.seed)
+    training = _choose_precision(settings, device)
+    train_loader, val_loader, facts = make_loaders(
+        load_text(settings.text),
+        settings.text,
+        settings.model.block_size,
+        pin_memory=device.type == "cuda",
+    )
+    for note in facts.notes:
+        logger.info("%s", note)
+    model = GPT(facts.tokenizer.vocab_size, settings.model).to(device)
+    updates_per_epoch = math.ceil(len(train_loader) / training.gradient_accumulation_steps)
+    total_steps = min(updates_per_epoch * training.epochs, training.max_steps or 2**62)
+    optimizer = make_optimizer(model, settings.optimizer)
+    tokens = settings.text.batch_size * settings.model.block_size
+    progress = ProgressCallback(
+        total_steps, tokens * training.gradient_accumulation_steps, "tokens", console
+    )
+    trainer = Trainer(
+        model,
+        optimizer,
+        train_loader,
+        val_loader,
+        scheduler=make_scheduler(optimizer, settings.optimizer, total_steps),
+        config=training,
+        callbacks=[*settings.plugins, Plugin(progress, "progress", "trainer-core")],
+        artifacts={
+            "config.yaml": settings.as_yaml().encode(),
+            "tokenizer.json": json.dumps(facts.tokenizer.to_dict()).encode(),
+        },
+        discover=False,
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.info(
+        "%s: %s tokens to train on, %s to validate; %s parameters on %s; writing to %s.",
+        facts.name,
+        f"{facts.train_tokens:,}",
+        f"{facts.validation_tokens:,}",
+        f"{parameters:,}",
+        device,
+        training.output_dir,
+    )
+    result = trainer.train(settings.resume)
+    _summarise(result, trainer, facts, model)
+    return result.exit_code
+
+
+def _start_logging(console: Console, settings: Settings) -> None:
+    """Lines of the trainer, of this command and of the plugins in use go above the progress bar,
+    others from warnings on.
+    """
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    level = logging.WARNING if settings.quiet else logging.INFO
+    logging.getLogger("trainer").setLevel(level)
+    for plugin in settings.plugins:
+        logging.getLogger(type(plugin.callback).__module__.split(".")[0]).setLevel(level)
+
+
+def _choose_precision(settings: Settings, device: torch.device) -> TrainerConfig:
+    """bf16 where nobody chose and the device has it."""
+    chosen = settings.origins["precision"] != "default"
+    if chosen or device.type != "cuda" or not torch.cuda.is_bf16_supported():
+        return settings.training
+    return dataclasses.replace(settings.training, precision="bf16")
+
+
+def _summarise(result: TrainResult, trainer: Trainer, facts: Facts, model: GPT) -> None:
+    console = Console(highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    detail = f": {result.stop_detail}" if result.stop_detail else ""
+    by = f" by {result.stopped_by}" if result.stopped_by else ""
+    table.add_row("ended", f"{result.status}{by} ({result.stop_reason}{detail})")
+    table.add_row("trained", f"{result.epochs} epochs, {result.steps} updates")
+    if result.train_loss is not None:
+        table.add_row("training loss", f"{result.train_loss:.4f} nats per token")
+    val_loss = trainer.metrics.get("restored_val_loss", result.val_loss)
+    if val_loss is not None:
+        table.add_row("validation loss", f"{val_loss:.4f} nats per token")
+        table.add_row("", f"{facts.bits_per_byte(val_loss):.4f} bits per byte")
+    for name in result.switched_off:
+        table.add_row("switched off", f"{name} failed and was not critical")
+    if result.status in ("finished", "stopped"):
+        console.print("\n[bold]Sample[/bold]")
+        console.print(_sample(model, facts, trainer.device), markup=False)
+        console.print()
+    table.add_row("written", "\n".join(_written(trainer.output_dir)))
+    console.print(table)
+
+
+def _sample(model: GPT, facts: Facts, device: torch.device) -> str:
+    """Returns generated text, the same each time for the same weights."""
+    generator = torch.Generator(device).manual_seed(0)
+    prompt = torch.tensor([facts.tokenizer.encode("\n").tolist()], device=device)
+    ids = model.generate(prompt, _SAMPLE_TOKENS, temperature=0.8, top_k=50, generator=generator)
+    return facts.tokenizer.decode(ids[0, prompt.shape[1] :].tolist())
+
+
+def _written(place: Path | None) -> list[str]:
+    if place is None:
+        return []
+    names = ["final", "snapshots", "metrics.jsonl"]
+    names += sorted(p.name for p in place.iterdir() if p.name not in (*names, "weights"))
+    return [str(place / n) for n in names if (place / n).exists() and not n.startswith(".")]

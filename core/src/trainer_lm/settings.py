@@ -1,0 +1,185 @@
+"""All that a run of `train-lm` was told, resolved: where each value came from, and as a file. No
+torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+import configargparse
+
+from trainer.config import ConfigError, TrainerConfig
+from trainer_callback.manager import Plugin
+from trainer_callback.options import Option, add_options, collect_options, read_options
+from trainer_callback.plugins import InstalledPlugin
+
+from .options import ModelOptions, OptimizerOptions, TextOptions
+
+__all__ = ["Settings", "Sources"]
+
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "epochs": 3,
+    "max_grad_norm": 1.0,
+    "snapshot_interval": 500,
+}
+"""Where the command's defaults differ from those of `TrainerConfig`."""
+
+_GROUPS: Final[Mapping[str, type]] = {
+    "text": TextOptions,
+    "model": ModelOptions,
+    "optimizer": OptimizerOptions,
+    "training": TrainerConfig,
+}
+
+
+class Sources:
+    """Where the value of a flag came from."""
+
+    def __init__(
+        self,
+        parser: configargparse.ArgumentParser,
+        arguments: Sequence[str],
+        namespace: argparse.Namespace,
+    ) -> None:
+        """Reads the origins from `parser` after it has parsed `arguments` into `namespace`."""
+        words = {argument.partition("=")[0] for argument in arguments}
+        flags = [action for action in parser._actions if action.option_strings]
+        self._typed = {a.dest for a in flags if words & set(a.option_strings)}
+        self._given = set(vars(namespace))
+        self._file = getattr(namespace, "config", None)
+
+    def origin(self, flag: str) -> str:
+        """Returns `command line`, the name of the file, or `default`."""
+        if flag in self._typed:
+            return "command line"
+        return str(self._file) if flag in self._given else "default"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's options, checked.
+
+    Attributes:
+        text, model, optimizer, training: the four groups of the command's own options.
+        plugins: the callbacks that the options ask for, live ones included.
+        values: flag -> value, of every option of the command and of the plugins in use.
+        origins: flag -> where the value came from.
+        resume: what `Trainer.train` takes.
+        quiet: print the summary only.
+    """
+
+    text: TextOptions
+    model: ModelOptions
+    optimizer: OptimizerOptions
+    training: TrainerConfig
+    plugins: list[Plugin]
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+    resume: bool | str
+    quiet: bool
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        """Adds the command's own options, a group for each part."""
+        for title, options in _own_options().items():
+            add_options(parser.add_argument_group(title), options)
+
+    @classmethod
+    def read(
+        cls, namespace: argparse.Namespace, plugins: Sequence[InstalledPlugin], sources: Sources
+    ) -> Settings:
+        """Returns the settings that `namespace` means.
+
+        Raises:
+            UsageError: a value is out of range; a plugin refuses its options.
+        """
+        values: dict[str, Any] = {}
+        parts: dict[str, Any] = {}
+        for title, options in _own_options().items():
+            known = {option.parameter: option.default for option in options}
+            known.update(collect_options(namespace, options))
+            if known.get("output_dir", "") is None:
+                known["output_dir"] = _find_place(parts["text"].dataset, namespace.resume)
+            parts[title] = _GROUPS[title](**known)
+            values.update({o.flag: getattr(parts[title], o.parameter) for o in options})
+        made = []
+        for plugin in plugins:
+            callbacks = plugin.make_callbacks(namespace)
+            made += callbacks
+            if callbacks and plugin.options:
+                values[plugin.entry.name] = True
+                given = collect_options(namespace, plugin.options)
+                values.update({o.flag: given.get(o.parameter, o.default) for o in plugin.options})
+        resume = namespace.resume
+        return cls(
+            **parts,
+            plugins=made,
+            values=values,
+            origins={flag: sources.origin(flag) for flag in values},
+            resume=False if resume is None else True if resume == "newest" else resume,
+            quiet=namespace.quiet,
+        )
+
+    def as_yaml(self, *, with_origin: bool = False) -> str:
+        """Returns a file that `--config` reads back to the same run, without its place; with the
+        origin of each value as a comment.
+        """
+        import yaml
+
+        lines = []
+        for flag, value in self.values.items():
+            if flag == "output_dir" and not with_origin:
+                continue
+            text = yaml.safe_dump(_plain(value), default_flow_style=True).removesuffix("...\n")
+            comment = f"  # {self.origins[flag]}" if with_origin else ""
+            lines.append(f"{flag}: {text.strip()}{comment}\n")
+        return "".join(lines)
+
+
+def _own_options() -> dict[str, list[Option]]:
+    return {
+        title: [
+            dataclasses.replace(option, default=_DEFAULTS.get(option.flag, option.default))
+            for option in read_options(target)
+        ]
+        for title, target in _GROUPS.items()
+    }
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _find_place(dataset: str, resume: str | None) -> Path:
+    """Returns the output directory: that of the run to resume, or a fresh `runs/NAME-NUMBER`.
+
+    Raises:
+        ConfigError: nothing to resume.
+    """
+    if resume not in (None, "newest", "auto"):
+        return Path(str(resume)).absolute().parent.parent
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(dataset).name)
+    stem = (name.strip(".") or "text")[:80] + "-"
+    runs = Path("runs")
+    tails = (
+        [path.name.removeprefix(stem) for path in runs.glob(f"{stem}*")] if runs.is_dir() else []
+    )
+    taken = [int(tail) for tail in tails if tail.isdecimal()]
+    if resume is not None and taken:
+        return runs / f"{stem}{max(taken)}"
+    if resume == "newest":
+        raise ConfigError(
+            f"there is nothing to resume: no run {stem}NUMBER in {str(runs)!r}. "
+            "Name one with --output_dir, or start without --resume."
+        )
+    return runs / f"{stem}{max(taken, default=0) + 1}"
