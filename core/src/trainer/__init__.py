@@ -1,5 +1,4 @@
-"""The trainer. Names are imported when they are first used, so that the command for plugins "
-"needs no torch."""
+"""The trainer. A name is imported when it is first used: the command for plugins needs no torch."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,8 @@
 """The gradients of one update: their global norm, clipping by it, and statistics of groups of them.
 
-Each number is computed once per update and shared by whoever asks; nothing here copies from a device to
-the host. The room knows parameters and their gradients; it knows no loop, no optimizer and no callback.
+Each number is computed once per update and shared by whoever asks; nothing here copies from a
+device to the host. The room knows parameters and their gradients; it knows no loop, no optimizer
+and no callback.
 
 Letters: M memberships of a block (see `reductions`) in a group, R groups.
 """
@@ -22,7 +23,8 @@ __all__ = ["Gradients"]
 
 
 class Gradients:
-    """The gradients of a model's parameters; tied weights count once, a missing gradient is not zero.
+    """The gradients of a model's parameters; tied weights count once, a missing gradient is not
+    zero.
 
     Args:
         model: the module that is trained. Its parameters are looked up once, here.
@@ -46,8 +48,8 @@ class Gradients:
 
     @property
     def known_norm(self) -> Tensor | None:
-        """The total norm that was last computed since `clear`, before clipping; None where "
-        "nobody asked for it."""
+        """The total norm that was last computed since `clear`, before clipping; None where
+        nobody asked for it."""
         return self._known_norm
 
     def clear(self) -> None:
@@ -55,18 +57,20 @@ class Gradients:
         self._seen, self._blocks, self._known_norm = [], None, None
 
     def total_norm(self) -> Tensor:
-        """Returns the 2-norm over all gradients, 0-dim float32 (float64 where a gradient is), "
-        "on their device."""
+        """Returns the 2-norm over all gradients, 0-dim float32 (float64 where a gradient is),
+        on their device."""
         self._known_norm = self._look().total_norm()
         return self._known_norm
 
     def clip(self, max_norm: float) -> tuple[Tensor, Tensor]:
         """Scales all gradients in place so that their total norm is at most `max_norm`.
 
-        The factor is min(1, max_norm / (total_norm + 1e-6)), as in `torch.nn.utils.clip_grad_norm_`.
+        The factor is min(1, max_norm / (total_norm + 1e-6)), as in
+        `torch.nn.utils.clip_grad_norm_`.
 
         Returns:
-            The total norm before clipping, and whether the factor was below 1: 0-dim, bool, on the same device.
+            The total norm before clipping, and whether the factor was below 1: 0-dim, bool, on the
+            same device.
         """
         total_norm = self.total_norm()
         factor = max_norm / (total_norm + 1e-6)
@@ -82,24 +86,29 @@ class Gradients:
                 stored = gradient._values() if gradient.is_sparse else gradient
                 by_device[stored.device].append(stored)
         for device, gradients in by_device.items():
-            torch._foreach_mul_(gradients, factor.to(device) if isinstance(factor, Tensor) else factor)
+            torch._foreach_mul_(
+                gradients, factor.to(device) if isinstance(factor, Tensor) else factor
+            )
         self._blocks = None
 
     def stats(
         self, groups: Mapping[str, Sequence[str]] | None = None, norm_type: float = 2.0
     ) -> GradientStats:
-        """Returns statistics of the gradients as they are now, one row per group; nothing leaves the device.
+        """Returns statistics of the gradients as they are now, one row per group; nothing leaves
+        the device.
 
-        Non-finite entries are counted in `nonfinite` and never averaged away: they make norm, rms, max_abs,
-        mean and std of their row nan or inf. `zero_fraction` and `nonfinite` are finite always.
+        Non-finite entries are counted in `nonfinite` and never averaged away: they make norm, rms,
+        max_abs, mean and std of their row nan or inf. `zero_fraction` and `nonfinite` are finite
+        always.
 
         Args:
-            groups: row name -> names of parameters. None: one row per parameter. A parameter may be in several
-                groups. A group in which no parameter has a gradient has no row.
+            groups: row name -> names of parameters. None: one row per parameter. A parameter may be
+                in several groups. A group in which no parameter has a gradient has no row.
             norm_type: order of the norm in column `norm`: p > 0 or inf.
 
         Raises:
-            ValueError: `norm_type` is not above 0, or a group names a parameter that the model does not have.
+            ValueError: `norm_type` is not above 0, or a group names a parameter that the model does
+            not have.
         """
         if not norm_type > 0:
             raise ValueError(f"norm_type must be above 0, or inf, got {norm_type}.")
@@ -119,8 +128,8 @@ class Gradients:
         )
 
     def _look(self) -> Blocks:
-        """Returns this update's blocks: new ones only if a gradient was changed or replaced "
-        "since."""
+        """Returns this update's blocks: new ones only if a gradient was changed or replaced
+        since."""
         names, seen = [], []
         for name, parameter in self._parameters.items():
             gradient = parameter.grad
@@ -136,8 +145,8 @@ class Gradients:
     def _memberships(
         self, groups: Mapping[str, Sequence[str]] | None, owners: Sequence[str]
     ) -> tuple[tuple[str, ...], list[int], list[int]]:
-        """Returns the R rows in the model's order and, for each of M memberships, its block and "
-        "its row."""
+        """Returns the R rows in the model's order and, for each of M memberships, its block and
+        its row."""
         blocks_of: defaultdict[str, list[int]] = defaultdict(list)
         for block, name in enumerate(owners):
             blocks_of[name].append(block)

@@ -112,8 +112,7 @@ class Trainer(Host):
 
         Args:
             resume: False: start. True: go on from the newest sound snapshot of `output_dir`.
-                `auto`: the same, or start where
-                there is none. A path: go on from that snapshot.
+                `auto`: the same, or start where there is none. A path: go on from that snapshot.
 
         Raises:
             UsageError: refused before the first step.
@@ -138,9 +137,7 @@ class Trainer(Host):
             return self._run.end(self._stop, error)
 
     def _start_epoch(self) -> bool:
-        """Moves to the next epoch if the last one is done; returns whether there is one to
-        train.
-        """
+        """Moves behind an epoch that is done; returns whether there is another one to train."""
         self.progress.start_next_epoch()
         return self.epoch < self.config.epochs
 
@@ -164,11 +161,11 @@ class Trainer(Host):
                     self._after_update()
         if not self._decider.is_signalled:
             self._end_epoch()
+        elif self._stop is None:
+            self._close_boundary()  # the epoch's end comes after the resume
 
     def _train_batch(self, batch: Any) -> None:
-        """Forward and backward pass of one micro-batch; the last one of its window ends in an
-        update.
-        """
+        """One micro-batch, forward and backward; the last one of its window ends in an update."""
         batch = move_to_device(batch, self.device)
         steps = self.config.gradient_accumulation_steps
         if self._window == 0:
@@ -192,21 +189,19 @@ class Trainer(Host):
     def _update(self) -> None:
         hook, config, progress = self._hook, self.config, self.progress
         self._precision.unscale(self.optimizer)
-        if (
-            self._window != config.gradient_accumulation_steps
-        ):  # the last window of an epoch is short
-            self._gradients.multiply(config.gradient_accumulation_steps / self._window)
+        steps = config.gradient_accumulation_steps
+        if self._window != steps:  # the last window of an epoch may be short
+            self._gradients.multiply(steps / self._window)
         hook.on_backward_end(trainer=self)
-        finite = self._losses.fetch()
         if config.max_grad_norm is not None:
             self._total_norm, clipped = self._gradients.clip(config.max_grad_norm)
             total_norm = self._total_norm.clone()
             hook.on_gradients_clipped(trainer=self, total_norm=total_norm, clipped=clipped)
         elif config.check_gradients:
             self._total_norm = self._gradients.total_norm()
-        if self._total_norm is not None and self._precision.scaler is None:
-            finite = finite and math.isfinite(self._total_norm.item())
-        if finite:
+        else:
+            self._total_norm = self._gradients.known_norm  # if a callback asked for it
+        if self._is_finite():
             skipped = self._precision.step(self.optimizer)
             progress.skipped_in_a_row = 0
         else:
@@ -220,6 +215,15 @@ class Trainer(Host):
         self._gradients.clear()
         self._window = 0
 
+    def _is_finite(self) -> bool:
+        """Whether the losses, and the gradient norm if anybody computed it, may reach the
+        weights.
+        """
+        finite = self._losses.fetch()
+        if self._total_norm is None or self._precision.scaler is not None:  # which looks itself
+            return finite
+        return finite and math.isfinite(self._total_norm.item())
+
     def _skip_update(self) -> None:
         """Deals with a loss or norm that is NaN or infinite, before it can reach the weights."""
         progress = self.progress
@@ -227,9 +231,8 @@ class Trainer(Host):
         progress.skipped_in_a_row += 1
         if self.config.on_nonfinite == "stop":
             raise NonFiniteError(
-                f"the training loss or the gradient norm is not finite at {where}. The weights "
-                "are those "
-                "before it. Lower the learning rate, clip with max_grad_norm, or use "
+                f"the training loss or the gradient norm is not finite at {where}. The weights are "
+                "those before it. Lower the learning rate, clip with max_grad_norm, or use "
                 "on_nonfinite='skip'."
             )
         if progress.skipped_in_a_row >= _MOST_SKIPPED:
@@ -264,18 +267,14 @@ class Trainer(Host):
             if metrics is not None:
                 self.progress.validation_pending = False
                 self._record(metrics)
-        self._stop = self._decide()
-        self._save_snapshot()
+        self._close_boundary()
 
     def _end_epoch(self) -> None:
-        """The end of an epoch, also of one that was cut short; the latter's snapshot is taken
-        already.
-        """
+        """An epoch's end, also of one that was cut short, whose snapshot is taken already."""
         progress, cut = self.progress, self._stop is not None
         metrics = {} if self._val is None else self._validate()
-        if metrics is None:  # a signal came: the epoch ends after the resume
-            self._stop = self._decide()
-            self._save_snapshot()
+        if metrics is None:  # a signal came: the epoch's end comes after the resume
+            self._close_boundary()
             return
         train_loss = self._losses.epoch_mean()
         self._record({"train_loss": train_loss, **metrics})
@@ -288,8 +287,7 @@ class Trainer(Host):
         )
         if not cut:
             progress.epoch_done = True
-            self._stop = self._decide()
-            self._save_snapshot()
+            self._close_boundary()
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         self.log(metrics)
@@ -311,13 +309,13 @@ class Trainer(Host):
         with self._precision.autocast():
             return self._loss_fn(self._forward, batch)
 
+    def _close_boundary(self) -> None:
+        """Decides whether the run ends here, then takes the snapshot that is due."""
+        self._stop = self._decide()
+        due = self.snapshot_due or self._stop is not None
+        self._run.keep(self.progress if due else None)
+        if due:
+            self._snapshot_requested = False
+
     def _decide(self) -> Stop | None:
         return self._decider.decide(self.progress, self._ask(trainer=self))
-
-    def _save_snapshot(self) -> None:
-        """Takes the snapshot that is due at this boundary, and hears what became of the one
-        before.
-        """
-        due = self.snapshot_due or self._snapshot_requested or self._stop is not None
-        self._run.keep(self.progress if due else None)
-        self._snapshot_requested = self._snapshot_requested and not due

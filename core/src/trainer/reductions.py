@@ -1,9 +1,10 @@
 """Sums, norms and extremes of many tensors at once, each read from memory once.
 
-The room knows tensors and their names; it knows no model, and nothing here copies from a device to the host.
+The room knows tensors and their names; it knows no model, and nothing here copies from a device to
+the host.
 
-Letters: B blocks (tensors, large ones cut into pieces that fit a cache), k blocks of n elements each stacked,
-M memberships of a block in a group, R groups, C columns.
+Letters: B blocks (tensors, large ones cut into pieces that fit a cache), k blocks of n elements
+each stacked, M memberships of a block in a group, R groups, C columns.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Blocks:
         tensors: the B blocks: whole gradients, or flat pieces of large ones, in their own dtype.
         names: of the parameter that each block is from.
         home: the device on which everything comes together.
-        norms: block -> its 2-norm, 0-dim, float32 (float64 where the block is); empty until computed.
+        norms: block -> its 2-norm, 0-dim, float32 (float64 where the block is); empty until
+            computed.
     """
 
     def __init__(self, gradients: Iterable[tuple[str, Tensor]], home: torch.device) -> None:
@@ -62,8 +64,8 @@ class Blocks:
         return torch.stack([self.norms[key].to(self.home) for key in range(len(self.tensors))])
 
     def total_norm(self) -> Tensor:
-        """Returns the 2-norm over all blocks, 0-dim; the norm of norms, as in "
-        "`torch.nn.utils.get_total_norm`."""
+        """Returns the 2-norm over all blocks, 0-dim; the norm of norms, as in
+        `torch.nn.utils.get_total_norm`."""
         if self._total_norm is None:
             self._total_norm = torch.linalg.vector_norm(self.all_norms())
         return self._total_norm
@@ -72,8 +74,8 @@ class Blocks:
 def _values(gradient: Tensor) -> Tensor:
     """Returns a gradient's numbers: of a sparse one, its values after adding up repeated indices.
 
-    The place for sharded gradients: a DTensor's local shard goes here, and the sums and extremes of its
-    blocks are then reduced over the mesh that it is sharded on.
+    The place for sharded gradients: a DTensor's local shard goes here, and the sums and extremes of
+    its blocks are then reduced over the mesh that it is sharded on.
     """
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     return torch.view_as_real(values) if values.is_complex() else values
@@ -85,9 +87,10 @@ def _block_limit(device: torch.device) -> int:
 
 def _cut(values: Tensor) -> tuple[Tensor, ...]:
     size = values.numel()
-    if size <= _CPU_BLOCK or size <= _block_limit(values.device):
+    if size <= _CPU_BLOCK or size <= (limit := _block_limit(values.device)):
         return (values,)
-    return values.reshape(-1).split(_block_limit(values.device))
+    flat = values.reshape(-1)
+    return tuple(flat[start : start + limit] for start in range(0, size, limit))
 
 
 def _by_kind(blocks: Mapping[int, Tensor]) -> Iterator[tuple[list[int], list[Tensor]]]:
@@ -100,8 +103,8 @@ def _by_kind(blocks: Mapping[int, Tensor]) -> Iterator[tuple[list[int], list[Ten
 
 
 def _stacks(blocks: Mapping[int, Tensor]) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Yields blocks of one dtype, device and size together, as many as fit a cache, with their "
-    "keys."""
+    """Yields blocks of one dtype, device and size together, as many as fit a cache, with their
+    keys."""
     for keys, same in _by_kind(blocks):
         limit = _block_limit(same[0].device)
         sizes: defaultdict[int, list[int]] = defaultdict(list)
@@ -117,14 +120,16 @@ def _stacks(blocks: Mapping[int, Tensor]) -> Iterator[tuple[list[int], list[Tens
 def _norms(same: Sequence[Tensor]) -> Sequence[Tensor]:
     """Returns the 2-norm of each tensor, all of one dtype and device; each as if it were alone."""
     wide = torch.promote_types(same[0].dtype, torch.float32)
-    return torch._foreach_norm(same, 2, dtype=wide)
+    return torch._foreach_norm(list(same), 2, dtype=wide)
 
 
 def reduce(blocks: Blocks, wanted: set[int], norm_type: float) -> Tensor:
-    """Returns a row of sums for each block (B, 8), wide enough to be added up; unwanted rows hold less.
+    """Returns a row of sums for each block (B, 8), wide enough to be added up; unwanted rows hold
+    less.
 
-    A block is read from memory once and reduced several times while the cache holds it. What takes more
-    arithmetic (counting non-finite entries, squares around a mean far from zero) is done on a CPU for the
+    A block is read from memory once and reduced several times while the cache holds it. What takes
+    more arithmetic (counting non-finite entries, squares around a mean far from zero) is done on a
+    CPU for the
     blocks that need it, on a device for all: there, asking which would be a synchronisation.
     """
     fresh = not blocks.norms
@@ -189,8 +194,8 @@ def _first_look(x: Tensor, scratch: Tensor, norm_type: float) -> Tensor:
 
 
 def _second_look(x: Tensor, mean: Tensor) -> Tensor:
-    """Returns squares around the mean and the count of non-finite entries of each row of x (k, "
-    "n): (k, 2)."""
+    """Returns squares around the mean and the count of non-finite entries of each row of x (k,
+    n): (k, 2)."""
     centred = x - mean.to(x)[:, None]
     deviation = centred.square_().sum(1)
     nonfinite = torch.ne(x - x, 0, out=centred).sum(1)
@@ -198,8 +203,8 @@ def _second_look(x: Tensor, mean: Tensor) -> Tensor:
 
 
 def combine(table: Tensor, row: Tensor, count: int, norm_type: float) -> Tensor:
-    """Returns the columns (R, C) in float32 from the sums of the M member blocks (M, 8) of R = "
-    "`count` rows."""
+    """Returns the columns (R, C) in float32 from the sums of the M member blocks (M, 8) of R =
+    `count` rows."""
     sums = table.new_zeros(count, 8).index_add_(0, row, table)
     n = sums[:, _COUNT].clamp(min=1)
     mean = sums[:, _SUM] / n

@@ -24,7 +24,7 @@ from .progress import Progress
 from .result import Stop, TrainResult
 from .rng import seed_rng
 from .rundir import RunDirectory
-from .snapshot import load_state, save_bytes, save_state
+from .snapshot import load_state, read_manifest, save_bytes, save_state
 
 if TYPE_CHECKING:
     from .host import Host
@@ -69,6 +69,8 @@ class Run:
             return
         if resume is True and not config.output_dir.exists():
             self._find(resume)  # which says that there is nothing
+        elif not isinstance(resume, bool) and resume != "auto":
+            read_manifest(Path(resume))  # before anything is made
         with RunDirectory(config.output_dir) as directory:
             if resume is False and directory.holds_run:
                 if not config.overwrite:

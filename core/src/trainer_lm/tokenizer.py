@@ -1,0 +1,263 @@
+"""Text to token ids and back: bytes, characters, or byte-pair encoding.
+
+Knows nothing of files other than the one JSON file that a tokenizer is kept in, nor of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer_callback import UsageError
+
+from .options import TextOptions
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = [
+    "BpeTokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "TokenArray",
+    "Tokenizer",
+    "load_tokenizer",
+    "tokenizer_bytes",
+    "train_tokenizer",
+]
+
+TokenArray: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+"""Token ids, 1-D, of the smallest unsigned type that holds the vocabulary."""
+
+
+class Tokenizer(Protocol):
+    """What the command uses of a tokenizer."""
+
+    name: ClassVar[str]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of distinct ids; ids are 0 to `vocab_size - 1`."""
+        ...
+
+    def encode(self, text: str) -> TokenArray:
+        """Returns the ids of `text`."""
+        ...
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
+        """Returns the text of `ids`; what is no valid text is shown as U+FFFD."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `load_tokenizer` needs, as plain JSON data."""
+        ...
+
+
+class ByteTokenizer:
+    """The 256 bytes of UTF-8: knows every text, needs no training."""
+
+    name: ClassVar[str] = "byte"
+
+    def __init__(self) -> None:
+        self.vocab_size = 256
+
+    def encode(self, text: str) -> TokenArray:
+        """Returns the ids of `text`, uint8."""
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
+        """Returns the text of `ids`; bytes that are not UTF-8 are shown as U+FFFD."""
+        return np.asarray(ids, dtype=np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `load_tokenizer` needs."""
+        return {"kind": self.name}
+
+
+class CharTokenizer:
+    """One id for each character of the training text; id 0 stands for all others.
+
+    Args:
+        characters: the known characters, without repetition; the first gets id 1.
+    """
+
+    name: ClassVar[str] = "char"
+    unknown: ClassVar[int] = 0
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self.vocab_size = len(characters) + 1
+        self._codes = _code_points("\ufffd" + characters)  # id -> code point
+        dtype = np.min_scalar_type(self.vocab_size - 1)
+        self._ids = np.zeros(int(self._codes.max()) + 1, dtype)  # code point -> id
+        self._ids[self._codes] = np.arange(self.vocab_size, dtype=dtype)
+        self._ids[self._codes[0]] = self.unknown
+
+    @classmethod
+    def train(cls, text: str) -> CharTokenizer:
+        """Returns the tokenizer of the characters of `text`."""
+        return cls("".join(sorted(set(text) - {"\ufffd"})))
+
+    def encode(self, text: str) -> TokenArray:
+        """Returns the ids of `text`; unknown characters become id 0."""
+        codes = _code_points(text)
+        ids: TokenArray = self._ids.take(codes, mode="clip")
+        ids[codes >= len(self._ids)] = self.unknown
+        return ids
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
+        """Returns the text of `ids`; id 0 is shown as U+FFFD."""
+        return self._codes[np.asarray(ids, dtype=np.int64)].tobytes().decode("utf-32-le")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `load_tokenizer` needs."""
+        return {"kind": self.name, "characters": self.characters}
+
+
+class BpeTokenizer:
+    """Byte-pair encoding over bytes: knows every text, frequent words are one token.
+
+    Source: Sennrich et al., arXiv:1508.07909, over bytes as in GPT-2; by the library `tokenizers`.
+
+    Args:
+        tokenizer: a trained `tokenizers.Tokenizer`.
+    """
+
+    name: ClassVar[str] = "bpe"
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size()
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
+        """Returns a tokenizer trained on `text`, of at most `vocab_size` tokens.
+
+        Raises:
+            UsageError: the library `tokenizers` is not installed.
+        """
+        _import_tokenizers()
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(_pieces(text), trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> BpeTokenizer:
+        """Returns the tokenizer of what `to_dict` returned.
+
+        Raises:
+            UsageError: the library `tokenizers` is not installed.
+            ValueError: it is no such tokenizer.
+        """
+        _import_tokenizers()
+        from tokenizers import Tokenizer
+
+        try:
+            return cls(Tokenizer.from_str(json.dumps(data)))
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(str(error)) from error
+
+    def encode(self, text: str) -> TokenArray:
+        """Returns the ids of `text`, which is cut into pieces, at line ends where there are any."""
+        dtype = np.min_scalar_type(self.vocab_size - 1)
+        pieces = _pieces(text)
+        ids = [np.empty(0, dtype)]
+        # One call encodes on all cores; an Encoding is large, so only a few of them live at a time.
+        for start in range(0, len(pieces), 32):
+            batch = pieces[start : start + 32]
+            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            ids.extend(np.array(encoding.ids, dtype) for encoding in encodings)
+        return np.concatenate(ids)
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
+        """Returns the text of `ids`; bytes that are not UTF-8 are shown as U+FFFD."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the file format of `tokenizers`, which its users can load too."""
+        data: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        return data
+
+
+def train_tokenizer(options: TextOptions, text: str) -> Tokenizer:
+    """Returns the tokenizer that `--tokenizer` names, trained on `text` where it needs training.
+
+    Raises:
+        UsageError: bpe, and the library `tokenizers` is not installed.
+    """
+    if options.tokenizer == "byte":
+        return ByteTokenizer()
+    if options.tokenizer == "char":
+        return CharTokenizer.train(text)
+    return BpeTokenizer.train(text, options.vocab_size)
+
+
+def tokenizer_bytes(tokenizer: Tokenizer) -> bytes:
+    """Returns the contents of the JSON file that `load_tokenizer` reads."""
+    return json.dumps(tokenizer.to_dict()).encode("ascii")
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Returns the tokenizer in the file `path`, written by this program or by `tokenizers`.
+
+    Raises:
+        UsageError: it cannot be read, is no tokenizer, or is bpe and `tokenizers` is not installed.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        kind = data.get("kind", "bpe")
+        if kind == "byte":
+            return ByteTokenizer()
+        if kind == "char":
+            return CharTokenizer(data["characters"])
+        return BpeTokenizer.from_dict(data)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"{path} is no tokenizer that can be read: {reason}. "
+            "Give a tokenizer.json that train-lm wrote."
+        ) from error
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+
+
+def _pieces(text: str, size: int = 2**17) -> list[str]:
+    """Cuts `text` into pieces of at most `size` characters, at the end of a line if possible."""
+    pieces = []
+    start = 0
+    while start < len(text):
+        end = start + size
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        pieces.append(text[start:end])
+        start = end
+    return pieces
+
+
+def _import_tokenizers() -> None:
+    # Set by hand, it keeps the library from warning about each loader process that is forked later.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"--tokenizer bpe needs the library tokenizers, which could not be imported: {error}. "
+            'pip install "trainer-core[hf]", or use --tokenizer byte.'
+        ) from error

@@ -1,0 +1,115 @@
+"""Imports point down only. The rooms of `trainer_callback` and `trainer`, from the ground up."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "core" / "src"
+
+FLOORS = {
+    "trainer_callback": [
+        {"errors"},
+        {"protocol"},
+        {"hookspecs"},
+        {"discovery", "state", "implementation"},
+        {"options", "dispatch", "order"},
+        {"manager"},
+        {"plugins"},
+    ],
+    "trainer": [
+        {"config", "progress", "result", "signals", "rng", "precision", "losses", "reductions"},
+        {"device", "gradients", "snapshot", "loaders", "rundir", "metrics_file", "writer"},
+        {"final", "keeper", "decision", "validation", "console"},
+        {"host", "checkpoint"},
+        {"run"},
+        {"loop"},
+        {"cli"},
+    ],
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names of what a file imports at run time; `if TYPE_CHECKING:` blocks do not count."""
+    found: set[str] = set()
+    package = path.relative_to(CORE).parts[0] if path.is_relative_to(CORE) else ""
+
+    class Visitor(ast.NodeVisitor):
+        def visit_If(self, node: ast.If) -> None:
+            if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+                self.generic_visit(node)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            found.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            base = f"{package}.{node.module}" if node.level else str(node.module)
+            if node.level and node.module is None:
+                base = package
+            found.add(base)
+
+    Visitor().visit(ast.parse(path.read_text()))
+    return found
+
+
+def rooms(package: str) -> list[Path]:
+    return sorted((CORE / package).glob("*.py"))
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_room_is_on_a_floor(package: str) -> None:
+    planned = set().union(*FLOORS[package])
+    assert {path.stem for path in rooms(package)} - {"__init__"} == planned
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_point_down_only(package: str) -> None:
+    floor = {room: level for level, names in enumerate(FLOORS[package]) for room in names}
+    for path in rooms(package):
+        if path.stem == "__init__":
+            continue
+        for name in imported_modules(path):
+            if name.startswith(f"{package}."):
+                room = name.split(".")[1]
+                assert floor[room] < floor[path.stem], f"{path.stem} imports {room}"
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("trainer_callback", {"trainer", "trainer_lm", "torch", "numpy"}),
+        ("trainer", {"trainer_lm", "trainer_early_stopping", "trainer_gradient_monitor"}),
+    ],
+)
+def test_a_lower_package_knows_no_higher_one(package: str, forbidden: set[str]) -> None:
+    for path in (CORE / package).rglob("*.py"):
+        roots = {name.split(".")[0] for name in imported_modules(path)}
+        assert not roots & forbidden, path
+
+
+def test_only_discovery_reads_installed_metadata() -> None:
+    readers = {
+        path.relative_to(CORE).as_posix()
+        for path in CORE.rglob("*.py")
+        if {"importlib_metadata", "importlib.metadata"} & imported_modules(path)
+    }
+    assert readers == {"trainer_callback/discovery.py"}
+
+
+def test_a_plugin_imports_the_plugin_system_only() -> None:
+    own = {"trainer", "trainer_lm"}
+    for source in (ROOT / "plugins").glob("*/src/*/*.py"):
+        roots = {name.split(".")[0] for name in imported_modules(source)}
+        assert not roots & own, source
+
+
+def test_no_file_has_grown_a_second_noun() -> None:
+    sources = [*CORE.rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")]
+    lengths = {path: len(path.read_text().splitlines()) for path in sources}
+    assert {path: count for path, count in lengths.items() if count > 350} == {}
+
+
+def test_the_running_python_is_one_that_is_promised() -> None:
+    assert sys.version_info >= (3, 10)
