@@ -1,12 +1,13 @@
-"""The trainer. A name is imported when it is first used: the command for plugins needs no torch."""
+"""The trainer. A name is imported when it is first used: the command for plugins needs no torch,
+and a pytest session, which loads `trainer.testing`, needs nothing.
+"""
 
 from typing import TYPE_CHECKING, Any
 
-from trainer_callback import plugins
-
-from .config import ConfigError, TrainerConfig
-
 if TYPE_CHECKING:
+    from trainer_callback import plugins
+
+    from .config import ConfigError, TrainerConfig
     from .loop import Trainer
     from .losses import NonFiniteError, default_loss
     from .result import TrainResult
@@ -22,9 +23,11 @@ __all__ = [
 ]
 
 _LAZY = {
+    "ConfigError": "config",
     "NonFiniteError": "losses",
     "TrainResult": "result",
     "Trainer": "loop",
+    "TrainerConfig": "config",
     "default_loss": "losses",
 }
 
@@ -32,6 +35,8 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     import importlib
 
+    if name == "plugins":
+        return importlib.import_module("trainer_callback.plugins")
     if name not in _LAZY:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)

@@ -49,12 +49,14 @@ class Checkpoint:
         self._device = device
         self._rng: dict[str, Any] | None = None
         self._loader_state: dict[str, Any] | None = None
+        self._in_place = True
 
     def read(self, *, mid_epoch: bool) -> dict[str, Any]:
         """Returns the state now; tensors are those of the run, for the caller to copy.
 
         Args:
-            mid_epoch: the loader is inside an epoch, so its own position belongs to the state.
+            mid_epoch: the loader is inside an epoch, so its own position belongs to the state; the
+                resumed one as long as the loader has not been put there.
 
         Raises:
             StateError: a state_dict holds what a snapshot cannot keep; it names the path to it.
@@ -64,11 +66,14 @@ class Checkpoint:
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": scheduler,
+            "classes": self._classes(),
             "scaler": self._precision.state(),
             "losses": self._losses.state(),
-            "loader": self._loader.state() if mid_epoch else None,
+            "loader": None,
             "rng": read_rng(self._device),
         }
+        if mid_epoch:
+            parts["loader"] = self._loader.state() if self._in_place else self._loader_state
         return {name: to_plain(part, name, copy_tensors=False) for name, part in parts.items()}
 
     def load(self, state: Mapping[str, Any], path: Path) -> None:
@@ -78,9 +83,10 @@ class Checkpoint:
             SnapshotError: it does not fit the model, the optimizer or the scheduler of this run.
         """
         load_model_state(self._model, state["model"], path)
+        self._check_classes(state["classes"], path)
         try:
             self._optimizer.load_state_dict(state["optimizer"])
-            if self._scheduler is not None and state["scheduler"] is not None:
+            if self._scheduler is not None:
                 self._scheduler.load_state_dict(state["scheduler"])
             self._precision.load_state(state["scaler"])
         except (ValueError, KeyError, TypeError) as error:
@@ -90,7 +96,7 @@ class Checkpoint:
             ) from error
         self._losses.load_state(state["losses"])
         self._rng = state["rng"]
-        self._loader_state = state["loader"]
+        self._loader_state, self._in_place = state["loader"], False
 
     def restore_rng(self) -> None:
         """Puts the generators where the snapshot had them; callbacks may have drawn numbers since.
@@ -103,9 +109,24 @@ class Checkpoint:
         """Returns the batches of `epoch` from `batch` on, as `EpochLoader.iterate`; finding the
         place changes no generator.
         """
+        self._in_place = True
         if batch == 0:
             return self._loader.iterate(epoch)
         rng = read_rng(self._device)
         return self._loader.iterate(
             epoch, batch, self._loader_state, lambda: restore_rng(rng, self._device)
         )
+
+    def _classes(self) -> dict[str, str]:
+        return {
+            "optimizer": type(self._optimizer).__name__,
+            "scheduler": type(self._scheduler).__name__,
+        }
+
+    def _check_classes(self, saved: Mapping[str, str], path: Path) -> None:
+        for part, name in self._classes().items():
+            if saved[part] != name:
+                raise SnapshotError(
+                    f"{path} was written with the {part} {saved[part]}, and this run has {name}. "
+                    "Build it as the run that wrote it did."
+                )

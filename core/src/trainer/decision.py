@@ -38,6 +38,14 @@ class Decider:
         """Whether a signal has asked for the end; read between the batches of a validation."""
         return self._signals.raised
 
+    def read_signals(self) -> Stop | None:
+        """Returns the end that a signal asks for, or None; nobody else is asked."""
+        if self._signals.terminated:
+            return Stop("terminated", "SIGTERM")
+        if self._signals.interrupted:
+            return Stop("interrupted", "SIGINT")
+        return None
+
     def decide(self, progress: Progress, answers: Sequence[Answer]) -> Stop | None:
         """Returns why the run ends here, or None. A signal goes before a callback, a callback
         before a limit.
@@ -50,10 +58,9 @@ class Decider:
         """
         asked = self._read(answers)
         config = self._config
-        if self._signals.terminated:
-            return Stop("terminated", "SIGTERM")
-        if self._signals.interrupted:
-            return Stop("interrupted", "SIGINT")
+        signalled = self.read_signals()
+        if signalled is not None:
+            return signalled
         if asked is not None and progress.epochs_done >= config.min_epochs:
             return asked
         if config.max_steps is not None and progress.step >= config.max_steps:

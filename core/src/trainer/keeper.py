@@ -17,19 +17,24 @@ from .config import TrainerConfig
 from .snapshot import (
     FileWriter,
     list_snapshots,
-    load_state,
     remove_leftovers,
-    save_state,
+    remove_snapshot,
     snapshot_name,
+    step_of,
     write_snapshot,
 )
+from .state_file import load_state, save_state
 from .writer import BackgroundWriter, HostCopier
 
-__all__ = ["SnapshotKeeper", "load_model_state"]
+__all__ = ["SaveError", "SnapshotKeeper", "load_model_state"]
 
 logger = logging.getLogger("trainer")
 
 _MOST_FAILURES: Final = 3
+
+
+class SaveError(SnapshotError):
+    """A run ended because it could not write; not a refusal, but a failure while running."""
 
 
 class SnapshotKeeper:
@@ -71,25 +76,27 @@ class SnapshotKeeper:
         state: Mapping[str, Any],
         facts: Mapping[str, Any],
         done: Callable[[Path], None],
+        artifacts: Mapping[str, FileWriter],
     ) -> None:
         """Copies `state` and writes it as the snapshot of update `step`; waits for the one before
         first.
 
         Args:
             done: called by `collect` with the path, once the snapshot is durable.
+            artifacts: files to be written beside the state.
 
         Raises:
             SnapshotError: the third failed write in a row.
         """
         self.collect(wait=True)
         copy = self._copier.copy(state)
-        directory = self._directory
-        path = directory / snapshot_name(step)
+        path = self._directory / snapshot_name(step)
+        beside = [self._output_dir / "metrics.jsonl"]  # the state has its length
 
         def write() -> None:
-            write_snapshot(path, {"state.pt": save_state(copy)}, facts)
-            for old in list_snapshots(directory)[self._keep :]:
-                shutil.rmtree(old, ignore_errors=True)
+            write_snapshot(path, {"state.pt": save_state(copy), **artifacts}, facts, beside)
+            self.forget_later(path)
+            self.retain(path)
 
         def report() -> None:
             self._failures = 0
@@ -97,8 +104,11 @@ class SnapshotKeeper:
 
         self._writer.start(write, report)
 
-    def collect(self, *, wait: bool = False) -> None:
+    def collect(self, *, wait: bool = False, must_succeed: bool = False) -> None:
         """Reports the write that has ended; a failed one is logged, the third in a row raised.
+
+        Args:
+            must_succeed: raise at the first failure.
 
         Raises:
             SnapshotError: see above.
@@ -107,9 +117,24 @@ class SnapshotKeeper:
             self._writer.collect(wait=wait)
         except SnapshotError as error:
             self._failures += 1
-            if self._failures >= _MOST_FAILURES:
+            if must_succeed or self._failures >= _MOST_FAILURES:
                 raise
             logger.error("%s Training goes on.", error)
+
+    def retain(self, newest: Path) -> None:
+        """Removes the oldest snapshots up to `newest`, which is sound, beyond those to keep."""
+        known = list_snapshots(newest.parent)
+        for path in [path for path in known if step_of(path) <= step_of(newest)][self._keep :]:
+            remove_snapshot(path)
+
+    def forget_later(self, newest: Path) -> None:
+        """Removes snapshots of later updates than `newest`, which is durable: damaged ones, or ones
+        of a history that a resume from before them has left.
+        """
+        for path in list_snapshots(newest.parent):
+            if step_of(path) > step_of(newest):
+                logger.info("removed %s: the run went on from a snapshot before it.", path)
+                remove_snapshot(path)
 
     def load_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
         """Returns path, state and manifest of the newest sound snapshot, or None where there is no
@@ -189,10 +214,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any], path: Path) -> 
             raise SnapshotError(
                 f"{path} has no {name!r}, which the model has. Is it another model?"
             )
-        if isinstance(tensor, torch.Tensor) and tensor.shape != state[name].shape:
+        if isinstance(tensor, torch.Tensor) and _form(tensor) != _form(state[name]):
             raise SnapshotError(
-                f"{name!r} has shape {tuple(tensor.shape)} in the model and "
-                f"{tuple(state[name].shape)} in {path}. "
+                f"{name!r} is {_form(tensor)} in the model and {_form(state[name])} in {path}. "
                 "Build the model with the sizes it was trained with."
             )
     surplus = [name for name in state if name not in own]
@@ -201,3 +225,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any], path: Path) -> 
             f"{path} has {surplus[0]!r}, which the model has not. Is it another model?"
         )
     model.load_state_dict(state)
+
+
+def _form(value: object) -> str:
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    return f"of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"

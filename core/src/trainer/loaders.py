@@ -6,15 +6,24 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+
+from trainer_callback.state import to_plain
 
 from .config import ConfigError
+from .rng import RandomStream
+from .signals import WorkerShield
 
-__all__ = ["EmptyLoaderError", "EpochLoader", "batch_size_of", "check_loader", "move_to_device"]
+__all__ = ["EmptyLoaderError", "EpochLoader", "check_loader"]
+
+logger = logging.getLogger("trainer")
+
+_END: Final = object()
 
 
 class EmptyLoaderError(RuntimeError):
@@ -34,7 +43,9 @@ class EpochLoader:
     """One epoch of a loader at a time, from any position.
 
     The loader's own generators are seeded from (seed, epoch), so that the order and the seeds of
-    its workers depend on nothing else.
+    its workers depend on nothing else. A loader that may draw from the global generators in this
+    process gets a stream of its own, so that its first batches can be passed over without the
+    model's draws between them.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int, name: str) -> None:
@@ -42,6 +53,8 @@ class EpochLoader:
         self._loader = loader
         self._seed = seed
         self._name = name
+        self._stream: RandomStream | None = None
+        self._ahead: dict[str, Any] | None = None
 
     @property
     def length(self) -> int | None:
@@ -72,69 +85,72 @@ class EpochLoader:
             in_place: called when that is done, before the first batch is fetched.
 
         Raises:
-            EmptyLoaderError: the epoch has no batch.
+            EmptyLoaderError: the epoch has no batch, or fewer than the loader promised.
         """
-        self._seed_generators(epoch)
-        length = self.length
-        if skip and state is not None and isinstance(self._loader, _Stateful):
-            self._loader.load_state_dict(dict(state))
-            batches = iter(self._loader)
-        else:
-            batches = self._pass_over(skip)
-        in_place()
-        count = skip
-        if length is not None:
-            for batch in itertools.islice(batches, length - skip):
-                count += 1
-                yield batch, count == length
-            if 0 < count < length:
-                raise EmptyLoaderError(
-                    f"the {self._name} loader promised {length} batches in epoch {epoch} and gave "
-                    f"{count}."
-                )
-        else:
-            for batch, is_last in _look_ahead(batches):
+        count, length = skip, self.length
+        if length is not None and 0 < length <= skip:
+            return
+        try:
+            batches = self._start(epoch, skip, state)
+            in_place()
+            for batch, is_last in _mark_last(batches, length, skip, self._look_ahead):
                 count += 1
                 yield batch, is_last
+        except Exception as error:
+            self._locate(error, epoch, count)
+            raise
         if count == 0:
             raise EmptyLoaderError(
                 f"the {self._name} loader gave no batch in epoch {epoch}. Is it an iterator that "
-                "is used up? "
-                "Pass an iterable that can be started again."
+                "is used up? Pass an iterable that can be started again."
+            )
+        if length is not None and count < length:
+            raise EmptyLoaderError(
+                f"the {self._name} loader promised {length} batches in epoch {epoch} and gave "
+                f"{count}."
             )
 
     def state(self) -> dict[str, Any] | None:
-        """Returns the loader's own position, where it has one."""
-        return self._loader.state_dict() if isinstance(self._loader, _Stateful) else None
-
-    def _pass_over(self, skip: int) -> Iterator[Any]:
-        """Starts an iteration behind the first `skip` batches, without loading them where the
-        loader works by indices in this process.
+        """Returns the loader's own position, where it has one: the one behind the batch that was
+        yielded last.
         """
+        return self._ahead if self.length is None else self._read_position()
+
+    def _read_position(self) -> dict[str, Any] | None:
+        if not isinstance(self._loader, _Stateful):
+            return None
+        stream = None if self._stream is None else self._stream.state
+        return {"loader": to_plain(self._loader.state_dict(), "loader"), "stream": stream}
+
+    def _look_ahead(self) -> None:
+        self._ahead = self._read_position()
+
+    def _start(self, epoch: int, skip: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
+        """Returns the batches from `skip` on, all seeds set for `epoch`."""
         loader = self._loader
-        if skip and isinstance(loader, DataLoader) and _works_by_indices(loader):
-            assert loader.batch_sampler is not None
-            indices = itertools.islice(iter(loader.batch_sampler), skip, None)
-            return (loader.collate_fn(_fetch(loader.dataset, chosen)) for chosen in indices)
-        batches = iter(loader)
+        _seed_loader(loader, self._seed, epoch)
+        self._stream = None
+        if _draws_here(loader, self.length):
+            self._stream = RandomStream(_make_seed(self._seed, epoch, "draws"))
+        if skip and state is not None and isinstance(loader, _Stateful):
+            loader.load_state_dict(state["loader"])
+            batches = _draw_from(self._stream, loader)
+            if self._stream is not None:
+                self._stream.state = state["stream"]
+            return batches
+        if skip and self._stream is None and _works_by_indices(loader):
+            return _pass_over_indices(loader, skip)
+        batches = _draw_from(self._stream, loader)
         for _ in range(skip):
             next(batches, None)
         return batches
 
-    def _seed_generators(self, epoch: int) -> None:
-        loader = self._loader
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        if not isinstance(loader, DataLoader):
-            return
-        loader.generator = _make_generator(self._seed, epoch, "workers")
-        inner = getattr(loader.batch_sampler, "sampler", None)
-        samplers: list[Any] = [loader.sampler, loader.batch_sampler, inner]
-        for sampler in {id(each): each for each in samplers}.values():
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(epoch)
-            elif hasattr(sampler, "generator"):
-                sampler.generator = _make_generator(self._seed, epoch, "order")
+    def _locate(self, error: Exception, epoch: int, batch: int) -> None:
+        """Says where a loader failed, beside its own exception."""
+        where = f"the {self._name} loader failed in epoch {epoch} at batch {batch}"
+        logger.error("%s: %s: %s", where, type(error).__name__, error)
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(where)
 
 
 def check_loader(loader: Iterable[Any] | None, name: str) -> None:
@@ -156,56 +172,104 @@ def check_loader(loader: Iterable[Any] | None, name: str) -> None:
     if length == 0:
         sizes = ""
         if isinstance(loader, DataLoader):
-            items = len(loader.dataset)  # type: ignore[arg-type]
-            sizes = (
-                f" ({items} items, batch size {loader.batch_size}, drop_last={loader.drop_last})"
-            )
+            sizes = f" (batch size {loader.batch_size}, drop_last={loader.drop_last})"
+            if isinstance(loader.dataset, Sized):
+                sizes = f" ({len(loader.dataset)} items, {sizes[2:]}"
         raise ConfigError(
             f"the {name} loader is empty{sizes}. Give it more data or a smaller batch size."
         )
 
 
-def move_to_device(batch: Any, device: torch.device) -> Any:
-    """Returns `batch` (tensors in tuples, lists and dicts) on `device`; copies from pinned memory
-    do not block.
+def _seed_loader(loader: Iterable[Any], seed: int, epoch: int) -> None:
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+    if not isinstance(loader, DataLoader):
+        return
+    loader.generator = torch.Generator().manual_seed(_make_seed(seed, epoch, "workers"))
+    if not isinstance(loader.worker_init_fn, WorkerShield):
+        loader.worker_init_fn = WorkerShield(loader.worker_init_fn)
+    for sampler in _samplers(loader):
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        elif hasattr(sampler, "generator"):
+            sampler.generator = torch.Generator().manual_seed(_make_seed(seed, epoch, "order"))
+
+
+def _samplers(loader: DataLoader[Any]) -> list[Any]:
+    inner = getattr(loader.batch_sampler, "sampler", None)
+    found = [loader.sampler, loader.batch_sampler, inner]
+    return list({id(each): each for each in found if each is not None}.values())
+
+
+def _draws_here(loader: Iterable[Any], length: int | None) -> bool:
+    """Whether the next batch of `loader` may depend on draws from the global generators of this
+    process that were made before: an iterable data set without workers, a sampler of somebody's
+    own, somebody's own loader. One that has `set_epoch` says that it does not.
     """
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: move_to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move_to_device(value, device) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(move_to_device(value, device) for value in batch)
-    return batch
+    if not isinstance(loader, DataLoader):
+        return not isinstance(loader, Sequence) and not hasattr(loader, "set_epoch")
+    if length is None and loader.num_workers == 0:
+        return True
+    if isinstance(loader.dataset, IterableDataset):
+        return False
+    known = (SequentialSampler, BatchSampler)
+    return not all(
+        type(sampler) in known or hasattr(sampler, "set_epoch") or hasattr(sampler, "generator")
+        for sampler in _samplers(loader)
+    )
 
 
-def batch_size_of(batch: Any) -> int:
-    """Returns the first dimension of the first tensor in `batch`, or 1."""
-    if isinstance(batch, torch.Tensor):
-        return int(batch.shape[0]) if batch.ndim else 1
-    items = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(items, Iterable) and not isinstance(items, (str, bytes)):
-        for item in items:
-            if isinstance(item, (torch.Tensor, Mapping, list, tuple)):
-                return batch_size_of(item)
-    return 1
+def _draw_from(stream: RandomStream | None, loader: Iterable[Any]) -> Iterator[Any]:
+    """Returns an iteration of `loader` that draws its random numbers from `stream`."""
+    if stream is None:
+        return iter(loader)
+    with stream:
+        batches = iter(loader)
+    return _draw_each(stream, batches)
 
 
-def _works_by_indices(loader: DataLoader[Any]) -> bool:
+def _draw_each(stream: RandomStream, batches: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        with stream:
+            batch = next(batches, _END)
+        if batch is _END:
+            return
+        yield batch
+
+
+def _works_by_indices(loader: Iterable[Any]) -> TypeGuard[DataLoader[Any]]:
     """Whether batches can be passed over without loading them: a map-style data set, in this
     process.
     """
-    indexed = not isinstance(loader.dataset, IterableDataset)
-    return indexed and loader.num_workers == 0 and loader.batch_sampler is not None
+    return (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.num_workers == 0
+        and loader.batch_sampler is not None
+    )
 
 
-def _look_ahead(batches: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
-    end = object()
-    batch = next(batches, end)
-    while batch is not end:
-        following = next(batches, end)
-        yield batch, following is end
+def _pass_over_indices(loader: DataLoader[Any], skip: int) -> Iterator[Any]:
+    assert loader.batch_sampler is not None
+    indices = itertools.islice(iter(loader.batch_sampler), skip, None)
+    return (loader.collate_fn(_fetch(loader.dataset, chosen)) for chosen in indices)
+
+
+def _mark_last(
+    batches: Iterator[Any], length: int | None, skip: int, look_ahead: Callable[[], None]
+) -> Iterator[tuple[Any, bool]]:
+    """Yields each batch and whether it is the epoch's last. Where the length is not known, that
+    takes the batch behind it; `look_ahead` is called before that one is fetched.
+    """
+    if length is not None:
+        for count, batch in enumerate(itertools.islice(batches, length - skip), skip + 1):
+            yield batch, count == length
+        return
+    batch = next(batches, _END)
+    while batch is not _END:
+        look_ahead()
+        following = next(batches, _END)
+        yield batch, following is _END
         batch = following
 
 
@@ -215,6 +279,6 @@ def _fetch(dataset: Any, indices: list[int]) -> Any:
     return [dataset[index] for index in indices]
 
 
-def _make_generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
+def _make_seed(seed: int, epoch: int, purpose: str) -> int:
     digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return int.from_bytes(digest[:8], "little") >> 1

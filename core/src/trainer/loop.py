@@ -9,7 +9,6 @@ nowhere else. The loop knows no file format, no plugin, and no command.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -20,15 +19,17 @@ from trainer_callback import TrainerCallback
 from trainer_callback.manager import CallbackManager
 from trainer_callback.plugins import find_live
 
+from .batches import move_to_device
 from .checkpoint import Checkpoint
 from .config import TrainerConfig
 from .decision import Decider
 from .host import Host
-from .loaders import EpochLoader, check_loader, move_to_device
+from .loaders import EpochLoader, check_loader
 from .losses import LossMeter, NonFiniteError, default_loss
 from .metrics_file import core_callbacks
 from .precision import Precision
 from .result import Stop, TrainResult
+from .rng import read_rng, restore_rng
 from .run import Resume, Run
 from .signals import SignalFlags
 from .validation import mean_loss
@@ -103,6 +104,7 @@ class Trainer(Host):
         self._run = Run(self, self._checkpoint, artifacts or {})
         self._hook: TrainerCallback = manager.table.plain
         self._ask = manager.table.ask_stop
+        self._moves_batches = self.device.type != "cpu"
         self._window = 0
         self._total_norm: Tensor | None = None
         self._stop: Stop | None = None
@@ -123,12 +125,15 @@ class Trainer(Host):
             self._decider = Decider(self.config, self.callbacks, signals)
             self._window, self._stop = 0, None
             resumed = self._run.restore(resume)
+            self._update_step = self.step
             error: BaseException | None = None
             try:
                 self._hook.on_train_start(trainer=self, resumed=resumed)
                 if resumed:
                     self._checkpoint.restore_rng()
-                    self._stop = self._decide()
+                self._stop = self._decide() if resumed else self._decider.read_signals()
+                if self._stop is not None:
+                    self._run.keep(self.progress)
                 while self._stop is None and self._start_epoch():
                     self._train_epoch(resumed)
                     resumed = False
@@ -166,7 +171,8 @@ class Trainer(Host):
 
     def _train_batch(self, batch: Any) -> None:
         """One micro-batch, forward and backward; the last one of its window ends in an update."""
-        batch = move_to_device(batch, self.device)
+        if self._moves_batches:
+            batch = move_to_device(batch, self.device)
         steps = self.config.gradient_accumulation_steps
         if self._window == 0:
             self._hook, self._ask = self.callbacks.start_update()
@@ -201,7 +207,8 @@ class Trainer(Host):
             self._total_norm = self._gradients.total_norm()
         else:
             self._total_norm = self._gradients.known_norm  # if a callback asked for it
-        if self._is_finite():
+        scaled = self._precision.scaler is not None  # whose own search for a scale meets inf
+        if self._losses.fetch(None if scaled else self._total_norm):
             skipped = self._precision.step(self.optimizer)
             progress.skipped_in_a_row = 0
         else:
@@ -214,15 +221,6 @@ class Trainer(Host):
         self.optimizer.zero_grad(set_to_none=True)
         self._gradients.clear()
         self._window = 0
-
-    def _is_finite(self) -> bool:
-        """Whether the losses, and the gradient norm if anybody computed it, may reach the
-        weights.
-        """
-        finite = self._losses.fetch()
-        if self._total_norm is None or self._precision.scaler is not None:  # which looks itself
-            return finite
-        return finite and math.isfinite(self._total_norm.item())
 
     def _skip_update(self) -> None:
         """Deals with a loss or norm that is NaN or infinite, before it can reach the weights."""
@@ -272,6 +270,7 @@ class Trainer(Host):
     def _end_epoch(self) -> None:
         """An epoch's end, also of one that was cut short, whose snapshot is taken already."""
         progress, cut = self.progress, self._stop is not None
+        self.last_update_of_epoch = not cut  # after a resume behind the last update, too
         metrics = {} if self._val is None else self._validate()
         if metrics is None:  # a signal came: the epoch's end comes after the resume
             self._close_boundary()
@@ -296,10 +295,13 @@ class Trainer(Host):
     def _validate(self) -> dict[str, float] | None:
         """Returns `val_loss`, or None if a signal cut the validation short."""
         assert self._val is not None
+        rng = read_rng(self.device)
         self.model.eval()
         self._hook.on_validation_start(trainer=self)
         loss = mean_loss(self._val, self._loss_of, self.device, lambda: self._decider.is_signalled)
         metrics = {} if loss is None else {"val_loss": loss}
+        if loss is None:  # it starts again after the resume, with the same random numbers
+            restore_rng(rng, self.device)
         self.progress.metrics.update(metrics)
         self._hook.on_validation_end(trainer=self, metrics=metrics)
         self.model.train()

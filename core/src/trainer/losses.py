@@ -63,24 +63,21 @@ class LossMeter:
         """Takes a detached 0-dim loss; nothing is copied from its device yet."""
         self._pending.append(loss)
 
-    def fetch(self) -> bool:
-        """Reads the losses added since the last call, in one copy. Returns whether all are finite;
-        if not, they are left out.
+    def fetch(self, norm: Tensor | None = None) -> bool:
+        """Reads the losses added since the last call, in one copy. Returns whether all of them, and
+        `norm`, are finite; if not, they are left out.
         """
         pending, self._pending = self._pending, []
-        if not pending:
-            return True
-        if pending[0].device.type == "cpu":
-            values = [loss.item() for loss in pending]
-        else:
-            values = torch.stack(pending).tolist()
+        read = pending if norm is None else [*pending, norm]
+        values = _read(read)
         if not all(map(math.isfinite, values)):
             return False
-        total, sums = sum(values), self._sums
+        losses = values[: len(pending)]
+        total, sums = sum(losses), self._sums
         sums.epoch_sum += total
-        sums.epoch_count += len(values)
+        sums.epoch_count += len(losses)
         sums.interval_sum += total
-        sums.interval_count += len(values)
+        sums.interval_count += len(losses)
         return True
 
     def take_interval(self) -> float | None:
@@ -106,3 +103,12 @@ class LossMeter:
     def load_state(self, state: dict[str, float]) -> None:
         """Goes on from the sums of `state`."""
         self._sums = _Sums(**state)  # type: ignore[arg-type]
+
+
+def _read(scalars: list[Tensor]) -> list[float]:
+    if not scalars or scalars[0].device.type == "cpu":
+        return [scalar.item() for scalar in scalars]
+    double = any(scalar.dtype == torch.float64 for scalar in scalars)
+    dtype = torch.float64 if double else torch.float32
+    values: list[float] = torch.stack([scalar.to(dtype) for scalar in scalars]).tolist()
+    return values

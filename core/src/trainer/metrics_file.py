@@ -4,12 +4,14 @@ resume.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from trainer_callback import TrainerCallback, TrainerProtocol
 from trainer_callback.discovery import find_version
@@ -19,26 +21,39 @@ from .config import TrainerConfig
 
 __all__ = ["MetricsFile", "core_callbacks"]
 
+logger = logging.getLogger("trainer")
+
 
 class MetricsFile(TrainerCallback):
-    """Writes every log event to `OUTPUT_DIR/metrics.jsonl`. Its state is the length of the file at
-    the snapshot.
+    """Writes every log event to `OUTPUT_DIR/metrics.jsonl`.
+
+    Its state is the length of the file at the snapshot, and the lines that could not be written
+    yet: a full disk does not end a run.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: BinaryIO | None = None
-        self._length: int | None = None
+        self._file: int | None = None
+        self._length = 0
+        self._unwritten = b""
+        self._failed = False
 
     def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
-        self._length = checkpoint["callback_state"].get(type(self).__name__, {}).get("length")
+        state = checkpoint["callback_state"].get(type(self).__name__, {})
+        self._length = state.get("length", 0)
+        self._unwritten = state.get("unwritten", "").encode()
 
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
-        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-        self._file.seek(0, os.SEEK_END)
-        if self._length is not None and self._length <= self._file.tell():
-            self._file.truncate(self._length)
-            self._file.seek(self._length)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not resumed:
+            self._length, self._unwritten = 0, b""
+        found = os.fstat(self._file).st_size
+        if found < self._length:
+            logger.warning("%s has lost lines: it continues behind the rest.", self.path)
+            self._length = found
+        os.ftruncate(self._file, self._length)
+        self._failed = False
+        self._write(b"")
 
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
         if self._file is None or not trainer.is_main_process:
@@ -46,21 +61,34 @@ class MetricsFile(TrainerCallback):
         line: dict[str, Any] = {"step": step, "epoch": trainer.epoch}
         for name, value in metrics.items():
             line[name] = value if math.isfinite(value) else str(value)  # JSON knows no NaN
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        self._write(json.dumps(line).encode() + b"\n")
 
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
     ) -> Mapping[str, object]:
-        if self._file is None:
-            return {}
-        os.fsync(self._file.fileno())
-        return {"length": self._file.tell()}
+        return {"length": self._length, "unwritten": self._unwritten.decode()}
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         if self._file is not None:
-            self._file.close()
+            os.close(self._file)
             self._file = None
+
+    def _write(self, line: bytes) -> None:
+        """Writes what is there to be written, whole lines or nothing."""
+        assert self._file is not None
+        content = self._unwritten + line
+        try:
+            written = 0
+            while written < len(content):
+                written += os.pwrite(self._file, content[written:], self._length + written)
+            self._length, self._unwritten, self._failed = self._length + written, b"", False
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._length)
+            self._unwritten = content
+            if not self._failed:
+                self._failed = True
+                logger.warning("%s: %s. Its lines wait in memory.", self.path, error.strerror)
 
 
 def core_callbacks(config: TrainerConfig) -> list[Plugin]:

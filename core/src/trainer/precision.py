@@ -20,13 +20,14 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         """Makes the precision `fp32`, `bf16` or `fp16` for `device`."""
         self._device = device.type
+        self._plain = contextlib.nullcontext()
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
         self.scaler = torch.amp.GradScaler(self._device) if name == "fp16" else None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context of a forward pass."""
         if self._dtype is None:
-            return contextlib.nullcontext()
+            return self._plain
         return torch.autocast(self._device, self._dtype)
 
     def backward(self, loss: Tensor) -> None:

@@ -38,6 +38,16 @@ class Progress:
         """Epochs whose end has passed."""
         return self.epoch + int(self.epoch_done)
 
+    @property
+    def is_mid_epoch(self) -> bool:
+        """Whether the loader stands inside an epoch."""
+        return self.batch_in_epoch > 0 and not self.epoch_done
+
+    @property
+    def position(self) -> tuple[int, bool, bool]:
+        """What tells two boundaries apart: behind one update there may be several."""
+        return (self.step, self.epoch_done, self.validation_pending)
+
     def start_next_epoch(self) -> None:
         """Moves behind the end of an epoch that is done."""
         if self.epoch_done:

@@ -179,7 +179,10 @@ def _matrix(same: Sequence[Tensor]) -> Tensor:
 
 
 def _first_look(x: Tensor, scratch: Tensor, norm_type: float) -> Tensor:
-    """Returns count, sum, peak, zeros and sum of powers of each row of x (k, n): (k, 5)."""
+    """Returns count, sum, peak, zeros and powers of each row of x (k, n): (k, 5).
+
+    Powers are of what the peak makes at most 1, so that no order of the norm over- or underflows.
+    """
     if len(x) == 1:
         least, most = x.aminmax()
         peak = torch.maximum(most, least.neg())[None]
@@ -189,7 +192,8 @@ def _first_look(x: Tensor, scratch: Tensor, norm_type: float) -> Tensor:
     if norm_type in (2.0, float("inf")):
         powers = torch.zeros_like(peak)
     else:
-        powers = torch.linalg.vector_norm(x, norm_type, dim=1).pow(norm_type)
+        unit = torch.where(peak > 0, peak, 1.0)[:, None]
+        powers = torch.abs(x, out=scratch).div_(unit).pow_(norm_type).sum(1)
     return torch.stack([torch.full_like(peak, x.shape[1]), x.sum(1), peak, zeros, powers], 1)
 
 
@@ -211,10 +215,13 @@ def combine(table: Tensor, row: Tensor, count: int, norm_type: float) -> Tensor:
     peak = table.new_zeros(count).scatter_reduce_(0, row, table[:, _PEAK], "amax")
     shift = table[:, _SUM] / table[:, _COUNT].clamp(min=1) - mean[row]
     between = table.new_zeros(count).index_add_(0, row, table[:, _COUNT] * shift.square())
+    norm = peak
     if norm_type == 2.0:
         norm = sums[:, _SQUARES].sqrt()
-    else:
-        norm = peak if norm_type == float("inf") else sums[:, _POWERS].pow(1 / norm_type)
+    elif norm_type != float("inf"):
+        part = (table[:, _PEAK] / torch.where(peak > 0, peak, 1.0)[row]).pow(norm_type)
+        powers = table.new_zeros(count).index_add_(0, row, part * table[:, _POWERS])
+        norm = peak * powers.pow(1 / norm_type)
     found = {
         "norm": norm,
         "rms": (sums[:, _SQUARES] / n).sqrt(),

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy
 import torch
 
-__all__ = ["read_rng", "restore_rng", "seed_rng"]
+__all__ = ["RandomStream", "read_rng", "restore_rng", "seed_rng"]
+
+_CPU: Final = torch.device("cpu")
 
 
 def seed_rng(seed: int) -> None:
@@ -47,3 +49,27 @@ def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
     if device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+class RandomStream:
+    """Random numbers of their own for a piece of code that draws from the global generators: inside
+    `with stream:` these stand where the last `with` left them, outside they know nothing of it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Starts at `seed`, on the CPU; a device's generators are not touched."""
+        outside = read_rng(_CPU)
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        self.state = read_rng(_CPU)
+        restore_rng(outside, _CPU)
+        self._outside = outside
+
+    def __enter__(self) -> None:
+        self._outside = read_rng(_CPU)
+        restore_rng(self.state, _CPU)
+
+    def __exit__(self, *_: object) -> None:
+        self.state = read_rng(_CPU)
+        restore_rng(self._outside, _CPU)

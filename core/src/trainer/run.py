@@ -5,26 +5,26 @@ ends.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
-
 from trainer_callback import CallbackError, SnapshotError, StateError, TrainerCallback
-from trainer_callback.discovery import find_version
-from trainer_callback.state import to_plain
+from trainer_callback.state import to_plain_state
 
 from .checkpoint import Checkpoint
 from .config import ConfigError
+from .facts import list_differences, read_facts
 from .final import save_safetensors
+from .keeper import SaveError
+from .manifest import MANIFEST
 from .progress import Progress
 from .result import Stop, TrainResult
 from .rng import seed_rng
 from .rundir import RunDirectory
-from .snapshot import load_state, read_manifest, save_bytes, save_state
+from .snapshot import list_snapshots, save_bytes
+from .state_file import load_state, save_state
 
 if TYPE_CHECKING:
     from .host import Host
@@ -34,6 +34,8 @@ __all__ = ["Resume", "Run"]
 logger = logging.getLogger("trainer")
 
 Resume: TypeAlias = bool | Literal["auto"] | str | Path
+Found: TypeAlias = tuple[Path, dict[str, Any], dict[str, Any]]
+"""Path, state and manifest of a snapshot."""
 
 
 class Run:
@@ -46,10 +48,12 @@ class Run:
         self._callbacks = trainer.callbacks
         self._keeper = trainer.keeper
         self._checkpoint = checkpoint
-        self._artifacts = artifacts
+        self._artifacts = {name: save_bytes(content) for name, content in artifacts.items()}
+        self._named: Found | None = None
         self._carried: dict[str, Any] = {}
         self._carried_plugins: dict[str, Any] = {}
-        self._saved_step = -1
+        self._saved: tuple[int, bool, bool] | None = None
+        self._untold: Callable[[], None] | None = None
 
     @property
     def _hook(self) -> TrainerCallback:
@@ -63,24 +67,38 @@ class Run:
             ConfigError: it cannot be used, another run uses it, or it holds a run that this one
                 would overwrite.
         """
-        config = self._trainer.config
-        if config.output_dir is None:
+        place = self._trainer.config.output_dir
+        self._named = None
+        if not isinstance(resume, bool) and resume != "auto":
+            self._named = _load_named(Path(resume))
+        if place is None:
             yield
             return
-        if resume is True and not config.output_dir.exists():
+        if resume is True and not place.exists():
             self._find(resume)  # which says that there is nothing
-        elif not isinstance(resume, bool) and resume != "auto":
-            read_manifest(Path(resume))  # before anything is made
-        with RunDirectory(config.output_dir) as directory:
-            if resume is False and directory.holds_run:
-                if not config.overwrite:
-                    raise ConfigError(
-                        f"the output directory {str(directory.path)!r} holds a run already. Use "
-                        "--resume to go on with it, --overwrite to start afresh, or another one."
-                    )
-                directory.clear()
+        with RunDirectory(place) as directory:
+            self._claim(directory, resume)
             self._keeper.clean()
             yield
+
+    def _claim(self, directory: RunDirectory, resume: Resume) -> None:
+        """Sees to it that no other run's files are overwritten unasked."""
+        goes_on = resume in (True, "auto") or self._is_own_snapshot
+        if not directory.holds_run or goes_on:
+            return
+        if not self._trainer.config.overwrite:
+            raise ConfigError(
+                f"the output directory {str(directory.path)!r} holds a run already. Use --resume "
+                "to go on with it, --overwrite to start afresh, or another one."
+            )
+        directory.clear()
+
+    @property
+    def _is_own_snapshot(self) -> bool:
+        place = self._trainer.config.output_dir
+        if self._named is None or place is None:
+            return False
+        return self._named[0].resolve().parent == (place / "snapshots").resolve()
 
     def restore(self, resume: Resume) -> bool:
         """Loads the snapshot that `resume` means and lets every callback load its state.
@@ -94,8 +112,9 @@ class Run:
             PluginError: a callback refuses its state.
         """
         trainer = self._trainer
-        self._carried, self._carried_plugins, self._saved_step = {}, {}, -1
-        found = self._find(resume)
+        self._carried, self._carried_plugins = {}, {}
+        self._saved, self._untold = None, None
+        found = self._named or self._find(resume)
         if self._callbacks.plugins:
             names = ", ".join(plugin.label for plugin in self._callbacks.plugins)
             logger.info("callbacks in call order: %s.", names)
@@ -104,21 +123,37 @@ class Run:
             seed_rng(trainer.config.seed)
             return False
         path, state, manifest = found
+        trainer.progress = progress = self._load(path, state)
+        logger.info(
+            "resumed from %s: %d epochs done, update %d.", path, progress.epochs_done, progress.step
+        )
+        for line in list_differences(manifest, trainer.config, self._callbacks.plugins):
+            logger.info("%s", line)
+        self._carry(state["callback_state"], manifest["plugins"])
+        checkpoint = {**state, "epoch": progress.epoch, "step": progress.step}
+        try:
+            self._hook.on_snapshot_load(trainer=trainer, checkpoint=checkpoint)
+        except BaseException as error:  # the others have loaded, and must hear of the end
+            self.end(None, error)
+            raise
+        if self._named is None or self._is_own_snapshot:
+            self._saved = progress.position
+            self._untold = self._make_report(progress, path)
+            self._keeper.retain(path)
+        return True
+
+    def _load(self, path: Path, state: Mapping[str, Any]) -> Progress:
+        """Puts the objects of the run into `state`; returns its counters."""
         if "optimizer" not in state:
             raise SnapshotError(
                 f"{path} holds a finished model, which cannot be resumed. Name a directory of "
                 "snapshots/."
             )
-        self._checkpoint.load(state, path)
-        trainer.progress = progress = Progress.from_state(state["progress"])
-        self._saved_step = progress.step
-        self._carry(state["callback_state"], manifest["plugins"])
-        logger.info(
-            "resumed from %s: %d epochs done, update %d.", path, progress.epochs_done, progress.step
-        )
-        checkpoint = {**state, "epoch": progress.epoch, "step": progress.step}
-        self._hook.on_snapshot_load(trainer=trainer, checkpoint=checkpoint)
-        return True
+        try:
+            self._checkpoint.load(state, path)
+            return Progress.from_state(state["progress"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise SnapshotError(f"{path} is no snapshot of such a run: {error!r}.") from error
 
     def keep(self, progress: Progress | None) -> None:
         """Hears of the write that has ended; collects the state of everything and starts the next
@@ -134,17 +169,35 @@ class Run:
         """
         if not self._keeper.can_write:
             return
-        self._keeper.collect()
-        if progress is None or self._saved_step == progress.step:
+        due = progress is not None and progress.position != self._saved
+        self._keeper.collect(wait=due)  # so that no state depends on how fast the disk was
+        if self._untold is not None:
+            report, self._untold = self._untold, None
+            report()
+        if progress is None or not due:
             return
-        trainer, epoch, step = self._trainer, progress.epoch, progress.step
+        facts = read_facts(progress, self._trainer.config, self._callbacks.plugins)
+        facts["plugins"] = {**self._carried_plugins, **facts["plugins"]}
+        self._keeper.save(
+            progress.step,
+            self._collect(progress),
+            facts,
+            self._make_report(progress),
+            self._artifacts,
+        )
+        self._saved = progress.position
 
-        def saved(path: Path) -> None:
-            self._hook.on_snapshot_saved(trainer=trainer, path=path, epoch=epoch, step=step)
+    def _make_report(self, progress: Progress, path: Path | None = None) -> Callable[..., None]:
+        """Returns what tells every callback that the snapshot of `progress` is durable. A resumed
+        run tells it again of the one it resumed from: the killed one may not have come to it.
+        """
+        epoch, step = progress.epoch, progress.step
 
-        state = self._collect(progress)
-        self._keeper.save(step, state, self._facts(progress), saved)
-        self._saved_step = step
+        def report(path: Path | None = path) -> None:
+            assert path is not None
+            self._hook.on_snapshot_saved(trainer=self._trainer, path=path, epoch=epoch, step=step)
+
+        return report
 
     def end(self, stop: Stop | None, error: BaseException | None) -> TrainResult:
         """Tells every callback how the run ended, writes the final model, waits for the disk.
@@ -159,23 +212,23 @@ class Run:
         if error is not None:
             raised = error
             self._tell(lambda: hook.on_exception(trainer=trainer, exception=raised))
-        error = error or self._tell(lambda: self._keeper.collect(wait=True))
+        resumable = stop is not None and stop.status in ("terminated", "interrupted")
+        unsaved = self._tell(lambda: self._keeper.collect(wait=True, must_succeed=resumable))
+        if error is None or isinstance(unsaved, SnapshotError):
+            error = unsaved
         result = self._conclude(stop, error)
         late = self._tell(lambda: hook.on_train_end(trainer=trainer, result=result))
         if error is None and late is None and result.exit_code == 0 and self._keeper.can_write:
             late = self._tell(self._save_final)
         error = error or late
+        if isinstance(error, SnapshotError):
+            raise SaveError(str(error)) from error
         if error is not None:
             raise error
         return result
 
-    def _find(self, resume: Resume) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
-        if resume is False:
-            return None
-        if resume not in (True, "auto"):
-            path = Path(str(resume))
-            return path, *load_state(path)
-        found = self._keeper.load_newest()
+    def _find(self, resume: Resume) -> Found | None:
+        found = self._keeper.load_newest() if resume else None
         if found is None and resume is True:
             where = self._trainer.config.output_dir
             raise ConfigError(
@@ -187,7 +240,7 @@ class Run:
         return found
 
     def _collect(self, progress: Progress) -> dict[str, Any]:
-        state = self._checkpoint.read(mid_epoch=not progress.epoch_done)
+        state = self._checkpoint.read(mid_epoch=progress.is_mid_epoch)
         state["progress"] = progress.state()
         state["callback_state"] = dict(self._carried)
         answers = self._callbacks.table.ask_state(
@@ -195,33 +248,13 @@ class Run:
         )
         for plugin, answer in answers:
             try:
-                state["callback_state"][plugin.state_key] = to_plain(answer, plugin.state_key)
+                state["callback_state"][plugin.state_key] = to_plain_state(
+                    answer, plugin.state_key, copy_tensors=False
+                )
             except StateError as error:
                 self._callbacks.caught(plugin, "on_snapshot_save", error)
         self._callbacks.finish()
         return state
-
-    def _facts(self, progress: Progress) -> dict[str, Any]:
-        """Returns what the manifest says beside the files: plain JSON, no path of this machine."""
-        config = dataclasses.asdict(self._trainer.config)
-        del config["output_dir"]
-        plugins = {
-            plugin.state_key: {
-                "name": plugin.name,
-                "distribution": plugin.distribution,
-                "version": plugin.version,
-            }
-            for plugin in self._callbacks.plugins
-        }
-        return {
-            "step": progress.step,
-            "epoch": progress.epoch,
-            "batch_in_epoch": progress.batch_in_epoch,
-            "metrics": dict(progress.metrics),
-            "versions": {"torch": torch.__version__, "trainer-core": find_version("trainer-core")},
-            "plugins": {**self._carried_plugins, **plugins},
-            "options": config,
-        }
 
     def _conclude(self, stop: Stop | None, error: BaseException | None) -> TrainResult:
         progress = self._trainer.progress
@@ -250,9 +283,10 @@ class Run:
         files = {
             "state.pt": save_state(state),
             "model.safetensors": save_safetensors(trainer.model),
-            **{name: save_bytes(content) for name, content in self._artifacts.items()},
+            **self._artifacts,
         }
-        path = self._keeper.save_final(files, self._facts(trainer.progress))
+        facts = read_facts(trainer.progress, trainer.config, self._callbacks.plugins)
+        path = self._keeper.save_final(files, facts)
         logger.info("wrote the finished model to %s.", path)
 
     def _tell(self, call: Callable[[], object]) -> BaseException | None:
@@ -275,3 +309,14 @@ class Run:
             logger.warning(
                 "the snapshot has state of %s, which is not in this run: it is carried along.", key
             )
+
+
+def _load_named(path: Path) -> Found:
+    """Loads the snapshot that was named explicitly."""
+    if not (path / MANIFEST).exists() and (path / "snapshots").is_dir():
+        newest = next(iter(list_snapshots(path / "snapshots")), None)
+        raise SnapshotError(
+            f"{path} is a run, not a snapshot. "
+            + (f"Its newest one is {newest}." if newest else "It has none.")
+        )
+    return path, *load_state(path)

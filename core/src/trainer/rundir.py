@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import socket
@@ -12,11 +13,29 @@ from pathlib import Path
 from typing import Final
 
 from .config import ConfigError
+from .snapshot import make_directory
 
 __all__ = ["RunDirectory"]
 
+logger = logging.getLogger("trainer")
+
 _LOCK: Final = ".lock"
-_OWN: Final = ("snapshots", "final", "weights", "metrics.jsonl", "config.yaml")
+_DIRECTORIES: Final = ("snapshots", "final", "weights")
+_OWN: Final = (*_DIRECTORIES, "metrics.jsonl", "config.yaml")
+
+_open_locks: Final[set[int]] = set()
+"""Descriptors of the locks that this process holds. A lock lasts as long as anybody has its file
+open: a worker that outlives a killed run must not, so a forked child closes them.
+"""
+
+
+def _close_locks() -> None:
+    for lock in _open_locks:
+        os.close(lock)
+    _open_locks.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks)
 
 
 class RunDirectory:
@@ -39,7 +58,7 @@ class RunDirectory:
                 cause or the other's pid and host.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_directory(self.path)
             probe = self.path / ".probe"
             probe.write_bytes(b"probe")
             probe.unlink()
@@ -49,11 +68,18 @@ class RunDirectory:
                 f"the output directory {str(self.path)!r} cannot be written: {error.strerror}. "
                 "Choose another output_dir."
             ) from error
-        self._acquire(self._lock)
+        _open_locks.add(self._lock)
+        try:
+            self._acquire(self._lock)
+            self._check_parts()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
+            _open_locks.discard(self._lock)
             os.close(self._lock)  # which releases the lock
             self._lock = None
 
@@ -71,16 +97,30 @@ class RunDirectory:
     def _acquire(self, lock: int) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             owner = {"pid": "unknown", "host": "unknown"}
             with contextlib.suppress(OSError, ValueError):
                 owner = json.loads(os.pread(lock, 1000, 0))
-            os.close(lock)
-            self._lock = None
             raise ConfigError(
                 f"the output directory {str(self.path)!r} is in use by process {owner['pid']} on "
-                f"{owner['host']}. "
-                "Wait for it, or choose another output_dir."
+                f"{owner['host']}. Wait for it, or choose another output_dir."
             ) from None
+        except OSError as error:
+            logger.warning(
+                "the file system of %s has no locks (%s): see to it that no other run writes "
+                "there.",
+                self.path,
+                error.strerror,
+            )
+            return
         os.ftruncate(lock, 0)
         os.pwrite(lock, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+
+    def _check_parts(self) -> None:
+        for name in _DIRECTORIES:
+            part = self.path / name
+            if part.exists() and not part.is_dir():
+                raise ConfigError(
+                    f"{str(part)!r} is in the way: a run keeps a directory of that name there. "
+                    "Move it, or choose another output_dir."
+                )

@@ -1,14 +1,17 @@
-"""SIGTERM and SIGINT as flags that the loop reads at its boundaries."""
+"""SIGTERM and SIGINT as flags that the loop reads at its boundaries, and processes beside it that
+must not die of them.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["SignalFlags"]
+__all__ = ["SignalFlags", "WorkerShield"]
 
 _WATCHED: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -17,11 +20,10 @@ class SignalFlags:
     """Context manager: while it is open, the first signal of each kind only sets a flag.
 
     A second SIGINT raises KeyboardInterrupt at once; a second SIGTERM changes nothing, so that it
-    cannot break a write. The
-    earlier handlers are put back at the end, and an earlier handler that is a Python function is
-    called too. Outside the main
-    thread nothing is installed, and a child process (a loader worker that inherited the handler)
-    ignores SIGTERM's flag.
+    cannot break a write. The earlier handlers are put back at the end; one of SIGTERM that is a
+    Python function is called too, and what it raises (SystemExit, mostly) is raised at the end.
+    A signal that was ignored stays ignored. Outside the main thread nothing is installed, and a
+    child process that inherited the handler does nothing.
     """
 
     def __init__(self) -> None:
@@ -29,6 +31,7 @@ class SignalFlags:
         self.interrupted = False
         self._earlier: dict[signal.Signals, Any] = {}
         self._pid = os.getpid()
+        self._late: BaseException | None = None
 
     @property
     def raised(self) -> bool:
@@ -38,13 +41,17 @@ class SignalFlags:
     def __enter__(self) -> SignalFlags:
         if threading.current_thread() is threading.main_thread():
             for number in _WATCHED:
-                self._earlier[number] = signal.signal(number, self._handle)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._earlier[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._earlier.clear()
+        late, self._late = self._late, None
+        if late is not None and error is None:
+            raise late
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -53,8 +60,40 @@ class SignalFlags:
             self.terminated = True
             earlier = self._earlier.get(signal.SIGTERM)
             if callable(earlier):
-                earlier(number, frame)
+                self._chain(earlier, number, frame)
             return
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
+
+    def _chain(self, earlier: Callable[..., object], number: int, frame: FrameType | None) -> None:
+        try:
+            earlier(number, frame)
+        except BaseException as error:
+            self._late = error
+
+
+class WorkerShield:
+    """A loader's `worker_init_fn`: signals that go to a whole group of processes (Ctrl-C, a batch
+    system's SIGTERM) leave the workers alive, so that the run can finish its update. SIGTERM from
+    the worker's own parent, which is how torch ends a worker, still ends it.
+    """
+
+    def __init__(self, then: Callable[[int], object] | None) -> None:
+        """Wraps the loader's own `worker_init_fn`."""
+        self.then = then
+
+    def __call__(self, worker_id: int) -> None:
+        """Runs in the worker, before its first batch."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a group's SIGTERM ends workers
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+        if self.then is not None:
+            self.then(worker_id)
+
+
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (parent, os.getppid()):
+        pass
+    os._exit(0)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loaders import EpochLoader, batch_size_of, move_to_device
+from .batches import batch_size_of, move_to_device
+from .loaders import EpochLoader
 
 __all__ = ["mean_loss"]
 

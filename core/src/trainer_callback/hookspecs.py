@@ -1,8 +1,7 @@
 """The list of hooks. There is one: the methods of `TrainerCallback` are the pluggy hookspecs.
 
 A hook's docstring is its documentation: *when* it is called, what is already true, what is not yet.
-Letters: none; every tensor that a
-hook is handed is 0-dim, detached, on its device.
+Every tensor that a hook is handed is 0-dim, detached, on its device.
 """
 
 from __future__ import annotations
@@ -48,6 +47,8 @@ class TrainerCallback:
             underscore.
         state_key: key of this callback's state in `checkpoint["callback_state"]`; default the class
             name.
+        state_version: raise it by 1 when the form of the state changes; `migrate_state` reads the
+            older forms.
         critical: False means that a failure is reported once and the callback is switched off,
             while the run goes on.
         before, after: names of plugins that must be called later, or earlier, than this one. Absent
@@ -56,9 +57,21 @@ class TrainerCallback:
 
     option_prefix: ClassVar[str | None] = None
     state_key: str | None = None
+    state_version: int = 1
     critical: bool = True
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+
+    def migrate_state(self, state: Mapping[str, Any], old_version: int) -> Mapping[str, Any]:
+        """Returns the state of an older `state_version` in today's form.
+
+        Called before `on_snapshot_load`, only where the snapshot's version is lower than today's.
+
+        Args:
+            state: what `on_snapshot_save` returned then; a copy.
+            old_version: the `state_version` of then.
+        """
+        raise NotImplementedError("there is no `migrate_state`")
 
     @_hookspec
     def add_options(self, parser: OptionParser) -> None:

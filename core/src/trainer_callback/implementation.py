@@ -8,20 +8,31 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 from .errors import PluginError
 from .hookspecs import HOOKS, PROJECT, TrainerCallback
 
-__all__ = ["HOOK_ARGUMENTS", "Implementation", "closest", "describe", "find_implementations"]
+__all__ = [
+    "HOOK_ARGUMENTS",
+    "SETUP_HOOKS",
+    "Implementation",
+    "closest",
+    "describe",
+    "find_implementations",
+]
 
 HOOK_ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
     name: tuple(inspect.signature(getattr(TrainerCallback, name)).parameters)[1:] for name in HOOKS
 }
 """Hook name -> the names of its arguments."""
 
+SETUP_HOOKS: Final = ("add_options", "make_callbacks")
+"""Hooks of the command line, called plugin by plugin; all others belong to a run."""
+
 _MARK: Final = f"{PROJECT}_impl"
+_FUNCTIONS: Final = (FunctionType, MethodType, classmethod, staticmethod)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,11 @@ class Implementation:
     attribute: str
     options: dict[str, Any]
 
+    @property
+    def wraps(self) -> bool:
+        """Whether it stands around the others, in pluggy's new style or its old one."""
+        return bool(self.options.get("wrapper") or self.options.get("hookwrapper"))
+
 
 def find_implementations(plugin: object) -> list[Implementation]:
     """Returns what `plugin` (a callback, a `TrainerCallback` subclass, a module, an object)
@@ -45,29 +61,21 @@ def find_implementations(plugin: object) -> list[Implementation]:
 
     Raises:
         PluginError: a name that is no hook, an argument that the hook has not, a coroutine or
-            generator, or no hook at all in
-            something that is not a `TrainerCallback`.
+            generator, or no hook at all in something that is not a `TrainerCallback`.
     """
-    unmarked = _is_callback(plugin)
+    is_callback = _is_callback(plugin)
     found = []
     for attribute, value in _attributes(plugin):
-        options = getattr(value, _MARK, None)
-        marked = isinstance(options, dict)
-        if not marked and not (unmarked and _looks_like_hook(attribute)):
+        options = _read_mark(value)
+        if options is None and not (is_callback and _overrides(plugin, attribute, value)):
             continue
-        name = (options.get("specname") if isinstance(options, dict) else None) or attribute
+        name = (options or {}).get("specname") or attribute
         _check_name(plugin, attribute, name)
-        if not marked and value is getattr(TrainerCallback, name):
-            continue
-        implementation = Implementation(name, attribute, dict(options or {}) if marked else {})
-        _check_function(plugin, implementation)
+        implementation = Implementation(name, attribute, dict(options or {}))
+        _check_function(plugin, implementation, value)
         found.append(implementation)
-    if not found and not unmarked:
-        raise PluginError(
-            f"{describe(plugin)} has no hooks. Subclass TrainerCallback, or mark its functions "
-            "with "
-            "@trainer_callback.hookimpl."
-        )
+    if not found and not is_callback:
+        raise PluginError(f"{describe(plugin)} has no hooks. {_advise(plugin)}")
     return sorted(found, key=lambda implementation: HOOKS.index(implementation.hook))
 
 
@@ -89,22 +97,51 @@ def _is_callback(plugin: object) -> bool:
     return issubclass(cls, TrainerCallback)
 
 
-def _looks_like_hook(attribute: str) -> bool:
-    return attribute.startswith(("on_", "should_")) or attribute in HOOKS
+def _advise(plugin: object) -> str:
+    classes = [
+        name
+        for name, value in (vars(plugin) if isinstance(plugin, ModuleType) else {}).items()
+        if isinstance(value, type) and value is not TrainerCallback and _is_callback(value)
+    ]
+    if classes:
+        return f"Name its class: {describe(plugin)}:{classes[0]}."
+    return "Subclass TrainerCallback, or mark its functions with @trainer_callback.hookimpl."
 
 
-def _attributes(plugin: object) -> Iterator[tuple[str, Any]]:
-    """Yields the functions without running properties (`getattr` on a foreign object may do
-    anything).
-    """
+def _attributes(plugin: object) -> Iterator[tuple[str, object]]:
+    """Yields what is there without running properties or `__getattr__` (which may do anything)."""
     for name in dir(plugin):
-        if name.startswith("__"):
-            continue
-        value = inspect.getattr_static(plugin, name)
-        if isinstance(value, (classmethod, staticmethod)):
-            value = value.__func__
-        if callable(value):
-            yield name, value
+        if not name.startswith("__"):
+            yield name, inspect.getattr_static(plugin, name, None)
+
+
+def _read_mark(value: object) -> dict[str, Any] | None:
+    """Returns the options of `@hookimpl`, which may stand above or below `@classmethod`."""
+    for marked in (value, getattr(value, "__func__", None)):
+        options = vars(marked).get(_MARK) if hasattr(marked, "__dict__") else None
+        if isinstance(options, dict):
+            return options
+    return None
+
+
+def _overrides(plugin: object, attribute: str, value: object) -> bool:
+    """Whether an unmarked attribute of a `TrainerCallback` is, or looks like, a hook.
+
+    Options that are called like hooks (`self.on_nonfinite = "warn"`, a dataclass field `on_best`)
+    are none; nor is a hook that a subclass takes back with None.
+    """
+    if attribute in HOOKS:
+        return value is not None and value is not vars(TrainerCallback)[attribute]
+    if not attribute.startswith(("on_", "should_")):
+        return False
+    options = set(getattr(plugin, "__dataclass_fields__", ()))
+    if not isinstance(plugin, type):
+        options.update(getattr(plugin, "__dict__", ()))
+    return attribute not in options and _is_function(value)
+
+
+def _is_function(value: object) -> bool:
+    return isinstance(value, _FUNCTIONS)
 
 
 def _check_name(plugin: object, attribute: str, name: str) -> None:
@@ -115,25 +152,55 @@ def _check_name(plugin: object, attribute: str, name: str) -> None:
         )
 
 
-def _check_function(plugin: object, implementation: Implementation) -> None:
-    function = getattr(plugin, implementation.attribute)
+def _check_function(plugin: object, implementation: Implementation, static: object) -> None:
     where = f"{describe(plugin)}.{implementation.attribute}"
-    wrapper = implementation.options.get("wrapper") or implementation.options.get("hookwrapper")
+    if not _is_function(static):
+        raise PluginError(
+            f"{where} is a {type(static).__name__}, where a hook is a function. Write "
+            f"`def {implementation.attribute}`, or give the attribute another name."
+        )
+    function = getattr(plugin, implementation.attribute)
+    _check_kind(where, implementation, function)
+    is_unbound = isinstance(plugin, type) and isinstance(static, FunctionType)
+    if is_unbound and implementation.hook in SETUP_HOOKS:
+        raise PluginError(
+            f"{where} is called before there is an instance. Put @classmethod above it."
+        )
+    is_method = inspect.ismethod(function)
+    signed = function.__func__ if is_method else function
+    _check_arguments(where, implementation.hook, signed, takes_self=is_method or is_unbound)
+
+
+def _check_kind(where: str, implementation: Implementation, function: Callable[..., Any]) -> None:
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise PluginError(f"{where} is a coroutine function: nobody would await it. Write `def`.")
-    if inspect.isgeneratorfunction(function) and not wrapper:
+    is_generator = inspect.isgeneratorfunction(function)
+    if is_generator and not implementation.wraps:
         raise PluginError(
             f"{where} is a generator: its body would never run. Remove `yield`, or mark it with "
             "@hookimpl(wrapper=True)."
         )
-    static = inspect.getattr_static(plugin, implementation.attribute)
-    takes_self = isinstance(plugin, type) and not isinstance(static, (classmethod, staticmethod))
-    _check_arguments(where, implementation.hook, function, 1 if takes_self else 0)
+    if not implementation.wraps:
+        return
+    if not is_generator:
+        raise PluginError(
+            f"{where} is marked as a wrapper and has no `yield`, which is where the others run."
+        )
+    if implementation.hook in SETUP_HOOKS:
+        raise PluginError(f"{where} cannot be a wrapper: each plugin is called by itself.")
+    if implementation.options.get("wrapper") and implementation.options.get("hookwrapper"):
+        raise PluginError(f"{where} is marked wrapper and hookwrapper. Write wrapper=True only.")
 
 
-def _check_arguments(where: str, hook: str, function: Callable[..., Any], skip: int) -> None:
-    parameters = list(inspect.signature(function).parameters.values())[skip:]
+def _check_arguments(
+    where: str, hook: str, function: Callable[..., Any], *, takes_self: bool
+) -> None:
+    parameters = list(inspect.signature(function).parameters.values())
     known = HOOK_ARGUMENTS[hook]
+    if takes_self:
+        if not parameters or parameters[0].name in known:
+            raise PluginError(f"{where} has no `self`. Write it as its first argument.")
+        parameters = parameters[1:]
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise PluginError(

@@ -6,22 +6,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import types
-import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
 from .errors import PluginError
+from .hints import Reader, find_reader, read_hints, show, to_bool
 from .hookspecs import OptionParser
 from .implementation import describe
 
 __all__ = ["Option", "add_flag", "add_options", "collect_options", "read_options"]
-
-_TRUE: Final = ("true", "yes", "on", "1")
-_FALSE: Final = ("false", "no", "off", "0")
 
 
 @dataclass(frozen=True)
@@ -31,19 +25,15 @@ class Option:
     Attributes:
         parameter: its name in the signature.
         flag: its name on the command line, without dashes.
-        convert: text -> value; raises ValueError.
+        reader: how its values are read from words.
         default: the signature's default; `inspect.Parameter.empty` where there is none.
-        choices: the admitted values, or None.
-        repeated: takes any number of values (a list or tuple parameter).
         help: the parameter's line in the docstring's `Args:`.
     """
 
     parameter: str
     flag: str
-    convert: Callable[[str], Any]
+    reader: Reader
     default: Any
-    choices: tuple[Any, ...] | None
-    repeated: bool
     help: str
 
     @property
@@ -51,14 +41,23 @@ class Option:
         """Whether the constructor cannot do without it."""
         return self.default is inspect.Parameter.empty
 
+    @property
+    def choices(self) -> tuple[Any, ...] | None:
+        """The admitted values, or None."""
+        return self.reader.choices
+
+    @property
+    def repeated(self) -> bool:
+        """Whether it takes several values."""
+        return self.reader.container is not None
+
 
 def read_options(target: type, prefix: str = "", skip: Collection[str] = ()) -> list[Option]:
     """Returns the options that `target`'s constructor offers.
 
     Parameter types that a command line can give: int, float, str, bool, Path, Literal, Enum, each
-    `| None`, and lists and tuples of
-    them; without annotation the default's type, else str. A parameter of another type is left out
-    where it has a default.
+    `| None`, and lists, sets and tuples of them; without annotation the default's type, else str. A
+    parameter of another type is left out where it has a default.
 
     Args:
         target: a class; its docstring's (or its constructor's) `Args:` gives the help.
@@ -68,37 +67,26 @@ def read_options(target: type, prefix: str = "", skip: Collection[str] = ()) -> 
     Raises:
         PluginError: a parameter without default has a type that a command line cannot give.
     """
-    hints = _read_hints(target)
+    constructor = _constructor(target)
+    hints = read_hints(constructor)
     helps = _read_help(target)
     found = []
-    constructor = inspect.signature(getattr(target, "__init__"))  # noqa: B009
-    for parameter in list(constructor.parameters.values())[1:]:
+    for parameter in list(inspect.signature(constructor).parameters.values())[1:]:
         if parameter.name in skip or parameter.kind in (
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
         ):
             continue
         hint = hints.get(parameter.name, _guess_hint(parameter.default))
-        parsed = _parse_hint(hint)
-        if parsed is None:
-            if parameter.default is parameter.empty:
-                raise PluginError(
-                    f"{describe(target)}: the parameter {parameter.name!r} is a {hint}, which no "
-                    "command line can give. Give it a default, or implement make_callbacks."
-                )
-            continue
-        convert, choices, repeated = parsed
-        found.append(
-            Option(
-                parameter.name,
-                prefix + parameter.name,
-                convert,
-                parameter.default,
-                choices,
-                repeated,
-                helps.get(parameter.name, ""),
+        reader = find_reader(hint)
+        if reader is not None:
+            name, default = parameter.name, parameter.default
+            found.append(Option(name, prefix + name, reader, default, helps.get(name, "")))
+        elif parameter.default is parameter.empty:
+            raise PluginError(
+                f"{describe(target)}: the parameter {parameter.name!r} is a {_name(hint)}, which "
+                "no command line can give. Give it a default, or implement make_callbacks."
             )
-        )
     return found
 
 
@@ -107,26 +95,32 @@ def add_options(parser: OptionParser, options: Collection[Option]) -> None:
     constructor's own.
     """
     for option in options:
-        if option.convert is _to_bool:
-            add_flag(parser, option.flag, _help(option))
+        reader = option.reader
+        if reader.is_switch:
+            add_flag(parser, option.flag, _help(option), reader.convert)
             continue
+        several: dict[str, Any] = {}
+        if reader.container is not None:
+            several["nargs"] = "*" if reader.count is None else reader.count
         parser.add_argument(
             f"--{option.flag}",
             dest=option.flag,
-            type=option.convert,
+            type=reader.convert,
             default=argparse.SUPPRESS,
             help=_help(option),
-            metavar=_metavar(option),
-            **({"nargs": "*"} if option.repeated else {}),
+            metavar=reader.metavar,
+            **several,
         )
 
 
-def add_flag(parser: OptionParser, flag: str, help: str) -> None:
+def add_flag(
+    parser: OptionParser, flag: str, help: str, convert: Callable[[str], Any] = to_bool
+) -> None:
     """Adds a switch: `--FLAG`, `--FLAG true`, `--FLAG false` and `--no_FLAG`."""
     parser.add_argument(
         f"--{flag}",
         dest=flag,
-        type=_to_bool,
+        type=convert,
         nargs="?",
         const=True,
         default=argparse.SUPPRESS,
@@ -146,97 +140,49 @@ def add_flag(parser: OptionParser, flag: str, help: str) -> None:
 def collect_options(namespace: object, options: Collection[Option]) -> dict[str, Any]:
     """Returns the constructor's keyword arguments that the command line gave."""
     given = vars(namespace)
-    arguments = {o.parameter: given[o.flag] for o in options if o.flag in given}
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in arguments.items()
-    }
+    return {o.parameter: _pack(given[o.flag], o.reader) for o in options if o.flag in given}
 
 
-def _read_hints(target: type) -> Mapping[str, Any]:
-    constructor = getattr(target, "__init__")  # noqa: B009  the signature of the class, not of an instance
-    try:
-        return typing.get_type_hints(constructor)
-    except (NameError, TypeError):  # names imported under TYPE_CHECKING only
-        return {}
+def _pack(value: Any, reader: Reader) -> Any:
+    if reader.container is None or not isinstance(value, list):
+        return value
+    return None if value == [None] else reader.container(value)
+
+
+def _constructor(target: type) -> Callable[..., Any]:
+    """Returns `__init__` as the class has it, not as an instance sees it."""
+    found: Callable[..., Any] = inspect.getattr_static(target, "__init__")
+    return found
 
 
 def _read_help(target: type) -> dict[str, str]:
     import docstring_parser  # costs 10 ms, and only a command line needs it
 
-    texts = [inspect.getdoc(getattr(target, "__init__")), target.__doc__]  # noqa: B009
     helps: dict[str, str] = {}
-    for text in texts:
-        for parameter in docstring_parser.parse(inspect.cleandoc(text or "")).params:
+    for text in (inspect.getdoc(_constructor(target)), target.__doc__):
+        try:
+            parsed = docstring_parser.parse(inspect.cleandoc(text or ""))
+        except docstring_parser.ParseError:  # help is missing then, not the plugin
+            continue
+        for parameter in parsed.params:
             helps[parameter.arg_name] = " ".join((parameter.description or "").split())
     return helps
 
 
 def _guess_hint(default: object) -> Any:
-    return str if default in (None, inspect.Parameter.empty) else type(default)
+    if default is None or default is inspect.Parameter.empty:
+        return str
+    if isinstance(default, (list, tuple, set)) and len({type(item) for item in default}) == 1:
+        container: Any = type(default)
+        item = _guess_hint(next(iter(default)))
+        return container[item, ...] if container is tuple else container[item]
+    return type(default)
 
 
-def _parse_hint(hint: Any) -> tuple[Callable[[str], Any], tuple[Any, ...] | None, bool] | None:
-    """Returns how to convert one value, the choices, and whether there may be many; None for a type
-    that text cannot give.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        inner = [argument for argument in arguments if argument is not type(None)]
-        parsed = _parse_hint(inner[0]) if len(inner) == 1 else None
-        return (_or_none(parsed[0]), parsed[1], parsed[2]) if parsed else None
-    if origin is Literal:
-        return _one_of({str(choice): choice for choice in arguments}), arguments, False
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return _one_of({member.name: member for member in hint}), tuple(hint), False
-    if origin in (list, tuple, typing.get_origin(typing.Sequence[int])) and arguments:
-        parsed = _parse_hint(arguments[0])
-        return (parsed[0], parsed[1], True) if parsed and not parsed[2] else None
-    if hint is bool:
-        return _to_bool, None, False
-    return (hint, None, False) if hint in (int, float, str, Path) else None
-
-
-def _to_bool(text: str) -> bool:
-    if text.lower() in _TRUE + _FALSE:
-        return text.lower() in _TRUE
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-
-
-def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    def optional(text: str) -> Any:
-        return None if text.lower() == "none" else convert(text)
-
-    optional.__name__ = getattr(convert, "__name__", "value")
-    return optional
-
-
-def _one_of(choices: dict[str, Any]) -> Callable[[str], Any]:
-    def choose(text: str) -> Any:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
-        return choices[text]
-
-    return choose
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _help(option: Option) -> str:
-    end = "required" if option.required else f"default: {_show(option.default)}"
+    end = "required" if option.required else f"default: {show(option.default)}"
     return f"{option.help} ({end})".strip().replace("%", "%%")
-
-
-def _metavar(option: Option) -> str:
-    if option.choices is not None:
-        return "{" + ",".join(_show(choice) for choice in option.choices) + "}"
-    name = getattr(option.convert, "__name__", "value")
-    return {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}.get(name, "VALUE")
-
-
-def _show(value: object) -> str:
-    if isinstance(value, Enum):
-        return value.name
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return " ".join(str(item) for item in value) or "none"
-    return str(value)

@@ -5,63 +5,87 @@ with `before` and `after`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from .errors import PluginError
-
-if TYPE_CHECKING:
-    from .manager import Plugin
+from .identity import Plugin
 
 __all__ = ["arrange"]
 
 
 def arrange(plugins: Sequence[Plugin]) -> list[Plugin]:
-    """Returns `plugins` in call order, each under a name of its own.
+    """Returns copies of `plugins` in call order, each under a name of its own.
 
     The given order is kept except where a callback's `before` or `after` (names of plugins; absent
-    ones are ignored) asks for
-    another; of several possible orders it is the one that is nearest to the given one.
+    ones are ignored) asks for another; of several possible orders it is the one that is nearest to
+    the given one.
 
     Raises:
         PluginError: the wishes form a cycle; the message names the plugins in it.
     """
-    _make_names_unique(plugins)
-    predecessors = _read_wishes(plugins)
-    waiting = list(plugins)
+    waiting = _name_apart(plugins)
+    predecessors = _read_wishes(waiting)
     arranged: list[Plugin] = []
     while waiting:
         done = {plugin.name for plugin in arranged}
         ready = next((p for p in waiting if predecessors[p.name] <= done), None)
         if ready is None:
-            names = ", ".join(plugin.label for plugin in waiting)
             raise PluginError(
-                f"the order that plugins ask for by `before` and `after` is a cycle: {names}. "
-                "Remove one of the wishes, or leave one out with --no_plugin."
+                f"the order that plugins ask for by `before` and `after` is a cycle: "
+                f"{_find_cycle(waiting, predecessors)}. Remove one of the wishes, or leave one out "
+                "with --no_plugin."
             )
         waiting.remove(ready)
         arranged.append(ready)
     return arranged
 
 
-def _make_names_unique(plugins: Sequence[Plugin]) -> None:
-    """Two callbacks of one plugin (with two state keys) are told apart by the key."""
+def _name_apart(plugins: Sequence[Plugin]) -> list[Plugin]:
+    """Several callbacks of one plugin (with state keys of their own) are told apart by the key."""
     counts = Counter(plugin.name for plugin in plugins)
-    for plugin in plugins:
-        if counts[plugin.name] > 1:
-            plugin.name = f"{plugin.name}[{plugin.state_key}]"
+    return [
+        replace(plugin, name=f"{plugin.name}[{plugin.state_key}]")
+        if counts[plugin.name] > 1
+        else replace(plugin)
+        for plugin in plugins
+    ]
 
 
 def _read_wishes(plugins: Sequence[Plugin]) -> dict[str, set[str]]:
     """Returns plugin name -> names of those that must come earlier."""
     by_base: dict[str, list[str]] = {}
     for plugin in plugins:
-        by_base.setdefault(plugin.name.partition("[")[0], []).append(plugin.name)
+        by_base.setdefault(_base(plugin.name), []).append(plugin.name)
     predecessors: dict[str, set[str]] = {plugin.name: set() for plugin in plugins}
     for plugin in plugins:
-        for other in getattr(plugin.callback, "after", ()):
-            predecessors[plugin.name].update(by_base.get(other, ()))
-        for other in getattr(plugin.callback, "before", ()):
-            for name in by_base.get(other, ()):
+        for other in _names(plugin, "after"):
+            predecessors[plugin.name].update(by_base.get(_base(other), ()))
+        for other in _names(plugin, "before"):
+            for name in by_base.get(_base(other), ()):
                 predecessors[name].add(plugin.name)
     return predecessors
+
+
+def _base(name: str) -> str:
+    return name.partition("[")[0].replace("-", "_")
+
+
+def _names(plugin: Plugin, wish: str) -> Sequence[str]:
+    names: Sequence[str] = getattr(plugin.callback, wish, ())
+    if isinstance(names, str):
+        raise PluginError(
+            f"{plugin.label}: {wish} must be a tuple of plugin names, got {names!r}. "
+            f"Write {wish} = ({names!r},)."
+        )
+    return names
+
+
+def _find_cycle(waiting: Sequence[Plugin], predecessors: Mapping[str, set[str]]) -> str:
+    """Returns the labels of one cycle, each before the one that has to come after it."""
+    plugins = {plugin.name: plugin for plugin in waiting}
+    path = [waiting[0].name]
+    while (earlier := min(predecessors[path[-1]] & set(plugins))) not in path:
+        path.append(earlier)
+    cycle = [*path[path.index(earlier) :], earlier]
+    return " after ".join(plugins[name].label for name in cycle)

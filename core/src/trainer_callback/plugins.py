@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from .discovery import Entry, find_entries
-from .errors import PluginError
+from .discovery import Entry, canonical, find_entries
+from .errors import PluginError, UsageError
 from .hookspecs import OptionParser, TrainerCallback
-from .implementation import Implementation, closest, describe, find_implementations
-from .manager import Plugin
+from .identity import Plugin
+from .implementation import (
+    SETUP_HOOKS,
+    Implementation,
+    closest,
+    describe,
+    find_implementations,
+)
 from .options import Option, add_flag, add_options, collect_options, read_options
 
 __all__ = ["InstalledPlugin", "create", "discover", "find_live", "read_one_off"]
 
 logger = logging.getLogger("trainer")
-
-_SETUP = ("add_options", "make_callbacks")
 
 
 class InstalledPlugin:
@@ -37,13 +43,14 @@ class InstalledPlugin:
     """
 
     def __init__(self, entry: Entry, *, active: bool = False) -> None:
-        """Loads the plugin unless it is blocked; what goes wrong is kept in `problem`.
+        """Loads the plugin unless it is not to be used; what goes wrong is kept in `problem`.
 
         Args:
             active: a class needs no flag to be used (`--callback MODULE:CLASS`).
         """
         self.entry = entry
-        self.kind: Literal["flag", "live", "blocked", "broken"] = "blocked"
+        self.kind: Literal["flag", "live", "blocked", "broken"]
+        self.kind = "blocked" if entry.blocked else "broken"
         self.problem = entry.problem
         self.target: object = None
         self.implementations: list[Implementation] = []
@@ -56,6 +63,7 @@ class InstalledPlugin:
                 raise
             except BaseException as error:  # SystemExit included: a plugin must not end the command
                 self.kind, self.problem = "broken", _explain(entry, error)
+                self.target, self.implementations, self.options = None, [], []
 
     @property
     def label(self) -> str:
@@ -65,15 +73,19 @@ class InstalledPlugin:
     @property
     def hooks(self) -> list[str]:
         """The run hooks that it implements, in the order of the hooks."""
-        found = [each.hook for each in self.implementations if each.hook not in _SETUP]
+        found = [each.hook for each in self.implementations if each.hook not in SETUP_HOOKS]
         return list(dict.fromkeys(found))
 
     def add_options(self, parser: OptionParser) -> None:
         """Adds the flag and the derived options, or what the plugin's own `add_options` adds, to
         its group.
+
+        Raises:
+            argparse.ArgumentError: a flag is taken already.
+            PluginError: its own `add_options` failed.
         """
         if self._derives_options and not self._active:
-            add_flag(parser, self.entry.name, f"use {describe(self.target)}")
+            add_flag(parser, self.entry.flag, f"use {describe(self.target)}")
         if self._derives_options:
             add_options(parser, self.options)
         if self._implements("add_options"):
@@ -91,11 +103,10 @@ class InstalledPlugin:
         if self.kind == "live" and self.hooks:
             made.append(self.target)
         if self._implements("make_callbacks"):
-            made.extend(self._call("make_callbacks", namespace) or ())
+            made.extend(self._read_made(self._call("make_callbacks", namespace)))
         elif self._derives_options and self._is_asked_for(namespace):
             made.append(self._build(collect_options(namespace, self.options)))
-        entry = self.entry
-        return [Plugin(each, entry.name, entry.distribution, entry.version) for each in made]
+        return [self._name(each) for each in made]
 
     def create(self, **options: Any) -> Plugin:
         """Returns the callback made with `options`.
@@ -109,8 +120,7 @@ class InstalledPlugin:
             )
         if self.kind != "flag":
             raise PluginError(f"{self.label} is live in every run; there is nothing to create.")
-        entry = self.entry
-        return Plugin(self._build(options), entry.name, entry.distribution, entry.version)
+        return self._name(self._build(options))
 
     @property
     def _derives_options(self) -> bool:
@@ -125,19 +135,20 @@ class InstalledPlugin:
         if isinstance(self.target, type):
             self.kind = "flag"
             if not self._implements("make_callbacks"):
-                prefix = getattr(self.target, "option_prefix", None) or f"{self.entry.name}_"
+                own = getattr(self.target, "option_prefix", None)
+                prefix = f"{self.entry.flag}_" if own is None else own.replace("-", "_")
                 self.options = read_options(self.target, prefix, skip=("state_key",))
 
     def _implements(self, hook: str) -> bool:
         return any(each.hook == hook for each in self.implementations)
 
     def _is_asked_for(self, namespace: Any) -> bool:
-        name = self.entry.name
-        asked = getattr(namespace, name, None)
+        flag = self.entry.flag
+        asked = getattr(namespace, flag, None)
         given = [option.flag for option in self.options if hasattr(namespace, option.flag)]
         if given and asked is None and not self._active:
             raise PluginError(
-                f"--{given[0]} is given without --{name}, so it would do nothing. Add --{name}."
+                f"--{given[0]} is given without --{flag}, so it would do nothing. Add --{flag}."
             )
         return self._active or bool(asked)
 
@@ -150,24 +161,41 @@ class InstalledPlugin:
         assert isinstance(self.target, type)
         try:
             return self.target(**arguments)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UsageError) as error:
             raise PluginError(f"{self.label}: {error}") from error
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise PluginError(
                 f"{self.label} could not be built: {type(error).__name__}: {error}"
             ) from error
 
     def _call(self, hook: str, argument: object) -> Any:
+        """Calls a set-up hook, which takes its one argument or none."""
         attribute = next(each.attribute for each in self.implementations if each.hook == hook)
         function = getattr(self.target, attribute)
+        taken = inspect.signature(function).parameters
         try:
-            return function(argument) if function.__code__.co_argcount else function()
-        except KeyboardInterrupt:
+            return function(**dict.fromkeys(taken, argument))
+        except (KeyboardInterrupt, argparse.ArgumentError):
             raise
+        except UsageError as error:
+            raise PluginError(f"{self.label}: {error}") from error
         except BaseException as error:
             raise PluginError(
                 f"{self.label} failed in {hook}: {type(error).__name__}: {error}"
             ) from error
+
+    def _read_made(self, answer: object) -> Iterable[object]:
+        if answer is None or isinstance(answer, (list, tuple)):
+            return answer or ()
+        raise PluginError(
+            f"{self.label}: make_callbacks must return a list of callbacks or None, got "
+            f"{describe(answer)}."
+        )
+
+    def _name(self, callback: object) -> Plugin:
+        return Plugin(callback, self.entry.name, self.entry.distribution, self.entry.version)
 
 
 def discover(blocked: Iterable[str] = ()) -> list[InstalledPlugin]:
@@ -189,20 +217,25 @@ def find_live(blocked: Iterable[str] = ()) -> list[Plugin]:
     return live
 
 
-def create(name: str, **options: Any) -> Plugin:
+def create(name: str, **options: Any) -> TrainerCallback:
     """Returns the callback of the installed plugin `name`, made with `options`, for
     `Trainer(callbacks=[...])`.
 
     Raises:
         PluginError: there is no such plugin, or it cannot be used.
     """
-    entries = {entry.name: entry for entry in find_entries()}
-    if name not in entries:
+    entries: dict[str, Entry] = {}
+    for entry in find_entries():
+        entries.setdefault(entry.flag, entry)
+    wanted = canonical(name)
+    if wanted not in entries:
         names = ", ".join(entries) or "none"
         raise PluginError(
-            f"no plugin {name!r} is installed.{closest(name, entries)} Installed: {names}."
+            f"no plugin {name!r} is installed.{closest(wanted, entries)} Installed: {names}."
         )
-    return InstalledPlugin(entries[name]).create(**options)
+    callback = InstalledPlugin(entries[wanted]).create(**options).callback
+    assert isinstance(callback, TrainerCallback)
+    return callback
 
 
 def read_one_off(value: str) -> InstalledPlugin:
@@ -217,18 +250,23 @@ def read_one_off(value: str) -> InstalledPlugin:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     importlib.invalidate_caches()
-    name = value.partition(":")[0].split(".")[-1].removeprefix("trainer_")
-    plugin = InstalledPlugin(Entry(name, value, "", ""), active=True)
+    module, _, attribute = value.partition(":")
+    module = module.removesuffix(".py")
+    name = module.rpartition(".")[2].removeprefix("trainer_")
+    entry = Entry(name, f"{module}:{attribute}" if attribute else module, "", "")
+    plugin = InstalledPlugin(entry, active=True)
     if plugin.problem is not None:
-        raise PluginError(plugin.problem)
+        raise PluginError(f"--callback {value}: {plugin.problem}")
     return plugin
 
 
 def _explain(entry: Entry, error: BaseException) -> str:
     if isinstance(error, PluginError):
         return f"{entry.label}: {error}"
-    origin = f" of {entry.distribution} {entry.version}" if entry.distribution else ""
+    what = f"{type(error).__name__}: {error}"
+    if not entry.distribution:
+        return f"{entry.value} could not be imported: {what}."
     return (
-        f"entry point {entry.name!r}{origin} could not be imported: "
-        f"{type(error).__name__}: {error}. Its options are missing."
+        f"entry point {entry.name!r} of {entry.distribution} {entry.version} could not be "
+        f"imported: {what}. Its options are missing."
     )

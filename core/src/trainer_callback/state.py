@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from .errors import StateError
 
-__all__ = ["to_plain"]
+__all__ = ["to_plain", "to_plain_state"]
 
 _SCALARS: Final = (bool, int, float, str, bytes)
 
@@ -38,11 +38,29 @@ def to_plain(value: object, path: str = "state", *, copy_tensors: bool = True) -
     return _Converter(copy_tensors).convert(value, path, ())
 
 
+def to_plain_state(answer: object, key: str, *, copy_tensors: bool = True) -> dict[Any, Any]:
+    """Returns what `on_snapshot_save` answered, as plain data.
+
+    Args:
+        key: the callback's state key, with which messages begin.
+        copy_tensors: as for `to_plain`.
+
+    Raises:
+        StateError: it is no mapping, or holds what a snapshot cannot keep.
+    """
+    if not isinstance(answer, Mapping):
+        raise StateError(f"{key} answered {answer!r}; it must answer a dict or None.")
+    plain: dict[Any, Any] = to_plain(answer, key, copy_tensors=copy_tensors)
+    return plain
+
+
 class _Converter:
     def __init__(self, copy_tensors: bool) -> None:
         self._copy_tensors = copy_tensors
 
     def convert(self, value: object, path: str, parents: tuple[int, ...]) -> Any:
+        if isinstance(value, bytes) and not value:
+            raise StateError(f"{path} is b'', which torch.load cannot read back. Keep None or ''.")
         if value is None or type(value) in _SCALARS:
             return value
         if isinstance(value, Enum):
@@ -53,7 +71,7 @@ class _Converter:
             return self._convert_container(value, path, (*parents, id(value)))
         if isinstance(value, PurePath):
             return str(value)
-        converted = self._convert_array(value)
+        converted = self._convert_array(value, path)
         if converted is not None:
             return converted
         for scalar in _SCALARS:
@@ -74,23 +92,36 @@ class _Converter:
         items = [self.convert(item, f"{path}[{i}]", parents) for i, item in enumerate(value)]
         if isinstance(value, tuple):
             return tuple(items)
-        return set(items) if isinstance(value, (set, frozenset)) else items
+        if not isinstance(value, (set, frozenset)):
+            return items
+        try:
+            return set(items)
+        except TypeError:  # a frozenset inside becomes a set, which cannot be in a set
+            raise StateError(f"{path} is a set that holds sets. Use a list of lists.") from None
 
     def _convert_key(self, key: object, path: str) -> Any:
         plain = self.convert(key, f"{path}: the key {key!r}", ())
+        try:
+            hash(plain)
+        except TypeError:
+            plain = ...
         if not isinstance(plain, (*_SCALARS, tuple, type(None))):
             raise StateError(f"{path}: the key {key!r} is a {type(key).__name__}. Use str or int.")
         return plain
 
-    def _convert_array(self, value: object) -> Any:
-        """Tensors and numpy values; None where `value` is neither. If it is one, its library is
-        imported.
+    def _convert_array(self, value: object, path: str) -> Any:
+        """Tensors and numpy values; None where `value` is neither, or has no plain counterpart. If
+        it is one, its library is imported.
         """
         torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
         if torch is not None and isinstance(value, torch.Tensor):
             return value.detach().clone() if self._copy_tensors else value.detach()
         if numpy is not None and isinstance(value, numpy.generic):
-            return value.item()
+            item = value.item()
+            return item if type(item) in _SCALARS else None
         if torch is not None and numpy is not None and isinstance(value, numpy.ndarray):
-            return torch.tensor(value)
+            try:
+                return torch.tensor(value.copy())
+            except (TypeError, ValueError) as error:
+                raise StateError(f"{path} is an array of {value.dtype}: {error}") from error
         return None

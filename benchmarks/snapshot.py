@@ -1,0 +1,203 @@
+"""How long a snapshot blocks training: a model of 124 million parameters with AdamW, 1.5 GB.
+
+Beside a copy of the same bytes in memory (the least that anything can take), `torch.save` and
+`torch.distributed.checkpoint.async_save`, in turn in one process. *Blocked* is what the training
+thread waits; *durable* is until the files are synced. *Step* is the time of a small training step
+while the write goes on, as a multiple of the time without.
+
+    python benchmarks/snapshot.py [--rounds 5] [--json PATH] [--directory PLACE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from trainer.checkpoint import Checkpoint
+from trainer.config import TrainerConfig
+from trainer.facts import read_facts
+from trainer.keeper import SnapshotKeeper
+from trainer.loaders import EpochLoader
+from trainer.losses import LossMeter
+from trainer.precision import Precision
+from trainer.progress import Progress
+
+Times = dict[str, list[float]]
+
+
+def make_model(layers: int) -> nn.Module:
+    """The tensors of GPT-2 small: 12 layers of 768, a vocabulary of 50,257, 1,024 positions."""
+    width = 768
+
+    def make_block() -> nn.Module:
+        return nn.ModuleList(
+            [
+                nn.LayerNorm(width),
+                nn.Linear(width, 3 * width),
+                nn.Linear(width, width),
+                nn.LayerNorm(width),
+                nn.Linear(width, 4 * width),
+                nn.Linear(4 * width, width),
+            ]
+        )
+
+    parts: list[nn.Module] = [nn.Embedding(50_257, width), nn.Embedding(1_024, width)]
+    return nn.ModuleList([*parts, *(make_block() for _ in range(layers)), nn.LayerNorm(width)])
+
+
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
+
+
+class Ours:
+    """The trainer's own way: everything that `Run.keep` does, callbacks apart."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Path) -> None:
+        self.config = TrainerConfig(output_dir=place, snapshot_interval=1, keep_snapshots=1)
+        self.keeper = SnapshotKeeper(self.config)
+        device = torch.device("cpu")
+        self.checkpoint = Checkpoint(
+            model=model,
+            optimizer=optimizer,
+            scheduler=None,
+            precision=Precision("fp32", device),
+            losses=LossMeter(),
+            loader=EpochLoader([0], 0, "train"),
+            device=device,
+        )
+        self.progress = Progress()
+
+    def start(self) -> Callable[[], object]:
+        self.progress.step += 1
+        state = self.checkpoint.read(mid_epoch=False)
+        facts = read_facts(self.progress, self.config, ())
+        self.keeper.save(self.progress.step, state, facts, lambda path: None, {})
+        return lambda: self.keeper.collect(wait=True)
+
+
+class TorchSave:
+    def __init__(self, state: dict[str, Any], place: Path) -> None:
+        self.state, self.file = state, place / "state.pt"
+
+    def start(self) -> Callable[[], object]:
+        torch.save(self.state, self.file)
+        with self.file.open("rb") as file:
+            os.fsync(file.fileno())
+        return lambda: None
+
+
+class DcpAsync:
+    def __init__(self, state: dict[str, Any], place: Path) -> None:
+        self.state, self.place = state, place / "dcp"
+
+    def start(self) -> Callable[[], object]:
+        shutil.rmtree(self.place, ignore_errors=True)
+        written = dcp.async_save(self.state, checkpoint_id=self.place)
+        return written.result
+
+
+class Copy:
+    """A copy into memory that is there already, all bytes in one run, with torch's threads."""
+
+    def __init__(self, size: int) -> None:
+        self.source = torch.ones(size // 4)
+        self.target = torch.ones(size // 4)
+
+    def start(self) -> Callable[[], object]:
+        self.target.copy_(self.source)
+        return lambda: None
+
+
+def measure(ways: dict[str, Any], rounds: int, step: Callable[[], float]) -> dict[str, Times]:
+    found: dict[str, Times] = {name: {"blocked": [], "durable": [], "step": []} for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            quiet = statistics.median(step() for _ in range(30))
+            gc.collect()
+            started = time.perf_counter()
+            wait = way.start()
+            blocked = time.perf_counter() - started
+            busy = [step() for _ in range(30)]
+            wait()
+            durable = time.perf_counter() - started
+            if number:  # the first round makes the buffers
+                times = {"blocked": blocked, "durable": durable}
+                times["step"] = statistics.median(busy) / quiet
+                for key, value in times.items():
+                    found[name][key].append(value)
+            else:
+                found[name]["first"] = [blocked]
+    return found
+
+
+def make_step() -> Callable[[], float]:
+    layer = nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 256))
+    batch = torch.randn(64, 256)
+
+    def step() -> float:
+        started = time.perf_counter()
+        layer(batch).square().mean().backward()
+        layer.zero_grad()
+        return time.perf_counter() - started
+
+    for _ in range(20):
+        step()
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--directory", type=Path, help="where to write (default: a temporary one)")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    model = make_model(options.layers)
+    optimizer = make_optimizer(model)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    tensors = [*model.parameters()]
+    size = 3 * sum(tensor.numel() * 4 for tensor in tensors)
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        place = Path(directory)
+        ways = {
+            "memcpy": Copy(size),
+            "trainer": Ours(model, optimizer, place / "ours"),
+            "torch.save + fsync": TorchSave(state, place),
+            "DCP async_save": DcpAsync(state, place),
+        }
+        found = measure(ways, options.rounds, make_step())
+    medians = {n: {k: statistics.median(v) for k, v in t.items()} for n, t in found.items()}
+    least = medians["memcpy"]["blocked"]
+    print(f"{sum(t.numel() for t in tensors):,} parameters, {size / 1e9:.2f} GB, ", end="")
+    print(f"{torch.get_num_threads()} threads, medians of {options.rounds} rounds")
+    print(f"{'':20}{'blocked s':>10}{'x memcpy':>10}{'first s':>10}{'durable s':>11}{'step':>8}")
+    for name, times in medians.items():
+        row = [times["blocked"], times["blocked"] / least, times["first"], times["durable"]]
+        print(f"{name:20}{row[0]:10.3f}{row[1]:10.2f}{row[2]:10.3f}{row[3]:11.2f}", end="")
+        print(f"{times['step']:7.2f}x")
+    if options.json:
+        options.json.write_text(json.dumps({"bytes": size, "medians": medians, "all": found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`manifest.json`: what a snapshot is and holds, and whether every byte of it is still there.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from trainer_callback import SnapshotError
+
+__all__ = ["FORMAT", "MANIFEST", "read_manifest", "seal", "verify"]
+
+FORMAT: Final = 1
+"""Version of the directory's format; a newer one is refused, an older one migrated in memory."""
+
+MANIFEST: Final = "manifest.json"
+
+
+def seal(facts: Mapping[str, Any]) -> bytes:
+    """Returns the manifest's bytes, in one canonical form, with the digest of all the rest in
+    `digest`.
+    """
+    body = {key: value for key, value in facts.items() if key != "digest"}
+    text = json.dumps(body, indent=1, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return (json.dumps({**body, "digest": digest}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Returns the manifest of the snapshot `path`, whose own digest is checked; no other file is
+    read.
+
+    Raises:
+        SnapshotError: missing, damaged, or of a newer format.
+    """
+    file = path / MANIFEST
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise SnapshotError(f"{file}: {error.strerror}. This is no complete snapshot.") from error
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict) or not _is_count(manifest.get("format")):
+        raise SnapshotError(f"{file} is damaged: it is no manifest of a snapshot.")
+    sound = seal(manifest) == content
+    if manifest["format"] > FORMAT:
+        doubt = "" if sound else " Or it is damaged: its content does not match its own digest."
+        raise SnapshotError(
+            f"{path} has format {manifest['format']}, and this trainer reads up to format "
+            f"{FORMAT}. Install a newer trainer-core.{doubt}"
+        )
+    if not sound:
+        raise SnapshotError(f"{file} is damaged: its content does not match its own digest.")
+    _check_form(manifest, file)
+    return manifest
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Returns the manifest after checking size and SHA-256 of every file against it.
+
+    Raises:
+        SnapshotError: names the first file that is missing, cut or changed.
+    """
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        try:
+            found = file.stat()
+            size = found.st_size if stat.S_ISREG(found.st_mode) else -1
+            digest = _digest(file) if size == entry["size"] else ""
+        except OSError as error:
+            raise SnapshotError(f"{file}: {error.strerror}.") from error
+        if size < 0:
+            raise SnapshotError(f"{file} is no file.")
+        if size != entry["size"]:
+            raise SnapshotError(
+                f"{file} has {size} bytes instead of {entry['size']}: it was cut or replaced."
+            )
+        if digest != entry["sha256"]:
+            raise SnapshotError(f"{file} is damaged: its SHA-256 is not the one in the manifest.")
+    return manifest
+
+
+def _check_form(manifest: Mapping[str, Any], file: Path) -> None:
+    """Refuses what nobody but a forger would write: a name that leads elsewhere, a missing part."""
+    files = manifest.get("files")
+    sound = manifest["format"] >= 1 and isinstance(files, dict)
+    for name, entry in files.items() if isinstance(files, dict) else ():
+        sound = (
+            sound
+            and Path(name).name == name != MANIFEST
+            and isinstance(entry, dict)
+            and _is_count(entry.get("size"))
+            and isinstance(entry.get("sha256"), str)
+        )
+    for key in ("plugins", "options", "versions", "metrics"):
+        sound = sound and isinstance(manifest.get(key, {}), dict)
+    if not sound:
+        raise SnapshotError(f"{file} is no manifest that a trainer has written.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as source:
+        while block := source.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,210 @@
+"""`trainer plugins`: what is installed, in call order, for people and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from trainer_callback import PluginError
+from trainer_callback.discovery import canonical, find_distribution
+from trainer_callback.hints import show
+from trainer_callback.implementation import closest
+from trainer_callback.manager import Plugin
+from trainer_callback.options import Option
+from trainer_callback.order import arrange
+from trainer_callback.plugins import InstalledPlugin, discover
+
+__all__ = ["main"]
+
+_WIDEST: Final = 100
+_MEANING: Final = {"live": "in every run", "blocked": "no, blocked", "broken": "no, broken"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `trainer plugins`; returns 0, or 1 where the doctor has found something.
+
+    Raises:
+        UsageError: there is no such plugin.
+    """
+    options = _parse(arguments)
+    with contextlib.redirect_stdout(sys.stderr):  # what plugins print must not get into the JSON
+        plugins = discover()
+        if options.action == "show":
+            facts: Any = _read_details(_find(options.name, plugins))
+        elif options.action == "doctor":
+            from .plugin_doctor import examine
+
+            facts = examine(plugins, options.config)
+        else:
+            facts = [_read_facts(plugin) for plugin in _in_call_order(plugins)]
+    write = _WRITERS[options.action]
+    sys.stdout.write(json.dumps(facts, indent=2) + "\n" if options.json else write(facts))
+    return int(options.action == "doctor" and bool(facts))
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="trainer plugins", description="What is installed.", allow_abbrev=False
+    )
+    parser.set_defaults(action="list", json=False)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON instead of text"
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    actions.add_parser("list", parents=[common], help="all, in call order (the default)")
+    details = actions.add_parser("show", parents=[common], help="one, with its hooks and options")
+    details.add_argument("name", metavar="NAME")
+    doctor = actions.add_parser(
+        "doctor", parents=[common], help="what is wrong, and what to do; exit code 1 if anything is"
+    )
+    doctor.add_argument("--config", metavar="FILE", help="look for unknown options in a YAML file")
+    words = list(arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, "list")
+    return parser.parse_args(words)
+
+
+def _find(name: str, plugins: Sequence[InstalledPlugin]) -> InstalledPlugin:
+    names = {plugin.entry.flag: plugin for plugin in reversed(plugins)}
+    wanted = canonical(name)
+    if wanted not in names:
+        installed = ", ".join(sorted(names)) or "none"
+        raise PluginError(
+            f"no plugin {name!r} is installed.{closest(wanted, names)} Installed: {installed}."
+        )
+    return names[wanted]
+
+
+def _in_call_order(plugins: Sequence[InstalledPlugin]) -> list[InstalledPlugin]:
+    """Returns the usable plugins as a run would call them, then the others by name."""
+    usable = {plugin.entry.name: plugin for plugin in plugins if plugin.problem is None}
+    records = [Plugin(plugin.target, name) for name, plugin in usable.items()]
+    with contextlib.suppress(PluginError):  # a cycle: the doctor tells
+        usable = {record.name: usable[record.name] for record in arrange(records)}
+    return [*usable.values(), *(p for p in plugins if p.problem is not None)]
+
+
+def _read_facts(plugin: InstalledPlugin) -> dict[str, Any]:
+    return {
+        "name": plugin.entry.name,
+        "distribution": plugin.entry.distribution,
+        "version": plugin.entry.version,
+        "status": plugin.kind,
+        "problem": plugin.problem,
+        "hooks": plugin.hooks,
+        "options": [f"--{option.flag}" for option in plugin.options],
+    }
+
+
+def _read_details(plugin: InstalledPlugin) -> dict[str, Any]:
+    found = find_distribution(plugin.entry.distribution)
+    return {
+        **_read_facts(plugin),
+        "summary": found.summary if found is not None else "",
+        "entry_point": plugin.entry.value,
+        "file": _find_file(plugin.target),
+        "links": found.links if found is not None else {},
+        "state_version": getattr(plugin.target, "state_version", 1),
+        "options": [_read_option(option) for option in plugin.options],
+    }
+
+
+def _read_option(option: Option) -> dict[str, Any]:
+    return {
+        "flag": f"--{option.flag}",
+        "type": option.reader.metavar + (" ..." if option.repeated else ""),
+        "default": None if option.required else show(option.default),
+        "required": option.required,
+        "help": option.help,
+    }
+
+
+def _find_file(target: Any) -> str | None:
+    known = target if isinstance(target, type) or inspect.ismodule(target) else type(target)
+    try:
+        return inspect.getsourcefile(known)
+    except TypeError:  # built in, or nothing that could be loaded
+        return None
+
+
+def _active(facts: Mapping[str, Any]) -> str:
+    flag = f"by --{canonical(facts['name'])}"
+    return _MEANING.get(facts["status"], flag)
+
+
+def _write_list(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "No plugin is installed. Try: pip install trainer-plugin-early-stopping\n"
+    header = ("name", "distribution", "version", "active")
+    cells = [(r["name"], r["distribution"], r["version"], _active(r)) for r in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    lines = [_write_row(header, widths)]
+    for row, facts in zip(cells, rows, strict=True):
+        lines.append(_write_row(row, widths))
+        if facts["problem"]:
+            lines += _wrap(f"  {facts['problem']}")
+        for what in ("hooks", "options"):
+            if facts[what]:
+                lines += _wrap(f"  {what}: {', '.join(facts[what])}")
+    return "\n".join(lines) + "\n"
+
+
+def _write_row(cells: Iterable[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _write_details(facts: Mapping[str, Any]) -> str:
+    lines = [f"{facts['name']} ({facts['distribution']} {facts['version']})"]
+    links = ", ".join(f"{label}: {address}" for label, address in facts["links"].items())
+    for title, value in (
+        ("summary", facts["summary"]),
+        ("active", _active(facts)),
+        ("problem", facts["problem"]),
+        ("hooks", ", ".join(facts["hooks"])),
+        ("state", f"version {facts['state_version']}" if not facts["problem"] else ""),
+        ("links", links),
+        ("entry", facts["entry_point"]),
+        ("file", facts["file"]),
+    ):
+        if value:
+            lines += _wrap(f"{title:9}{value}", 9)
+    for option in facts["options"]:
+        default = "required" if option["required"] else f"default: {option['default']}"
+        lines += ["", f"--{option['flag'].lstrip('-')} {option['type']}  ({default})"]
+        lines += _wrap(f"  {option['help']}") if option["help"] else []
+    return "\n".join(lines) + "\n"
+
+
+def _write_findings(findings: Sequence[Mapping[str, str]]) -> str:
+    if not findings:
+        return "Nothing is wrong with the installed plugins.\n"
+    lines = []
+    for finding in findings:
+        lines += [*_wrap(finding["problem"], 0), *_wrap(f"  -> {finding['advice']}", 5)]
+    return "\n".join(lines) + "\n"
+
+
+_WRITERS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "list": _write_list,
+    "show": _write_details,
+    "doctor": _write_findings,
+}
+
+
+def _wrap(text: str, indent: int = 4) -> list[str]:
+    width = min(shutil.get_terminal_size((80, 24)).columns, _WIDEST)
+    return textwrap.wrap(
+        text,
+        max(width, 40),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

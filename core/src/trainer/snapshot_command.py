@@ -1,0 +1,145 @@
+"""`trainer snapshot list|show|verify|prune PATH`: options, tables and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from .snapshot_report import Report, find_snapshots, prune, report
+
+__all__ = ["main"]
+
+
+_ACTIONS: Final[Mapping[str, str]] = {
+    "list": "one line for each snapshot of a run",
+    "show": "what the newest snapshot, or the one at PATH, holds",
+    "verify": "compare every byte with the manifest; exit code 1 where one is damaged",
+    "prune": "remove all but the newest sound snapshots, and leftovers",
+}
+_SHOWN: Final = ("val_loss", "train_loss", "loss")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs `trainer snapshot`; returns the exit code: 1 where a snapshot is damaged.
+
+    Raises:
+        UsageError: there is no such run, or it is in use.
+    """
+    options = _make_parser().parse_args(arguments)
+    if options.action == "prune":
+        removed = [str(path) for path in prune(options.path, options.keep)]
+        lines = [f"removed {_clean(path)}" for path in removed] or ["nothing to remove"]
+        _write(json.dumps(removed, indent=2) if options.json else "\n".join(lines))
+        return 0
+    paths = find_snapshots(options.path)
+    if options.action == "show":
+        paths = paths[:1]
+    reports = [report(path, check=options.action == "verify") for path in paths]
+    if options.json:
+        _write(json.dumps([each.as_json() for each in reports], indent=2))
+    elif options.action == "show":
+        _print_one(reports[0])
+    else:
+        _print_table(reports)
+    return int(any(each.problem is not None for each in reports))
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trainer snapshot",
+        description="What is in the snapshots of a run, and whether they are sound. Nothing of a "
+        "snapshot is run.",
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in _ACTIONS.items():
+        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action.add_argument("path", type=Path, metavar="PATH", help="output directory or snapshot")
+        action.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        if name == "prune":
+            action.add_argument(
+                "--keep", type=_count, default=1, metavar="N", help="how many to keep (default 1)"
+            )
+    return parser
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _print_table(reports: Iterable[Report]) -> None:
+    rows = [("snapshot", "step", "epoch", "size", "metrics", "state")]
+    for each in reports:
+        facts = each.manifest
+        rows.append(
+            (
+                Path(each.path).name,
+                str(facts.get("step", "")),
+                str(facts.get("epoch", "")),
+                _readable(each.size),
+                _join({k: v for k, v in facts.get("metrics", {}).items() if k in _SHOWN}),
+                each.problem or ("sound" if each.checked else "not checked"),
+            )
+        )
+    _print_rows(rows, header=True)
+
+
+def _print_one(shown: Report) -> None:
+    facts = shown.manifest
+    rows = [("path", shown.path), ("state", shown.problem or "the manifest is sound")]
+    if facts:
+        rows += [(name, str(facts.get(name, ""))) for name in ("format", "step", "epoch", "digest")]
+        rows += [("metrics", _join(facts.get("metrics", {})))]
+        rows += [("versions", _join(facts.get("versions", {})))]
+        rows += [(f"plugin {key}", _join(value)) for key, value in facts.get("plugins", {}).items()]
+        rows += [("options", _join(facts.get("options", {})))]
+        rows += [(name, _readable(entry["size"])) for name, entry in facts["files"].items()]
+    _print_rows(rows, header=False)
+
+
+def _print_rows(rows: Iterable[tuple[str, ...]], *, header: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for number, row in enumerate(rows):
+        style = "bold" if header and number == 0 else ""
+        table.add_row(*(Text(_clean(cell), overflow="fold") for cell in row), style=style)
+    Console(highlight=False).print(table)
+
+
+def _join(values: object) -> str:
+    if not isinstance(values, Mapping):
+        return str(values)
+    parts = (
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {_flat(value)}"
+        for name, value in values.items()
+    )
+    return ", ".join(parts)
+
+
+def _flat(value: object) -> str:
+    return f"({_join(value)})" if isinstance(value, Mapping) else str(value)
+
+
+def _readable(size: int) -> str:
+    number, units = float(size), ["bytes", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.3g} {units[0]}" if units[0] != "bytes" else f"{size} bytes"
+
+
+def _clean(text: str) -> str:
+    """Makes control characters visible: a snapshot's own words must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

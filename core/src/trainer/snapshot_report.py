@@ -1,0 +1,111 @@
+"""What snapshots hold and whether they are sound, for `trainer snapshot`. Reads manifests and
+digests only: nothing of a snapshot is unpickled, and torch is not imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer_callback import SnapshotError, UsageError
+
+from .manifest import MANIFEST, read_manifest, verify
+from .rundir import RunDirectory
+from .snapshot import list_snapshots, remove_leftovers, remove_snapshot
+
+__all__ = ["Report", "find_snapshots", "prune", "report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One snapshot.
+
+    Attributes:
+        path: its directory.
+        problem: why it is not sound, or None.
+        checked: every byte was compared with the manifest; else the manifest alone was read.
+        size: bytes of all its files.
+        manifest: what it says of itself; empty where that cannot be trusted.
+    """
+
+    path: str
+    problem: str | None
+    checked: bool
+    size: int
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns plain data."""
+        return asdict(self)
+
+
+def find_snapshots(path: Path) -> list[Path]:
+    """Returns `path` itself if it is a snapshot, else those of the run in `path`: the newest first,
+    then the finished model and the kept weights.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if (path / MANIFEST).exists():
+        return [path]
+    found = [*list_snapshots(path), *list_snapshots(path / "snapshots"), *_others(path)]
+    if not found:
+        raise UsageError(f"there is no snapshot in {str(path)!r}. Name a run's output directory.")
+    return found
+
+
+def report(path: Path, *, check: bool) -> Report:
+    """Returns what the snapshot `path` holds.
+
+    Args:
+        check: compare every byte with the manifest.
+    """
+    try:
+        manifest = verify(path) if check else read_manifest(path)
+    except SnapshotError as error:
+        return Report(str(path), str(error), check, _size(path))
+    return Report(str(path), None, check, _size(path), manifest)
+
+
+def prune(path: Path, keep: int) -> list[Path]:
+    """Removes all but the `keep` newest sound snapshots of the run in `path`, and leftovers.
+
+    Returns what was removed. The finished model and kept weights stay.
+
+    Raises:
+        UsageError: it is no run, a run uses it, or none of its snapshots is sound.
+    """
+    directory = path / "snapshots"
+    if not directory.is_dir():
+        raise UsageError(f"there is no snapshot in {str(path)!r}. Name a run's output directory.")
+    with RunDirectory(path):
+        known = list_snapshots(directory)
+        sound = [each for each in known if report(each, check=True).problem is None]
+        if known and not sound:
+            raise UsageError(f"none of the {len(known)} snapshots in {str(path)!r} is sound.")
+        doomed = [each for each in known if each not in sound[:keep]]
+        for each in doomed:
+            remove_snapshot(each)
+        remove_leftovers(directory)
+    return doomed
+
+
+def _others(path: Path) -> Iterator[Path]:
+    for each in (path / "final", *_children(path / "weights")):
+        if (each / MANIFEST).exists():
+            yield each
+
+
+def _children(path: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(path.iterdir())
+    return []
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return sum(each.stat().st_size for each in path.iterdir())
+    return 0

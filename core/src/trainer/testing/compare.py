@@ -1,0 +1,100 @@
+"""Two values of plain data -> the first place where they differ, in words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from trainer_callback import StateError
+from trainer_callback.state import to_plain
+
+__all__ = ["find_difference", "read_attributes", "same_bits"]
+
+
+def find_difference(
+    expected: object, found: object, path: str, varying: Sequence[str] = ()
+) -> str | None:
+    """Returns `PATH is FOUND instead of EXPECTED` for the first difference, or None.
+
+    Types count: a list is no tuple, 1 is no True. NaN is equal to NaN, tensors are compared bit by
+    bit.
+
+    Args:
+        varying: glob patterns of keys (or of their last part) that are not looked at.
+    """
+    if type(expected) is not type(found):
+        return _say(path, expected, found)
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            place = f"{path}.{key}"
+            if _is_varying(str(key), varying):
+                continue
+            if key not in found:
+                return f"{place} is missing and was {_show(expected[key])}"
+            if key not in expected:
+                return f"{place} is {_show(found[key])} and was not there"
+            difference = find_difference(expected[key], found[key], place, varying)
+            if difference is not None:
+                return difference
+        return None
+    if isinstance(expected, (list, tuple)) and isinstance(found, (list, tuple)):
+        if len(expected) != len(found):
+            return f"{path} has {len(found)} items instead of {len(expected)}"
+        pairs = enumerate(zip(expected, found, strict=True))
+        differences = (find_difference(a, b, f"{path}[{i}]", varying) for i, (a, b) in pairs)
+        return next((difference for difference in differences if difference), None)
+    if isinstance(expected, torch.Tensor) and isinstance(found, torch.Tensor):
+        return None if same_bits(expected, found) else _say(path, expected, found)
+    is_nan = expected != expected and found != found
+    return None if is_nan or expected == found else _say(path, expected, found)
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bytes."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(_bytes_of(one), _bytes_of(other))
+
+
+def read_attributes(thing: object, prefix: str = "self") -> dict[str, Any]:
+    """Returns path -> value of every attribute that is plain data; those of a dataclass one by
+    one.
+    """
+    found: dict[str, Any] = {}
+    for name, value in getattr(thing, "__dict__", {}).items():
+        path = f"{prefix}.{name}"
+        if name.startswith("__"):
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found.update(read_attributes(value, path))
+            continue
+        try:
+            found[path] = to_plain(value, path)
+        except StateError:  # a file, a picture, another object: none of our business
+            continue
+    return found
+
+
+def _is_varying(name: str, patterns: Sequence[str]) -> bool:
+    names = {name, name.rpartition(".")[2]}
+    return any(fnmatchcase(each, pattern) for each in names for pattern in patterns)
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+
+
+def _say(path: str, expected: object, found: object) -> str:
+    return f"{path} is {_show(found)} instead of {_show(expected)}"
+
+
+def _show(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        kind = f"{value.dtype} tensor {tuple(value.shape)}"
+        return f"{value.item()!r} ({kind})" if value.numel() == 1 else f"another {kind}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,215 @@
+"""What every callback has to keep to, one test for each clause."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Final
+
+import pytest
+
+from trainer_callback import PluginError, TrainerCallback
+from trainer_callback.implementation import describe, find_implementations
+from trainer_callback.manager import CallbackManager
+
+from .compare import find_difference
+from .installed import find_plugin, read_group, read_options
+from .runs import Outcome, build, fail, fresh, play, read_state, train
+from .watch import Bystander, DiskCopy, StateWatch, SyncWatch
+
+__all__ = ["CallbackContract"]
+
+_SETTINGS: Final[Mapping[str, Any]] = {
+    "epochs": 3,
+    "batches": 5,
+    "gradient_accumulation_steps": 2,  # 3 updates an epoch, the last one of a single batch
+    "max_grad_norm": 1.0,
+    "eval_interval": 2,
+    "log_interval": 2,
+    "keep_snapshots": 9,
+    "snapshot_sync": True,
+}
+
+
+class CallbackContract:
+    """Tests of a callback. Inherit them in a class whose name starts with `Test`, and say how to
+    make one:
+
+        class TestMyCallback(CallbackContract):
+            entry_point = "my_callback"
+            passive = True
+
+            def make(self):
+                return MyCallback(interval=2)
+
+    Attributes:
+        passive: it watches and changes nothing: a run with it ends in the same weights, bit by bit.
+        entry_point: its name in the group `trainer.callbacks`; None for code that is not installed.
+        flags: more words of the command line for `train-lm --ENTRY_POINT`, if it needs or has any.
+        settings: fields of `TrainerConfig` for the runs, in addition to those of the contract.
+        varying: glob patterns of the metrics, attributes and entries of the state that no two runs
+            have in common, such as times.
+    """
+
+    passive: ClassVar[bool] = False
+    entry_point: ClassVar[str | None] = None
+    flags: ClassVar[Sequence[str]] = ()
+    settings: ClassVar[Mapping[str, Any]] = {}
+    varying: ClassVar[Sequence[str]] = ()
+
+    def make(self) -> object:
+        """Returns a new callback, or the module with the hooks."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no make(). Write `def make(self): return MyCallback()`."
+        )
+
+    def test_it_builds_from_its_defaults(self) -> None:
+        first, second = self.make(), self.make()
+        if isinstance(first, ModuleType):
+            return
+        if isinstance(first, type):
+            fail(f"make() returns the class {first.__name__}. Write {first.__name__}().")
+        if first is second:
+            fail(
+                "make() returns the same object twice, so one run would see the state of another. "
+                "Make a new one each time."
+            )
+
+    def test_its_hooks_and_their_arguments_exist(self) -> None:
+        callback = self.make()
+        try:
+            CallbackManager([callback])
+            found = find_implementations(callback)
+        except PluginError as error:
+            fail(str(error))
+        if not found and isinstance(callback, TrainerCallback):
+            fail(f"{describe(callback)} overrides no hook, so nothing would ever call it.")
+
+    def test_it_survives_a_run_of_one_batch(self, tmp_path: Path) -> None:
+        for place in (tmp_path / "run", None):
+            train(build([fresh(self.make)], place, **self._settings(epochs=1, batches=1)))
+
+    def test_it_survives_a_run_without_updates(self, tmp_path: Path) -> None:
+        place = tmp_path / "run"
+        settings = self._settings(epochs=1, batches=1)
+        train(build([], place, **settings))
+        for _ in ("installed after the run", "resumed with its own state"):
+            train(build([fresh(self.make)], place, **settings), resume=True)
+
+    def test_its_state_is_plain_data(self, tmp_path: Path) -> None:
+        watch, callback = StateWatch(), fresh(self.make)
+        trainer = build([watch, callback], tmp_path / "run", **self._settings(snapshot_interval=2))
+        train(trainer, unsaveable=fail)
+        if watch.problem is not None:
+            fail(
+                f"on_snapshot_load would not get back what on_snapshot_save returned: "
+                f"{watch.problem}. Return None, bool, int, float, str, bytes, list, tuple, set, "
+                "dict and tensors only."
+            )
+        read_state(trainer, callback)
+
+    @pytest.mark.parametrize(
+        "cuts", [(2,), (3,), (6,), (2, 4)], ids=["mid_epoch", "boundary", "late_boundary", "twice"]
+    )
+    def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+        self, tmp_path: Path, cuts: tuple[int, ...]
+    ) -> None:
+        place, left = tmp_path / "run", tmp_path / "left"
+        settings = self._settings(snapshot_interval=cuts[0])
+        outcomes = []
+        for step in cuts:
+            copy = DiskCopy(step, left)
+            outcomes.append(play(self.make, place, resume=bool(outcomes), also=[copy], **settings))
+            if outcomes[-1].decisions["steps"] <= step:
+                pytest.skip(f"it ends the run at or before update {step}")
+            shutil.rmtree(place)
+            left.rename(place)
+        part = play(self.make, place, resume=True, **settings)
+        self._compare(outcomes[0], part, f"killed after update {' and '.join(map(str, cuts))}")
+
+    def test_an_ended_run_goes_on_as_if_it_had_not_ended(self, tmp_path: Path) -> None:
+        settings = self._settings(snapshot_interval=2)
+        whole = play(self.make, tmp_path / "run", **settings)
+        shutil.rmtree(tmp_path / "run")
+        first = play(self.make, tmp_path / "run", **{**settings, "max_steps": 4})
+        if first.decisions["status"] != "finished":
+            pytest.skip("it ends the run at or before update 4")
+        part = play(self.make, tmp_path / "run", resume=True, **settings)
+        self._compare(whole, part, "ended by max_steps after update 4")
+
+    def test_a_passive_callback_changes_nothing(self, tmp_path: Path) -> None:
+        if not self.passive:
+            pytest.skip("it is not said to be passive")
+        settings = self._settings(snapshot_interval=2)
+        without, beside = Bystander(), Bystander()
+        train(build([without], tmp_path / "without", **settings))
+        train(build([beside, fresh(self.make)], tmp_path / "beside", **settings))
+        change = without.find_change(beside)
+        if change is not None:
+            fail(f"passive = True, and the run is another one with it than without: {change}.")
+
+    def test_it_does_not_wait_for_the_device_in_every_batch(self, tmp_path: Path) -> None:
+        watch = SyncWatch()
+        settings = {**self._settings(epochs=1, batches=16, log_interval=16, eval_interval=None)}
+        settings["gradient_accumulation_steps"] = 1
+        train(build([watch, fresh(self.make)], tmp_path / "run", **settings))
+        if watch.waiting_batches > watch.batches / 2:
+            where = ", ".join(f"{name} in {count}" for name, count in watch.waits.most_common(3))
+            fail(
+                f"it waits for the device in {watch.waiting_batches} of {watch.batches} batches "
+                f"({where}), and a GPU idles meanwhile. Keep the tensor, and read it in on_log, "
+                "on_validation_end or on_epoch_end."
+            )
+
+    def test_its_distribution_is_found(self) -> None:
+        plugin = find_plugin(self._entry_point())
+        made = self.make()
+        if made is not plugin.target and type(made) is not plugin.target:
+            fail(f"{plugin.label} is {plugin.target!r}, and make() returns {made!r}.")
+        if not plugin.entry.version:
+            fail(f"{plugin.label} has no version.")
+
+    def test_its_flags_stand_in_a_group_of_their_own(self) -> None:
+        plugin = find_plugin(self._entry_point())
+        group, text = read_group(plugin)
+        if plugin.kind == "flag":
+            wanted = [*(f"--{option.flag}" for option in plugin.options)]
+            missing = [flag for flag in wanted if flag not in group]
+            if missing or not group:
+                fail(
+                    f"train-lm --help has no {' '.join(missing) or 'flag'} in a group called "
+                    f"{plugin.label!r}. It has:\n{text}"
+                )
+
+    def test_its_flags_survive_a_config_file(self, tmp_path: Path) -> None:
+        plugin = find_plugin(self._entry_point())
+        words = [f"--{plugin.entry.name}"] if plugin.kind == "flag" else []
+        place = ["--output_dir", str(tmp_path / "run")]
+        typed, text = read_options([*words, *self.flags, *place])
+        file = tmp_path / "run.yaml"
+        file.write_text(text)
+        reread, _ = read_options([], config=file)
+        difference = find_difference(typed, reread, "the options")
+        if difference is not None:
+            fail(f"after --print_config and --config, {difference}.")
+
+    def _settings(self, **settings: Any) -> dict[str, Any]:
+        return {**_SETTINGS, **settings, **self.settings}
+
+    def _entry_point(self) -> str:
+        if self.entry_point is None:
+            pytest.skip("entry_point is not set, so this callback is not an installed plugin")
+        return self.entry_point
+
+    def _compare(self, whole: Outcome, part: Outcome, when: str) -> None:
+        difference = whole.find_difference(part, self.varying)
+        if difference is not None:
+            fail(
+                f"a run that was {when} and resumed is not as if it had never ended: {difference}. "
+                "Return what it needs in on_snapshot_save, put it back in on_snapshot_load, and "
+                "do not reset it in on_train_start(resumed=True). What no two runs have in common "
+                "belongs into `varying` of this test."
+            )
+

@@ -1,0 +1,88 @@
+"""A trainer that is as small as one can be and still has everything: two layers, dropout, momentum,
+a validation set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainer import Trainer, TrainerConfig
+
+__all__ = ["TinyTrainer", "make_tiny_trainer"]
+
+_BATCH: Final = 2
+_FEATURES: Final = 4
+
+
+class TinyTrainer(Protocol):
+    """The type of the fixture `tiny_trainer`, which is `make_tiny_trainer` with a place to write
+    to.
+    """
+
+    def __call__(
+        self,
+        callbacks: Sequence[object] = (),
+        *,
+        batches: int = 4,
+        validation: bool = True,
+        output_dir: Path | None = ...,
+        **config: Any,
+    ) -> Trainer:
+        """Returns a trainer; see `make_tiny_trainer`."""
+        ...
+
+
+def make_tiny_trainer(
+    callbacks: Sequence[object] = (),
+    *,
+    batches: int = 4,
+    validation: bool = True,
+    output_dir: Path | None = None,
+    **config: Any,
+) -> Trainer:
+    """Returns a trainer of a tiny regression, the same one each time: weights, data and order.
+
+    The model has dropout, so that whoever draws from the global random numbers changes its weights.
+    Installed plugins that are live in every run are left out.
+
+    Args:
+        callbacks: as `Trainer`.
+        batches: micro-batches per epoch, of two items each.
+        validation: whether there is a validation set.
+        output_dir: where the run writes; None for a run that writes nothing.
+        config: fields of `TrainerConfig`; `epochs` is 2, `device` cpu, `log_interval` 1 unless
+            given.
+    """
+    generator = torch.Generator().manual_seed(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(_FEATURES, 8), nn.Dropout(0.25), nn.Linear(8, 1))
+    settings = {"epochs": 2, "device": "cpu", "log_interval": 1, "output_dir": output_dir, **config}
+    return Trainer(
+        model,
+        torch.optim.AdamW(model.parameters(), lr=0.01),
+        DataLoader(_make_data(batches, generator), batch_size=_BATCH, shuffle=True),
+        DataLoader(_make_data(2, generator), batch_size=_BATCH) if validation else None,
+        loss_fn=_squared_error,
+        config=TrainerConfig(**settings),
+        callbacks=callbacks,
+        discover=False,
+    )
+
+
+def _make_data(batches: int, generator: torch.Generator) -> TensorDataset:
+    """Returns inputs (N, 4) and noisy sums of them (N, 1)."""
+    inputs = torch.randn(batches * _BATCH, _FEATURES, generator=generator)
+    noise = torch.randn(batches * _BATCH, 1, generator=generator)
+    return TensorDataset(inputs, inputs.sum(dim=1, keepdim=True) + 0.1 * noise)
+
+
+def _squared_error(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+    inputs, targets = batch
+    return nn.functional.mse_loss(model(inputs), targets)

@@ -1,0 +1,219 @@
+"""Callbacks that look over the shoulder of another one: what it waits for, what it changes, what is
+on the disk in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy
+import torch
+from torch.overrides import TorchFunctionMode
+
+from trainer_callback import StateError, TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback.state import to_plain
+
+from .compare import find_difference, same_bits
+
+__all__ = ["Bystander", "DiskCopy", "StateWatch", "SyncWatch"]
+
+_WATCHED: Final = (
+    "on_batch_start",
+    "on_forward_end",
+    "on_backward_end",
+    "on_gradients_clipped",
+    "on_step_end",
+    "on_batch_end",
+    "should_stop_training",
+)
+
+_WAITING: Final = frozenset(
+    {
+        "__array__",
+        "__bool__",
+        "__complex__",
+        "__contains__",
+        "__float__",
+        "__format__",
+        "__index__",
+        "__int__",
+        "__repr__",
+        "allclose",
+        "cpu",
+        "equal",
+        "is_nonzero",
+        "item",
+        "nonzero",
+        "numpy",
+        "tolist",
+        "unique",
+    }
+)
+"""Functions of tensors that have to wait until the device has computed the value."""
+
+
+class SyncWatch(TrainerCallback):
+    """Counts the batches in which the other callbacks wait for the device.
+
+    It works on a CPU, where waiting costs nothing, by the names of the functions that are called.
+
+    Attributes:
+        batches: batches seen.
+        waits: `hook: function` -> in how many batches it was called.
+        waiting_batches: batches in which anything was called.
+    """
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.waits: Counter[str] = Counter()
+        self.waiting_batches = 0
+        self._seen: set[str] = set()
+
+    def start_batch(self) -> None:
+        """Counts what the batch before this one did."""
+        self.waits.update(self._seen)
+        self.waiting_batches += bool(self._seen)
+        self._seen.clear()
+
+    def around(self, hook: str) -> TorchFunctionMode:
+        """Returns the context in which the others are called."""
+        return _Listener(lambda function: self._seen.add(f"{hook}: {function}"))
+
+    def on_train_end(self) -> None:  # type: ignore[override]
+        self.start_batch()
+
+
+class _Listener(TorchFunctionMode):
+    def __init__(self, hear: Callable[[str], None]) -> None:
+        super().__init__()
+        self._hear = hear
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _WAITING or (name == "to" and "cpu" in map(str, args)):
+            self._hear(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _watch(hook: str) -> Callable[..., Any]:
+    @hookimpl(wrapper=True, specname=hook)
+    def watch(self: SyncWatch) -> Generator[None, Any, Any]:
+        if hook == "on_batch_start":
+            self.start_batch()
+            self.batches += 1
+        with self.around(hook):
+            answer = yield
+        return answer
+
+    return watch
+
+
+for _hook in _WATCHED:
+    setattr(SyncWatch, f"watch_{_hook}", _watch(_hook))
+
+
+class Bystander(TrainerCallback):
+    """Keeps weights and random number generators as they are at the start of each batch and at the
+    end.
+
+    Attributes:
+        moments: name of the moment -> what there was.
+    """
+
+    def __init__(self) -> None:
+        self.moments: dict[str, dict[str, Any]] = {}
+
+    @hookimpl(tryfirst=True)
+    def on_batch_start(self, trainer: TrainerProtocol) -> None:  # type: ignore[override]
+        self._look(trainer, f"update {trainer.step + 1}, batch {trainer.batch_in_epoch}")
+
+    @hookimpl(trylast=True)
+    def on_train_end(self, trainer: TrainerProtocol) -> None:  # type: ignore[override]
+        self._look(trainer, "the end of the run")
+
+    def _look(self, trainer: TrainerProtocol, moment: str) -> None:
+        legacy: Any = numpy.random.get_state()
+        self.moments[moment] = {
+            "random": random.getstate(),
+            "numpy.random": (legacy[1].tolist(), *legacy[2:]),
+            "torch": torch.get_rng_state(),
+            "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
+        }
+
+    def find_change(self, other: Bystander) -> str | None:
+        """Returns the first thing that is different in `other`'s run, in words, or None."""
+        for moment, mine in self.moments.items():
+            theirs = other.moments.get(moment)
+            if theirs is None:
+                return f"the run ended before {moment}"
+            for generator in ("random", "numpy.random"):
+                if mine[generator] != theirs[generator]:
+                    return _DRAWS.format(generator, moment)
+            if not same_bits(mine["torch"], theirs["torch"]):
+                return _DRAWS.format("torch", moment)
+            for name, value in mine["weights"].items():
+                if not same_bits(value, theirs["weights"][name]):
+                    return f"the weight {name!r} is another one at {moment}"
+        return None
+
+
+_DRAWS: Final = (
+    "it draws from the global random numbers of {}, before {}. Use a generator of its own, such as "
+    "torch.Generator().manual_seed(0)"
+)
+
+
+class StateWatch(TrainerCallback):
+    """Looks at what the others return from `on_snapshot_save`.
+
+    Attributes:
+        problem: what a snapshot would turn into something else, in words, or None.
+    """
+
+    def __init__(self) -> None:
+        self.problem: str | None = None
+
+    @hookimpl(wrapper=True)
+    def on_snapshot_save(  # type: ignore[override]
+        self,
+    ) -> Generator[None, list[Any], list[Any]]:
+        answers = yield
+        for answer in answers:
+            self.problem = self.problem or self._find_problem(answer)
+        return answers
+
+    def _find_problem(self, answer: object) -> str | None:
+        if not isinstance(answer, Mapping):
+            return f"on_snapshot_save returned {answer!r} instead of a dictionary"
+        try:
+            kept = to_plain(answer)
+        except StateError:  # with which the trainer ends the run
+            return None
+        return find_difference(answer, kept, "state")
+
+
+class DiskCopy(TrainerCallback):
+    """Copies the output directory once the snapshot of an update is durable: what a killed run
+    leaves behind.
+    """
+
+    def __init__(self, step: int, target: Path) -> None:
+        self.step = step
+        self.target = target
+
+    def on_snapshot_saved(  # type: ignore[override]
+        self, trainer: TrainerProtocol, step: int
+    ) -> None:
+        if step == self.step and trainer.output_dir is not None:
+            shutil.copytree(trainer.output_dir, self.target)

@@ -1,0 +1,95 @@
+"""Whose state a snapshot holds, and whether the callback of this run can have it.
+
+A snapshot's manifest says of each state key who wrote it: `describe_writer`. A resume reads that
+back: `read_saved_state`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from .errors import PluginError
+from .identity import Plugin
+from .implementation import describe
+
+__all__ = ["Verdict", "describe_writer", "read_saved_state"]
+
+Verdict = Literal["restored", "migrated", "fresh", "carried along"]
+"""What becomes of a state: handed to its callback as it is, or after `migrate_state`; there is
+none; or its callback is not in this run, and it is kept for later snapshots.
+"""
+
+
+def describe_writer(plugin: Plugin) -> dict[str, Any]:
+    """Returns what a manifest says of the callback that wrote a state: plain JSON."""
+    return {
+        "name": plugin.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "state_version": _state_version(plugin),
+    }
+
+
+def read_saved_state(
+    plugin: Plugin | None, saved: Mapping[str, Any] | None, writer: Mapping[str, Any]
+) -> tuple[Mapping[str, Any] | None, Verdict]:
+    """Returns the state that `plugin` is to get of what was saved under its key, and the verdict.
+
+    Args:
+        plugin: the callback of this run that has the state key; None where there is none.
+        saved: the state under the key; None where there is none.
+        writer: what the manifest says of who wrote it, as `describe_writer` made it. Of an older
+            manifest, without `state_version`, the version is 1.
+
+    Raises:
+        PluginError: the state is another distribution's, or is newer than the plugin, or is older
+            and cannot be migrated.
+    """
+    if saved is None:
+        return None, "fresh"
+    if plugin is None:
+        return saved, "carried along"
+    distribution = writer.get("distribution") or plugin.distribution
+    if plugin.distribution and distribution != plugin.distribution:
+        raise PluginError(
+            f"{plugin.label}: the snapshot's state {plugin.state_key!r} was written by "
+            f"{distribution} {writer.get('version', '')}. Use that plugin, or give this one "
+            "another `state_key`, and it starts fresh."
+        )
+    old, new = int(writer.get("state_version", 1)), _state_version(plugin)
+    if old == new:
+        return saved, "restored"
+    if old > new:
+        raise PluginError(
+            f"{plugin.label} reads state of version {new}, and the snapshot has version {old}, "
+            f"written by {distribution or plugin.name} {writer.get('version', '')}. Upgrade the "
+            "plugin to that version."
+        )
+    return _migrate(plugin, saved, old, new), "migrated"
+
+
+def _state_version(plugin: Plugin) -> int:
+    version = getattr(plugin.callback, "state_version", 1)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise PluginError(
+            f"{plugin.label}: state_version must be an integer of at least 1, got {version!r}."
+        )
+    return version
+
+
+def _migrate(plugin: Plugin, saved: Mapping[str, Any], old: int, new: int) -> Mapping[str, Any]:
+    what = f"{plugin.label} cannot read the snapshot's state of version {old}; it has {new}"
+    migrate = getattr(plugin.callback, "migrate_state", None)
+    if migrate is None:
+        raise PluginError(f"{what} and no `migrate_state`.")
+    try:
+        state = migrate(copy.deepcopy(saved), old)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PluginError(f"{what}: {type(error).__name__}: {error}") from error
+    if not isinstance(state, Mapping):
+        raise PluginError(f"{what}: migrate_state returned {describe(state)}, not a dict.")
+    return state

@@ -1,0 +1,101 @@
+"""What each option may be: a wrong one is refused at construction, with one that would work."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Final
+
+from trainer_callback import UsageError
+
+from .decision import Mode, guess_mode
+
+__all__ = [
+    "OptionError",
+    "require_choice",
+    "require_count",
+    "require_margin",
+    "require_mode",
+    "require_threshold",
+]
+
+_FLAG: Final = "--early_stop_"
+
+
+class OptionError(UsageError, ValueError):
+    """An option is out of its range, or does not fit the run."""
+
+
+def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises OptionError if `value` is none of `choices`."""
+    if value not in choices:
+        raise _refuse(name, f"one of {', '.join(choices)}", value, choices[0])
+
+
+def require_count(name: str, value: object, least: int, effect: str) -> int:
+    """Returns `value`, an integer of at least `least`; `effect` is what that one does.
+
+    Raises:
+        OptionError: it is smaller, or no integer.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise _refuse(name, "an integer", value, f"{least} {effect}")
+    if value < least:
+        raise _refuse(name, f"at least {least}", value, f"{least} {effect}")
+    return int(value)
+
+
+def require_margin(name: str, value: object) -> float:
+    """Returns `value`, a finite number of at least 0.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    number = _read_number(value)
+    if number is None or not 0.0 <= number < math.inf:
+        raise _refuse(name, "a finite number of at least 0", value, "0 to count every improvement")
+    return number
+
+
+def require_threshold(name: str, value: object) -> float | None:
+    """Returns `value`, a number or None.
+
+    Raises:
+        OptionError: it is something else, such as NaN, with which nothing compares.
+    """
+    if value is None:
+        return None
+    number = _read_number(value)
+    if number is None:
+        raise _refuse(name, "a number", value, "0.5, or leave it out")
+    return number
+
+
+def require_mode(mode: str, monitor: str) -> Mode:
+    """Returns the direction in which `monitor` gets better; `auto` reads it off the name.
+
+    Raises:
+        OptionError: the name tells none, or both.
+    """
+    require_choice("mode", mode, ("auto", "min", "max"))
+    guess: Mode | None = "min" if mode == "min" else "max" if mode == "max" else None
+    guess = guess or guess_mode(monitor)
+    if guess is None:
+        raise OptionError(
+            f"EarlyStoppingCallback: the name {monitor!r} does not tell whether lower or higher is "
+            f"better. Use {_FLAG}mode min or {_FLAG}mode max."
+        )
+    return guess
+
+
+def _read_number(value: object) -> float | None:
+    if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
+        return None
+    return float(value)
+
+
+def _refuse(name: str, wanted: str, value: object, example: str) -> OptionError:
+    return OptionError(
+        f"EarlyStoppingCallback: {name} must be {wanted}, got {value!r}. "
+        f"Use {_FLAG}{name} {example}."
+    )

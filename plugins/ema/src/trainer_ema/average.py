@@ -1,0 +1,92 @@
+"""The averages beside a model's own tensors, by name. Knows no trainer; imports torch when used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["WeightAverage"]
+
+
+class WeightAverage:
+    """Exponential moving averages of the floating-point weights of a model.
+
+    Tied weights have one average, under their first name. Averages of a type narrower than float32
+    are kept in float32: in bfloat16 a share of 0.001 would be rounded away.
+
+    Attributes:
+        averages: name -> average, each on the device of its weight; empty before the first update.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float, *, use_buffers: bool) -> None:
+        """Averages nothing yet.
+
+        Args:
+            decay: share of the old average in the new one.
+            use_buffers: average the floating-point buffers too.
+        """
+        self.averages: dict[str, torch.Tensor] = {}
+        self._model = model
+        self._decay = decay
+        self._use_buffers = use_buffers
+        self._own: dict[str, torch.Tensor] | None = None
+
+    def update(self) -> None:
+        """Moves each average towards its weight; the first time, the average is the weight."""
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+        weights = self._find()
+        for name, weight in weights.items():
+            if name not in self.averages:
+                self.averages[name] = _widen(weight).clone()
+        averages = [self.averages[name] for name in weights]
+        wide = [_widen(weight) for weight in weights.values()]
+        if averages:
+            get_ema_multi_avg_fn(self._decay)(averages, wide, 0)
+
+    def load(self, averages: Mapping[str, torch.Tensor]) -> None:
+        """Goes on from `averages`; those of weights that the model has not are dropped."""
+        self.averages = {
+            name: averages[name].to(device=weight.device, dtype=_widen(weight).dtype)
+            for name, weight in self._find().items()
+            if name in averages
+        }
+
+    def swap_in(self) -> None:
+        """Puts the averages into the model, in place, until `swap_out`."""
+        if self._own is None:
+            self._own = {name: weight.clone() for name, weight in self._find().items()}
+            self.copy_in()
+
+    def swap_out(self) -> None:
+        """Puts the model's own weights back, bit by bit; nothing happens where they are there."""
+        own, self._own = self._own or {}, None
+        for name, weight in self._find().items():
+            if name in own:
+                weight.copy_(own[name])
+
+    def copy_in(self) -> None:
+        """Puts the averages into the model, in place and for good."""
+        for name, weight in self._find().items():
+            if name in self.averages:
+                weight.copy_(self.averages[name])
+
+    def _find(self) -> dict[str, torch.Tensor]:
+        """Looked up each time: a module may have put another tensor in the place of a buffer."""
+        found = dict(self._model.named_parameters())
+        buffers = dict(self._model.named_buffers()) if self._use_buffers else {}
+        return {
+            name: tensor.detach()
+            for name, tensor in {**found, **buffers}.items()
+            if tensor.is_floating_point() or tensor.is_complex()
+        }
+
+
+def _widen(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the tensor itself, or a float32 copy of a narrower one."""
+    import torch
+
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

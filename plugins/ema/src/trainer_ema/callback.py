@@ -1,0 +1,139 @@
+"""The callback: when to average, and when the averages stand in the model."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Generator, Mapping
+from typing import Any, Final
+
+from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
+
+from .average import WeightAverage
+
+__all__ = ["EMACallback"]
+
+logger: Final = logging.getLogger("trainer.ema")
+
+
+class EMACallback(TrainerCallback):
+    """Keeps an exponential moving average of the weights, which often validates better than they.
+
+    After each update: average = decay * average + (1 - decay) * weights. The weights that are
+    trained are not changed: a run with it trains the same ones, bit by bit, as a run without.
+
+    With early stopping, the weights that it keeps as the best are those that were validated, so
+    averages, and it has the last word at the end of the run.
+
+    Args:
+        decay: share of the old average in the new one, from 0 to below 1
+        start_step: updates before the average starts as a copy of the weights
+        every: average once in so many updates; skipped updates do not count
+        use_buffers: average floating-point buffers too, such as the statistics of batch
+            normalisation
+        use_for_validation: validate the average instead of the weights
+        swap_at_end: the finished model has the average; the snapshots keep the weights beside it
+    """
+
+    before = ("early_stopping",)  # at the end it puts its best weights over the last average
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        *,
+        start_step: int = 0,
+        every: int = 1,
+        use_buffers: bool = False,
+        use_for_validation: bool = True,
+        swap_at_end: bool = True,
+    ) -> None:
+        """Keeps each option as the attribute of its name.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        if not (math.isfinite(decay) and 0 <= decay < 1):
+            raise _refuse("decay", "from 0 to below 1", decay, "0.999")
+        if start_step < 0:
+            raise _refuse("start_step", "at least 0", start_step, "0 to start at once")
+        if every < 1:
+            raise _refuse("every", "at least 1", every, "1 for each update")
+        self.decay = decay
+        self.start_step = start_step
+        self.every = every
+        self.use_buffers = use_buffers
+        self.use_for_validation = use_for_validation
+        self.swap_at_end = swap_at_end
+        self.updates = 0
+        self._average: WeightAverage | None = None
+
+    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
+        self._start(trainer)
+        saved = checkpoint["callback_state"].get(self.state_key or type(self).__name__)
+        if saved is not None and self._average is not None:
+            self.updates = saved["updates"]
+            self._average.load(saved["averages"])
+
+    def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
+        if not resumed:
+            self._start(trainer)
+        if self.use_for_validation and trainer.has_validation:
+            logger.info("validates the average of the weights once it has started.")
+
+    def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
+        if skipped or self._average is None or trainer.step < self.start_step:
+            return
+        if self.updates % self.every == 0:
+            self._average.update()
+        self.updates += 1
+
+    @hookimpl(tryfirst=True)
+    def on_validation_start(self, trainer: TrainerProtocol) -> None:
+        if self.use_for_validation and self._average is not None:
+            self._average.swap_in()
+
+    @hookimpl(wrapper=True)
+    def on_validation_end(  # type: ignore[override]  # a wrapper: yields to all other callbacks
+        self,
+    ) -> Generator[None, object, object]:
+        """All others find the weights that were validated; some keep them as the best."""
+        try:
+            return (yield)
+        finally:
+            self._swap_out()
+
+    def on_snapshot_save(
+        self, trainer: TrainerProtocol, epoch: int, step: int
+    ) -> Mapping[str, object]:
+        averages = {} if self._average is None else self._average.averages
+        return {"updates": self.updates, "averages": averages}
+
+    def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
+        self._swap_out()  # the exception may have come out of a validation
+
+    def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
+        if not self.swap_at_end or result.status not in ("finished", "stopped"):
+            return
+        if self._average is None or not self._average.averages:
+            logger.warning(
+                "%d updates were too few to start an average: the last weights stay. Use "
+                "--ema_start_step below that.",
+                trainer.step,
+            )
+            return
+        self._average.copy_in()
+        logger.info("the model has the average over %d updates now.", self.updates)
+
+    def _start(self, trainer: TrainerProtocol) -> None:
+        self.updates = 0
+        self._average = WeightAverage(trainer.model, self.decay, use_buffers=self.use_buffers)
+
+    def _swap_out(self) -> None:
+        if self._average is not None:
+            self._average.swap_out()
+
+
+def _refuse(name: str, wanted: str, value: object, example: str) -> ValueError:
+    return ValueError(
+        f"EMACallback: {name} must be {wanted}, got {value!r}. Use --ema_{name} {example}."
+    )

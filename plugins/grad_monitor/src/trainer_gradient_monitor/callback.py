@@ -1,0 +1,308 @@
+"""The callback: when to measure, and what to do about what was measured."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer_callback import StopRequest, TrainerCallback, TrainerProtocol, UsageError
+
+from .groups import Groups, Level, group_parameters
+from .measurement import Probe, Reading
+from .news import describe_change, describe_disconnected, describe_nonfinite
+from .options import OnNonfinite, check_options, to_patterns
+from .record import Record, describe_step, make_entry, make_scalars
+from .report import Report
+from .state import MonitorState
+from .summary import summarize
+from .verdicts import Verdict, judge_all
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["GradientMonitorCallback"]
+
+logger = logging.getLogger("trainer.gradient_monitor")
+
+_MANY_SKIPPED: Final = 10
+"""In a row: a loss scaler that starts at 2**16 halves its scale that often at most before it finds
+one that works."""
+
+
+class GradientMonitorCallback(TrainerCallback):
+    """Watches how gradients flow through the layers, in step with the snapshots.
+
+    It measures once per update, when the gradients are complete and before they are clipped, and
+    changes nothing: a run with it ends in the same weights, bit by bit, as a run without. It writes
+    `gradients.jsonl` (the full record), `gradient_flow.png` and `gradient_flow.html` to
+    `OUTPUT_DIR/gradient_flow/`.
+
+    Args:
+        monitor_at_snapshots: measure at every update that a snapshot follows
+        monitor_interval: measure also every so many updates
+        monitor_at_epochs: measure also at the last update of each epoch
+        monitor_level: what one row stands for
+        monitor_depth: parts of a module's path that name a layer, for the level layer
+        monitor_include: glob patterns of parameter names to measure
+        monitor_exclude: glob patterns of parameter names to leave out
+        monitor_norm_type: order of the layers' norm, above 0 or inf
+        monitor_update_ratio: measure norm(new - old weight) / norm(old weight) too
+        monitor_histogram: count the gradients' magnitudes in powers of two, from -24 to +8
+        vanish_threshold: a layer whose gradient has an rms below this is vanishing
+        explode_threshold: a layer whose norm is above so many times the running median of the total
+            norm is exploding
+        on_nonfinite: what to do about NaN and infinite gradients that no loss scaler caught
+        report: draw the picture and write the page
+        history: most measured updates that are kept in memory and drawn
+    """
+
+    option_prefix = "gradient_"
+    critical = False
+
+    def __init__(
+        self,
+        *,
+        monitor_at_snapshots: bool = True,
+        monitor_interval: int | None = None,
+        monitor_at_epochs: bool = False,
+        monitor_level: Level = "layer",
+        monitor_depth: int = 2,
+        monitor_include: Sequence[str] = (),
+        monitor_exclude: Sequence[str] = (),
+        monitor_norm_type: float = 2.0,
+        monitor_update_ratio: bool = True,
+        monitor_histogram: bool = False,
+        vanish_threshold: float = 1e-7,
+        explode_threshold: float = 100.0,
+        on_nonfinite: OnNonfinite = "warn",
+        report: bool = True,
+        history: int = 512,
+    ) -> None:
+        self.monitor_at_snapshots = monitor_at_snapshots
+        self.monitor_interval = monitor_interval
+        self.monitor_at_epochs = monitor_at_epochs
+        self.monitor_level = monitor_level
+        self.monitor_depth = monitor_depth
+        self.monitor_include = to_patterns(monitor_include)
+        self.monitor_exclude = to_patterns(monitor_exclude)
+        self.monitor_norm_type = float(monitor_norm_type)
+        self.monitor_update_ratio = monitor_update_ratio
+        self.monitor_histogram = monitor_histogram
+        self.vanish_threshold = vanish_threshold
+        self.explode_threshold = explode_threshold
+        self.on_nonfinite = on_nonfinite
+        self.report = report
+        self.history = history
+        check_options(self)
+        self.state = MonitorState.fresh({}, (), history)
+        self._groups: Groups = {}
+        self._record: Record | None = None
+        self._report: Report | None = None
+        self._probe: Probe | None = None
+        self._clipped: torch.Tensor | None = None
+        self._last: Reading | None = None
+        self._stop: StopRequest | None = None
+
+    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
+        self._start(trainer)
+        plain = checkpoint["callback_state"].get(self.state_key or type(self).__name__)
+        if plain is not None and not self.state.load_plain(plain):
+            logger.info("level, filter or model changed since the snapshot: a new history starts.")
+
+    def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
+        if not resumed:
+            self._start(trainer)
+        where = "no files, for there is no output directory"
+        if trainer.output_dir is not None and trainer.is_main_process:
+            folder = trainer.output_dir / "gradient_flow"
+            self._open(folder, trainer.step if resumed else 0, _clip_limit(trainer))
+            where = f"record in {folder}"
+        logger.info("measures %d rows %s; %s.", len(self._groups), self._describe_plan(), where)
+
+    def on_backward_end(self, trainer: TrainerProtocol) -> None:
+        if self._is_due(trainer):
+            self._probe = Probe(
+                trainer,
+                self._groups,
+                norm_type=self.monitor_norm_type,
+                update_ratio=self.monitor_update_ratio,
+                histogram=self.monitor_histogram,
+            )
+
+    def on_gradients_clipped(
+        self, trainer: TrainerProtocol, total_norm: torch.Tensor, clipped: torch.Tensor
+    ) -> None:
+        if self._clipped is None:
+            self._clipped = clipped.float()
+        else:
+            self._clipped += clipped
+
+    def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
+        self.state.count_update(skipped=skipped)
+        if self.state.skipped_in_a_row == _MANY_SKIPPED:
+            logger.warning(
+                "update %d: %d updates in a row were skipped, whatever the loss scale: the loss "
+                "or the gradients are not finite.",
+                trainer.step,
+                _MANY_SKIPPED,
+            )
+        if self._probe is not None:
+            self._take(trainer, trainer.step, skipped=skipped)
+
+    def should_stop_training(self, trainer: TrainerProtocol) -> StopRequest | None:
+        return self._stop
+
+    def on_snapshot_save(
+        self, trainer: TrainerProtocol, epoch: int, step: int
+    ) -> Mapping[str, object] | None:
+        if self._clipped is not None:
+            self.state.clipped_since += int(self._clipped)
+            self._clipped = None
+        if self._record is not None:
+            self._record.sync()
+        return self.state.to_plain()
+
+    def on_snapshot_saved(
+        self, trainer: TrainerProtocol, path: Path, epoch: int, step: int
+    ) -> None:
+        if self._report is not None:
+            self._report.write_if_cheap(self.state, self._last)
+
+    def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
+        if (
+            self._probe is not None
+        ):  # the update that was measured ended the run: say where it came from
+            self.state.count_update(skipped=True)
+            self._take(trainer, trainer.step + 1, skipped=True)
+
+    def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
+        if not self.state.measured:
+            logger.warning(
+                "nothing was measured in %d updates: no snapshot was due. Use "
+                "--gradient_monitor_interval N to measure every N updates.",
+                self.state.updates,
+            )
+            return
+        if self._report is not None:
+            self._report.write(self.state, self._last)
+        page = self._report.page if self._report is not None else None
+        logger.info("%s", summarize(self.state, page))
+
+    def _start(self, trainer: TrainerProtocol) -> None:
+        """Forgets every earlier run."""
+        names = [name for name, _ in trainer.model.named_parameters()]
+        self._groups = group_parameters(
+            names,
+            self.monitor_level,
+            self.monitor_depth,
+            self.monitor_include,
+            self.monitor_exclude,
+        )
+        if not self._groups:
+            raise UsageError(
+                f"none of the model's {len(names)} parameters is left to measure with "
+                f"monitor_include={list(self.monitor_include)} and monitor_exclude="
+                f"{list(self.monitor_exclude)}. Their names look like {', '.join(names[:3])}."
+            )
+        fingerprint = {
+            "level": self.monitor_level,
+            "depth": self.monitor_depth,
+            "include": list(self.monitor_include),
+            "exclude": list(self.monitor_exclude),
+            "norm_type": self.monitor_norm_type,
+        }
+        self.state = MonitorState.fresh(fingerprint, tuple(self._groups), self.history)
+        self._record = self._report = self._probe = self._clipped = self._last = self._stop = None
+
+    def _open(self, folder: Path, step: int, limit: float | None) -> None:
+        self._record = Record(folder / "gradients.jsonl")
+        last = self._record.cut(step)
+        if last < self.state.last_step:
+            logger.warning(
+                "%s ends at update %d, but %d was measured: the record has a gap.",
+                self._record.path,
+                last,
+                self.state.last_step,
+            )
+        if self.report:
+            self._report = Report(folder, self.vanish_threshold, limit)
+
+    def _is_due(self, trainer: TrainerProtocol) -> bool:
+        interval = self.monitor_interval
+        return (
+            (self.monitor_at_snapshots and trainer.snapshot_due)
+            or (interval is not None and (trainer.step + 1) % interval == 0)
+            or (self.monitor_at_epochs and trainer.last_update_of_epoch)
+        )
+
+    def _take(self, trainer: TrainerProtocol, step: int, *, skipped: bool) -> None:
+        """Reads the probe and passes the numbers on: to history, record, log and the lines for
+        people."""
+        assert self._probe is not None
+        reading = self._last = self._probe.read(self._clipped)
+        self._probe = self._clipped = None
+        state = self.state
+        median = state.running_median
+        verdicts = judge_all(
+            self._groups,
+            reading,
+            vanish_threshold=self.vanish_threshold,
+            explode_limit=math.inf if median is None else self.explode_threshold * median,
+        )
+        counts = state.count_measured(step, reading.clipped)
+        facts = {"skipped": skipped, **counts, **describe_step(reading, _clip_limit(trainer))}
+        # A loss scaler finds its scale by trying: what it skips is no news about the layers.
+        expected = skipped and getattr(trainer.config, "precision", None) == "fp16"
+        known = {} if expected else verdicts
+        state.history.add(reading, known, step=step, epoch=trainer.epoch, skipped=skipped)
+        if self._record is not None:
+            entry = make_entry(reading, verdicts, step=step, epoch=trainer.epoch, facts=facts)
+            self._record.append(entry)
+        if not expected:
+            self._tell(trainer, reading, verdicts, step)
+        if not skipped and math.isfinite(reading.total_norm):
+            state.recent_norms.append(reading.total_norm)
+        if step == trainer.step:
+            trainer.log(make_scalars(facts))
+
+    def _tell(
+        self,
+        trainer: TrainerProtocol,
+        reading: Reading,
+        verdicts: dict[str, Verdict],
+        step: int,
+    ) -> None:
+        """Says what is new, once, and does what `on_nonfinite` says."""
+        state = self.state
+        nonfinite = describe_nonfinite(reading)
+        is_first = bool(nonfinite) and state.nonfinite_in_a_row == 0
+        for line in (
+            describe_disconnected(state.disconnected, reading.disconnected),
+            describe_change(state.verdicts, verdicts),
+            nonfinite if is_first and self.on_nonfinite != "ignore" else "",
+        ):
+            if line:
+                logger.warning("update %d: %s.", step, line)
+        if is_first and self.on_nonfinite == "snapshot":
+            trainer.request_snapshot()
+        if nonfinite and self.on_nonfinite == "stop":
+            self._stop = StopRequest("non_finite_gradient", f"update {step}: {nonfinite}")
+        state.remember(verdicts, reading.disconnected, nonfinite=bool(nonfinite))
+
+    def _describe_plan(self) -> str:
+        moments = []
+        if self.monitor_at_snapshots:
+            moments.append("before each snapshot")
+        if self.monitor_interval is not None:
+            moments.append(f"every {self.monitor_interval} updates")
+        if self.monitor_at_epochs:
+            moments.append("at the end of each epoch")
+        return " and ".join(moments)
+
+
+def _clip_limit(trainer: TrainerProtocol) -> float | None:
+    limit: float | None = getattr(trainer.config, "max_grad_norm", None)
+    return limit

@@ -1,0 +1,73 @@
+"""One layer over the whole run, from the history: what the summary, the picture and the page
+show."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .measurement import COLUMNS
+from .state import MonitorState
+from .verdicts import Verdict
+
+__all__ = ["Layer", "Spread", "read_layers"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and range of what was finite; None where nothing was."""
+
+    least: float | None
+    median: float | None
+    most: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Returns the spread of `values`."""
+        finite = sorted(value for value in values if math.isfinite(value))
+        if not finite:
+            return cls(None, None, None)
+        return cls(finite[0], statistics.median(finite), finite[-1])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of the history.
+
+    Attributes:
+        name, verdict: at the last update that was measured and taken.
+        rms, update_ratio: over the samples.
+        latest: `COLUMNS` at the last sample in which it had a gradient; empty if it never had one.
+    """
+
+    name: str
+    verdict: Verdict
+    rms: Spread
+    update_ratio: Spread
+    latest: dict[str, float]
+
+
+def read_layers(state: MonitorState) -> list[Layer]:
+    """Returns the layers in the model's order; one that never had a gradient is there if it should
+    have had one."""
+    width = len(COLUMNS)
+    layers = []
+    for index, name in enumerate(state.history.rows):
+        samples = [
+            dict(zip(COLUMNS, sample.values[index * width : (index + 1) * width], strict=True))
+            for sample in state.history.samples
+        ]
+        present = [sample for sample in samples if not math.isnan(sample["nonfinite"])]
+        if present or name in state.verdicts:
+            layers.append(
+                Layer(
+                    name=name,
+                    verdict=state.verdicts.get(name, "healthy"),
+                    rms=Spread.of(sample["rms"] for sample in present),
+                    update_ratio=Spread.of(sample["update_ratio"] for sample in present),
+                    latest=present[-1] if present else {},
+                )
+            )
+    return layers

@@ -1,0 +1,79 @@
+"""What the callback's options may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from .groups import Level
+
+if TYPE_CHECKING:
+    from .callback import GradientMonitorCallback
+
+__all__ = ["OnNonfinite", "check_options", "to_patterns"]
+
+OnNonfinite: TypeAlias = Literal["ignore", "warn", "snapshot", "stop"]
+
+
+def check_options(monitor: GradientMonitorCallback) -> None:
+    """Refuses what cannot work.
+
+    Raises:
+        ValueError: it names the option, as the command spells it too, and what was given.
+    """
+    interval = monitor.monitor_interval
+    elsewhen = monitor.monitor_at_snapshots or monitor.monitor_at_epochs
+    _require(
+        monitor,
+        "monitor_interval",
+        interval is not None or elsewhen,
+        "given, since nothing else is due",
+    )
+    _require(
+        monitor,
+        "monitor_interval",
+        interval is None or _is_count(interval, 1),
+        "a whole number, at least 1",
+    )
+    _require(
+        monitor,
+        "monitor_level",
+        monitor.monitor_level in get_args(Level),
+        f"one of {get_args(Level)}",
+    )
+    _require(
+        monitor, "monitor_depth", _is_count(monitor.monitor_depth, 1), "a whole number, at least 1"
+    )
+    _require(monitor, "monitor_norm_type", monitor.monitor_norm_type > 0, "above 0, or inf")
+    _require(
+        monitor,
+        "vanish_threshold",
+        0 <= monitor.vanish_threshold < math.inf,
+        "finite and at least 0",
+    )
+    _require(monitor, "explode_threshold", monitor.explode_threshold > 0, "above 0")
+    _require(
+        monitor,
+        "on_nonfinite",
+        monitor.on_nonfinite in get_args(OnNonfinite),
+        f"one of {get_args(OnNonfinite)}",
+    )
+    _require(monitor, "history", _is_count(monitor.history, 2), "a whole number, at least 2")
+
+
+def to_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns one pattern or several as several."""
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _require(monitor: GradientMonitorCallback, option: str, holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(
+            f"{type(monitor).__name__}: {option} must be {what}, got {getattr(monitor, option)!r}. "
+            f"On the command line it is --{monitor.option_prefix}{option}."
+        )

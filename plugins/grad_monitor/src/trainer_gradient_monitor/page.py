@@ -1,0 +1,103 @@
+"""The run as one self-contained page: a static template with the numbers put in as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
+
+from .history import Sample, thin
+from .layers import Layer, Spread, read_layers
+from .measurement import BINS, LOWEST_BIN, Reading
+from .state import MonitorState
+
+__all__ = ["render_page"]
+
+_PLACE: Final = '"DATA"'
+_MOST_COLUMNS: Final = 240
+"""Of the heatmap: more than fit a screen only make the file larger."""
+
+_SHOWN: Final = ("rms", "norm", "max_abs", "update_ratio", "zero_fraction")
+
+
+def render_page(
+    state: MonitorState, last: Reading | None, vanish_threshold: float, clip_limit: float | None
+) -> str:
+    """Returns the page: it opens from disk, needs no network, and follows the reader's light or
+    dark mode.
+
+    Args:
+        last: what was measured last; its histogram is shown where it has one.
+    """
+    layers = read_layers(state)
+    samples = thin(state.history.samples, _MOST_COLUMNS)
+    rows = [state.history.rows.index(layer.name) for layer in layers]
+    data = {
+        "measured": state.measured,
+        "updates": state.updates,
+        "clipped": state.clipped,
+        "counted": state.updates - state.updates_since,
+        "skipped": state.skipped,
+        "clip_limit": clip_limit,
+        "vanish_threshold": vanish_threshold,
+        "steps": [sample.step for sample in samples],
+        "total_norm": [sample.total_norm for sample in samples],
+        "step_skipped": [sample.skipped for sample in samples],
+        "layers": [_describe(layer) for layer in layers],
+        "columns": {name: _heat(samples, rows, name) for name in _SHOWN},
+        "histogram": _describe_histogram(last),
+    }
+    text = json.dumps(_short(data), allow_nan=False, separators=(",", ":"))
+    return _template().replace(_PLACE, text.replace("</", "<\\/"))
+
+
+@cache
+def _template() -> str:
+    return (files(__package__) / "gradient_flow.html").read_text(encoding="utf-8")
+
+
+def _describe(layer: Layer) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "verdict": layer.verdict,
+        "rms": _spread(layer.rms),
+        "update_ratio": _spread(layer.update_ratio),
+        "latest": layer.latest,
+    }
+
+
+def _spread(spread: Spread) -> list[float | None]:
+    return [spread.least, spread.median, spread.most]
+
+
+def _heat(samples: list[Sample], rows: list[int], column: str) -> list[list[float | None]]:
+    """Returns for each layer one number per sample: null where it had no gradient, -1 where it was
+    not finite."""
+    values = [sample.column(column) for sample in samples]
+    nonfinite = [sample.column("nonfinite") for sample in samples]
+    return [[_cell(values[i][row], nonfinite[i][row]) for i in range(len(samples))] for row in rows]
+
+
+def _cell(value: float, nonfinite: float) -> float | None:
+    if nonfinite > 0:
+        return -1.0
+    return value if math.isfinite(value) else None
+
+
+def _describe_histogram(last: Reading | None) -> dict[str, Any] | None:
+    if last is None or last.histogram is None:
+        return None
+    edges = [LOWEST_BIN + i for i in range(BINS - 1)]
+    return {"rows": last.rows, "log2_edges": edges, "shares": last.histogram}
+
+
+def _short(value: Any) -> Any:
+    """Returns `value` with four digits a float, which is more than a colour shows; null where one
+    is not finite."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    return [_short(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,138 @@
+"""The full record: one JSON object per measured update, in a file that a resumed run continues."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from .measurement import BINS, LOWEST_BIN, Reading
+from .verdicts import Verdict
+
+__all__ = ["Record", "describe_step", "make_entry", "make_scalars"]
+
+_STEP: Final = re.compile(rb'\{"step": (\d+),')
+
+
+class Record:
+    """A file of JSON lines, each with its update as the first key, in rising order.
+
+    Args:
+        path: the file; its folder is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def cut(self, step: int) -> int:
+        """Removes every line after update `step`, and a line that was not finished.
+
+        Returns:
+            The last update that is in the record now; 0 where it is empty.
+        """
+        last = end = 0
+        with self.path.open("a+b") as file:
+            file.seek(0)
+            for line in file:
+                found = _STEP.match(line)
+                if found is None or not line.endswith(b"\n") or int(found[1]) > step:
+                    break
+                last, end = int(found[1]), end + len(line)
+            file.truncate(end)
+        return last
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Adds a line; after it a killed process has lost nothing."""
+        line = json.dumps(_finite(entry), allow_nan=False) + "\n"
+        with self.path.open("ab") as file:
+            file.write(line.encode())
+
+    def sync(self) -> None:
+        """Makes the record durable, so that it is never behind a snapshot that is taken next."""
+        with self.path.open("ab") as file:
+            os.fsync(file.fileno())
+
+
+def make_entry(
+    reading: Reading,
+    verdicts: Mapping[str, Verdict],
+    *,
+    step: int,
+    epoch: int,
+    facts: Mapping[str, object],
+) -> dict[str, object]:
+    """Returns the line of one measured update. Numbers that are NaN or infinite become null when it
+    is written.
+
+    Args:
+        facts: of the whole step.
+    """
+    layers: dict[str, object] = {"name": list(reading.rows)}
+    for column, values in reading.columns.items():
+        layers[column if column == "update_ratio" else f"{column}_pre_clip"] = values
+    layers["verdict"] = [verdicts[row] for row in reading.rows]
+    entry: dict[str, object] = {
+        "step": step,
+        "epoch": epoch,
+        **facts,
+        "disconnected": list(reading.disconnected),
+        "nonfinite_parameters_pre_clip": reading.nonfinite,
+        "layers": layers,
+    }
+    if reading.histogram is not None:
+        entry["histogram_pre_clip"] = {
+            "log2_edges": [LOWEST_BIN + i for i in range(BINS - 1)],
+            "shares": reading.histogram,
+        }
+    return entry
+
+
+def describe_step(reading: Reading, clip_limit: float | None) -> dict[str, float | None]:
+    """Returns what the whole step shows, beside its counts; None where it has no value.
+
+    `clip_factor` is what clipping multiplies the gradients by. `flow_ratio_pre_clip` is the rms of
+    the first layer by
+    that of the last: far below 1, the gradient dies on its way down.
+    """
+    norm, rms = reading.total_norm, reading.columns["rms"]
+    factor = None
+    if clip_limit is not None and math.isfinite(norm):
+        factor = min(1.0, clip_limit / (norm + 1e-6))
+    return {
+        "total_norm_pre_clip": norm,
+        "clip_limit": clip_limit,
+        "clip_factor": factor,
+        "flow_ratio_pre_clip": rms[0] / rms[-1] if len(rms) > 1 and rms[-1] else None,
+    }
+
+
+def make_scalars(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the facts of a step as metrics for loggers: those that are finite numbers."""
+    found = {
+        "grad_norm_pre_clip": facts["total_norm_pre_clip"],
+        "grad_flow_ratio_pre_clip": facts["flow_ratio_pre_clip"],
+        "grad_skipped_updates": facts["skipped_updates"],
+    }
+    if facts["clip_limit"] is not None:
+        found["grad_clip_factor"] = facts["clip_factor"]
+        found["grad_clip_rate"] = facts["clipped_updates"] / facts["updates"]
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if value is not None and math.isfinite(value)
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Returns `value` with every float cut to the seven digits that a float32 has, null where it is
+    not finite."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

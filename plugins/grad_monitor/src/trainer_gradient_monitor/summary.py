@@ -1,0 +1,52 @@
+"""What a run's gradients did, in a few lines for people."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Final
+
+from .layers import Layer, read_layers
+from .state import MonitorState
+from .verdicts import sort_worst
+
+__all__ = ["summarize"]
+
+_WORST: Final = 5
+_HEADER: Final = ("layer", "verdict", "rms", "median", "lowest", "highest", "update ratio")
+
+
+def summarize(state: MonitorState, page: Path | None) -> str:
+    """Returns the end of a run as text: the five worst layers, how often was clipped and skipped,
+    where the page is."""
+    layers = {layer.name: layer for layer in read_layers(state)}
+    order = sort_worst(
+        (layer.name, layer.verdict, layer.latest.get("rms", 0.0)) for layer in layers.values()
+    )
+    rows = [_HEADER, *(_cells(layers[name]) for name in order[:_WORST])]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    lines = [f"gradients of {len(layers)} layers at {state.measured} of {state.updates} updates:"]
+    for row in rows:
+        texts = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  " + "  ".join([*texts, *numbers]))
+    share = state.clipped / max(1, state.updates - state.updates_since)
+    lines.append(f"  clipped {share:.1%} of the updates, skipped {state.skipped}.")
+    if page is not None:
+        lines.append(f"  page: {page}")
+    return "\n".join(lines)
+
+
+def _cells(layer: Layer) -> tuple[str, ...]:
+    numbers = (
+        layer.latest.get("rms"),
+        layer.rms.median,
+        layer.rms.least,
+        layer.rms.most,
+        layer.latest.get("update_ratio"),
+    )
+    return (layer.name, layer.verdict, *(_show(number) for number in numbers))
+
+
+def _show(number: float | None) -> str:
+    return "-" if number is None or not math.isfinite(number) else f"{number:.2g}"

@@ -1,0 +1,125 @@
+"""The callback: what is written when, and what is taken back when a run resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
+
+from .event_files import cut_files, measure_files
+
+__all__ = ["TensorBoardCallback"]
+
+logger: Final = logging.getLogger("trainer.tensorboard")
+
+
+class TensorBoardCallback(TrainerCallback):
+    """Writes what the run logs to `OUTPUT_DIR/tensorboard`, for `tensorboard --logdir OUTPUT_DIR`.
+
+    Scalars are whatever anybody logs: losses, learning rate, gradient statistics, throughput. The
+    configuration and the model are there as text. A resumed run has every point once.
+
+    Args:
+        histogram_epochs: epochs between two histograms of each weight; 0 for none
+    """
+
+    critical = False
+
+    def __init__(self, histogram_epochs: int = 0) -> None:
+        """Keeps each option as the attribute of its name.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        if histogram_epochs < 0:
+            raise ValueError(
+                f"TensorBoardCallback: histogram_epochs must be at least 0, got {histogram_epochs}."
+                " Use --tensorboard_histogram_epochs 1 for one after each epoch."
+            )
+        self.histogram_epochs = histogram_epochs
+        self._directory: Path | None = None
+        self._lengths: Mapping[str, int] | None = None
+        self._writer: Any = None
+
+    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
+        saved = checkpoint["callback_state"].get(self.state_key or type(self).__name__, {})
+        self._lengths = saved.get("files")
+
+    def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
+        self._close()
+        if not trainer.is_main_process:
+            return
+        if trainer.output_dir is None:
+            logger.info("tensorboard: no files, for there is no output directory.")
+            return
+        self._directory = trainer.output_dir / "tensorboard"
+        lengths = self._lengths if resumed else {}
+        if lengths is not None:
+            cut_files(self._directory, lengths)
+        self._open(self._directory, trainer.step if resumed else None)
+        self._writer.add_text("config", _describe_config(trainer.config), trainer.step)
+        self._writer.add_text("model", _indent(str(trainer.model)), trainer.step)
+
+    def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+
+    def on_epoch_end(
+        self,
+        trainer: TrainerProtocol,
+        epoch: int,
+        train_loss: float,
+        val_loss: float | None,
+        metrics: Mapping[str, float],
+    ) -> None:
+        if self._writer is None:
+            return
+        if self.histogram_epochs and (epoch + 1) % self.histogram_epochs == 0:
+            for name, parameter in trainer.model.named_parameters():
+                values = parameter.detach().float().flatten().cpu()
+                values = values[values.isfinite()]
+                if values.numel():  # TensorBoard fails at an empty histogram
+                    self._writer.add_histogram(f"weights/{name}", values, trainer.step)
+        self._writer.flush()
+
+    def on_snapshot_save(
+        self, trainer: TrainerProtocol, epoch: int, step: int
+    ) -> Mapping[str, object] | None:
+        if self._writer is None or self._directory is None:
+            return None
+        self._writer.flush()
+        return {"files": measure_files(self._directory)}
+
+    @hookimpl(trylast=True)  # others may log something in the same event
+    def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
+        self._close()
+
+    def _open(self, directory: Path, step: int | None) -> None:
+        """Starts a file. A TensorBoard that is running hides what it has read beyond `step`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = None if step is None else step + 1
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step)
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = self._directory = None
+
+
+def _describe_config(config: object) -> str:
+    """Returns a Markdown table of the fields of a dataclass, or the object as it prints."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return _indent(str(config))
+    rows = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
+    return "\n".join(["| option | value |", "| --- | --- |", *rows])
+
+
+def _indent(text: str) -> str:
+    """Returns `text` as a block of code in Markdown."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,0 +1,30 @@
+"""The event files of a directory: how long each is, and cutting them back to what they were."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+__all__ = ["cut_files", "measure_files"]
+
+_PATTERN: Final = "events.out.tfevents.*"
+
+
+def measure_files(directory: Path) -> dict[str, int]:
+    """Returns name -> length in bytes of each event file in `directory`."""
+    return {path.name: path.stat().st_size for path in sorted(directory.glob(_PATTERN))}
+
+
+def cut_files(directory: Path, lengths: Mapping[str, int]) -> None:
+    """Makes the event files in `directory` those of `lengths`: what was written after is removed.
+
+    A file that is shorter than it was stays as it is: after a crash of the machine its end may not
+    have reached the disk.
+    """
+    for name, length in measure_files(directory).items():
+        if name not in lengths:
+            (directory / name).unlink()
+        elif length > lengths[name]:
+            os.truncate(directory / name, lengths[name])

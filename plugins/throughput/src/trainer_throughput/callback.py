@@ -1,0 +1,170 @@
+"""The callback: which hook is which moment, and what is made of the times."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
+
+from .memory import peak_memory
+from .stopwatch import Stopwatch, Update, percentile
+from .work import Unit, count_batch, estimate_flops
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ThroughputCallback"]
+
+logger: Final = logging.getLogger("trainer.throughput")
+
+_GIB: Final = float(1 << 30)
+
+
+class ThroughputCallback(TrainerCallback):
+    """Measures how fast the run is: tokens or items per second, step times, waiting for data,
+    model FLOPs utilisation, memory.
+
+    It watches only. Validations, snapshots, logging and the first update, which warms up, are left
+    out of all times. It waits for no device: the trainer itself fetches the losses once an update,
+    so that host time is device time. In a run of several processes the numbers are this one's.
+
+    Args:
+        interval: updates between two log events
+        window: shares and percentiles are those of the last so many updates
+        peak_tflops: the most TFLOP/s that the device reaches on paper; without it there is no
+            throughput/mfu
+        flops_per_item: training FLOPs of one token or item; by default estimated for a
+            transformer, from its parameters
+    """
+
+    critical = False
+
+    def __init__(
+        self,
+        interval: int = 50,
+        *,
+        window: int = 200,
+        peak_tflops: float | None = None,
+        flops_per_item: float | None = None,
+    ) -> None:
+        """Keeps each option as the attribute of its name.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        for name, value in (("interval", interval), ("window", window)):
+            if value < 1:
+                raise _refuse(name, "at least 1", value, "50")
+        for name, number in (("peak_tflops", peak_tflops), ("flops_per_item", flops_per_item)):
+            if number is not None and not number > 0:
+                raise _refuse(name, "above 0", number, "1e3")
+        self.interval = interval
+        self.window = window
+        self.peak_tflops = peak_tflops
+        self.flops_per_item = flops_per_item
+        self._start()
+
+    def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
+        self._start()
+
+    @hookimpl(trylast=True)
+    def on_epoch_start(self, trainer: TrainerProtocol, epoch: int) -> None:
+        if trainer.batch_in_epoch == 0:  # else the loader has to find its place first
+            self._watch.start_gap()
+
+    @hookimpl(tryfirst=True)
+    def on_batch_start(self, trainer: TrainerProtocol, batch_idx: int, batch: Any) -> None:
+        count, unit = count_batch(batch)
+        if self._unit is None:
+            self._unit = unit
+            self._find_flops(trainer, batch)
+        self._watch.start_batch(count)
+
+    def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
+        self._updated = True
+
+    @hookimpl(trylast=True)
+    def on_batch_end(self, trainer: TrainerProtocol, batch_idx: int, loss: torch.Tensor) -> None:
+        self._watch.end_batch()
+        if not self._updated:
+            return
+        self._updated = False
+        self._watch.end_update()
+        if self._watch.recent and trainer.step % self.interval == 0:
+            total = Update.sum(self._watch.recent)
+            values = {**self._rates(trainer, total), **self._step_times()}
+            trainer.log({f"throughput/{name}": value for name, value in values.items()})
+
+    @hookimpl(trylast=True)
+    def should_stop_training(self, trainer: TrainerProtocol) -> None:
+        self._watch.restart_gap()  # what was logged since the update is no waiting for data
+
+    def on_validation_start(self, trainer: TrainerProtocol) -> None:
+        self._watch.drop_gap()
+
+    def on_snapshot_save(self, trainer: TrainerProtocol, epoch: int, step: int) -> None:
+        self._watch.drop_gap()
+
+    def on_snapshot_saved(
+        self, trainer: TrainerProtocol, path: Path, epoch: int, step: int
+    ) -> None:
+        self._watch.drop_gap()
+
+    def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
+        if not self._watch.recent:
+            return
+        total, times = self._watch.total, self._step_times()
+        values = self._rates(trainer, total)
+        rate = f"{self._unit}_per_s"
+        parts = [
+            f"{total.count:,} {self._unit} in {total.seconds:,.1f} s of training, "
+            f"{values[rate]:,.0f} a second",
+            "{step_ms_p50:,.1f} ms an update (90 % within {step_ms_p90:,.1f}, 99 % within "
+            "{step_ms_p99:,.1f})".format(**times),
+            f"{values['data_wait_share']:.1%} of it waiting for data",
+        ]
+        if "mfu" in values:
+            parts.append(f"MFU {values['mfu']:.1%}")
+        if "peak_memory_gib" in values:
+            parts.append(f"{values['peak_memory_gib']:,.2f} GiB of memory at most")
+        logger.info("throughput: %s.", "; ".join(parts))
+
+    def _start(self) -> None:
+        self._watch = Stopwatch(self.window)
+        self._unit: Unit | None = None
+        self._flops = self.flops_per_item
+        self._updated = False
+
+    def _find_flops(self, trainer: TrainerProtocol, batch: Any) -> None:
+        if self._flops is None:
+            self._flops = estimate_flops(trainer.model, batch)
+        if self._flops is None and self.peak_tflops is not None:
+            logger.warning(
+                "throughput: no MFU, for batches without input_ids do not tell the FLOPs. Use "
+                "--throughput_flops_per_item."
+            )
+
+    def _rates(self, trainer: TrainerProtocol, total: Update) -> dict[str, float]:
+        """Returns what `total` comes to, by the names under which it is logged."""
+        seconds = max(total.seconds, 1e-9)
+        rate = total.count / seconds
+        values = {f"{self._unit}_per_s": rate, "data_wait_share": total.wait / seconds}
+        if self._flops is not None and self.peak_tflops is not None:
+            values["mfu"] = rate * self._flops / (self.peak_tflops * 1e12)
+        memory = peak_memory(trainer.device)
+        if memory is not None:
+            values["peak_memory_gib"] = memory / _GIB
+        return values
+
+    def _step_times(self) -> dict[str, float]:
+        times = [update.seconds * 1e3 for update in self._watch.recent]
+        return {f"step_ms_p{percent}": percentile(times, percent) for percent in (50, 90, 99)}
+
+
+def _refuse(name: str, wanted: str, value: object, example: str) -> ValueError:
+    return ValueError(
+        f"ThroughputCallback: {name} must be {wanted}, got {value!r}. "
+        f"Use --throughput_{name} {example}."
+    )

@@ -1,0 +1,106 @@
+"""Moments of the loop -> seconds of each update, split into work and waiting for data.
+
+Knows neither trainer nor torch: moments come from a clock that a test can set.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Stopwatch", "Update", "percentile"]
+
+
+@dataclass
+class Update:
+    """What one update took.
+
+    Attributes:
+        count: tokens or items.
+        work: seconds from the start of a batch to its end, summed over its batches.
+        wait: seconds in which the next batch was fetched and moved to the device.
+    """
+
+    count: int = 0
+    work: float = 0.0
+    wait: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in all."""
+        return self.work + self.wait
+
+    @classmethod
+    def sum(cls, updates: Iterable[Update]) -> Update:
+        """Returns what `updates` took together."""
+        total = cls()
+        for update in updates:
+            total.count += update.count
+            total.work += update.work
+            total.wait += update.wait
+        return total
+
+
+class Stopwatch:
+    """Times updates, all but the first, which warms up.
+
+    What happens between updates and is no waiting for data is left out: a gap counts from
+    `start_gap` to the next batch, and not at all after `drop_gap`.
+
+    Attributes:
+        recent: the last updates, at most `window`.
+        total: the sum of all.
+    """
+
+    def __init__(self, window: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.recent: deque[Update] = deque(maxlen=window)
+        self.total = Update()
+        self._clock = clock
+        self._is_warm = False
+        self._gap: float | None = None
+        self._batch: float | None = None
+        self._update = Update()
+
+    def start_gap(self) -> None:
+        """From now on the loop waits for a batch."""
+        self._gap = self._clock()
+
+    def restart_gap(self) -> None:
+        """As `start_gap`, unless the gap was dropped."""
+        if self._gap is not None:
+            self._gap = self._clock()
+
+    def drop_gap(self) -> None:
+        """Something else stands between here and the next batch."""
+        self._gap = None
+
+    def start_batch(self, count: int) -> None:
+        """A batch of `count` tokens or items is there."""
+        now = self._clock()
+        if self._gap is not None:
+            self._update.wait += now - self._gap
+        self._update.count += count
+        self._gap, self._batch = None, now
+
+    def end_batch(self) -> None:
+        """The batch is done; waiting for the next one begins."""
+        now = self._clock()
+        if self._batch is not None:
+            self._update.work += now - self._batch
+        self._gap, self._batch = now, None
+
+    def end_update(self) -> None:
+        """The batch that is done was the last one of an update."""
+        if self._is_warm:
+            self.recent.append(self._update)
+            self.total = Update.sum([self.total, self._update])
+        self._is_warm, self._update = True, Update()
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Returns the smallest value that at least `percent` % of `values` do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]

@@ -1,0 +1,268 @@
+"""What is measured, against computations of their own on the gradients that a second callback saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainer import Trainer
+from trainer_callback import TrainerCallback
+from trainer_gradient_monitor import GradientMonitorCallback
+
+Make = Callable[..., Trainer]
+RecordOf = Callable[[Path], list[dict[str, Any]]]
+
+
+class Witness(TrainerCallback):
+    """Keeps what the gradients were before clipping and the weights before and after each step."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, Tensor]] = []
+        self.before: list[dict[str, Tensor]] = []
+        self.after: list[dict[str, Tensor]] = []
+        self.clipped: list[bool] = []
+
+    def on_backward_end(self, trainer: Any) -> None:
+        named = list(trainer.model.named_parameters())
+        self.gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+        self.before.append({n: p.detach().clone() for n, p in named})
+
+    def on_gradients_clipped(self, clipped: Tensor) -> None:  # type: ignore[override]
+        self.clipped.append(bool(clipped))
+
+    def on_step_end(self, trainer: Any) -> None:  # type: ignore[override]
+        self.after.append({n: p.detach().clone() for n, p in trainer.model.named_parameters()})
+
+
+def run(
+    make: Make, tmp_path: Path, monitor: GradientMonitorCallback, **options: Any
+) -> tuple[Witness, Trainer]:
+    witness = Witness()
+    trainer = make(monitor, tmp_path, others=[witness], **options)
+    assert trainer.train().status == "finished"
+    return witness, trainer
+
+
+def join(tensors: dict[str, Tensor], prefix: str) -> Tensor:
+    return torch.cat([t.double().flatten() for n, t in tensors.items() if n.startswith(prefix)])
+
+
+def layer(line: dict[str, Any], name: str) -> dict[str, Any]:
+    columns = dict(line["layers"])
+    place = columns.pop("name").index(name)
+    return {column: values[place] for column, values in columns.items()}
+
+
+CASES = {
+    "plain": {},
+    "accumulated": {"gradient_accumulation_steps": 3},
+    "clipped": {"max_grad_norm": 0.01},
+    "accumulated and clipped": {"gradient_accumulation_steps": 4, "max_grad_norm": 0.01},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16", "max_grad_norm": 0.01},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_statistics_agree_with_float64(
+    make: Make, record_of: RecordOf, tmp_path: Path, case: str
+) -> None:
+    monitor = GradientMonitorCallback(monitor_interval=1)
+    witness, _ = run(make, tmp_path, monitor, **CASES[case])
+    lines = record_of(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, len(witness.gradients) + 1))
+    for line, gradients, before, after in zip(
+        lines, witness.gradients, witness.before, witness.after, strict=True
+    ):
+        assert line["layers"]["name"] == ["blocks.0", "blocks.1", "head"]
+        assert line["total_norm_pre_clip"] == pytest.approx(join(gradients, "").norm().item())
+        for name in line["layers"]["name"]:
+            x, found = join(gradients, name), layer(line, name)
+            change = join(after, name) - join(before, name)
+            expected = {
+                "norm_pre_clip": x.norm().item(),
+                "rms_pre_clip": x.square().mean().sqrt().item(),
+                "max_abs_pre_clip": x.abs().max().item(),
+                "mean_pre_clip": x.mean().item(),
+                "std_pre_clip": x.std(correction=0).item(),
+                "zero_fraction_pre_clip": (x == 0).double().mean().item(),
+                "nonfinite_pre_clip": 0.0,
+                "update_ratio": (change.norm() / join(before, name).norm()).item(),
+            }
+            assert found.pop("verdict") == "healthy"
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_clip_factor_rate_and_flow_ratio(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    monitor = GradientMonitorCallback(monitor_interval=4, monitor_at_snapshots=False)
+    witness, _ = run(make, tmp_path, monitor, max_grad_norm=0.15)
+    lines = record_of(tmp_path)
+    assert len({line["clip_factor"] == 1.0 for line in lines}) == 2  # the limit is in between
+    for line, end in zip(lines, range(4, 21, 4), strict=True):
+        gradients = witness.gradients[end - 1]
+        norm = join(gradients, "").norm().item()
+        assert line["clip_factor"] == pytest.approx(min(1.0, 0.15 / (norm + 1e-6)), rel=1e-5)
+        assert line["clipped_updates"] == sum(witness.clipped[end - 4 : end])
+        assert line["updates"] == 4
+        first, last = (join(gradients, name).square().mean().sqrt() for name in ("blocks.0", "head"))
+        assert line["flow_ratio_pre_clip"] == pytest.approx((first / last).item(), rel=1e-5)
+
+
+def test_without_clipping_there_is_no_clip_factor(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    run(make, tmp_path, GradientMonitorCallback())
+    assert record_of(tmp_path)[0]["clip_factor"] is None
+
+
+def test_other_norms_and_levels(make: Make, record_of: RecordOf, tmp_path: Path) -> None:
+    monitor = GradientMonitorCallback(monitor_level="parameter", monitor_norm_type=math.inf)
+    witness, _ = run(make, tmp_path, monitor)
+    line, gradients = record_of(tmp_path)[-1], witness.gradients[-1]
+    assert line["layers"]["name"] == list(gradients)
+    expected = [gradient.abs().max().item() for gradient in gradients.values()]
+    assert line["layers"]["norm_pre_clip"] == pytest.approx(expected)
+
+
+def test_filters_leave_the_total_norm_alone(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    monitor = GradientMonitorCallback(monitor_include="*.weight", monitor_exclude=["head.*"])
+    witness, _ = run(make, tmp_path, monitor)
+    line, gradients = record_of(tmp_path)[-1], witness.gradients[-1]
+    assert line["layers"]["name"] == ["blocks.0", "blocks.1"]
+    assert line["total_norm_pre_clip"] == pytest.approx(join(gradients, "").norm().item())
+    expected = gradients["blocks.0.0.weight"].norm().item()
+    assert layer(line, "blocks.0")["norm_pre_clip"] == pytest.approx(expected)
+
+
+class Odd(nn.Module):
+    """A sparse embedding, a tied weight, a frozen layer and one that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 4, sparse=True)
+        self.first = nn.Linear(4, 4, bias=False)
+        self.tied = nn.Linear(4, 4, bias=False)
+        self.tied.weight = self.first.weight
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.frozen(self.tied(self.first(self.embed(x)).tanh()))
+
+
+def test_sparse_tied_frozen_and_disconnected_parameters(
+    make: Make, record_of: RecordOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="trainer.gradient_monitor")
+    monitor = GradientMonitorCallback(monitor_depth=1)
+    batches = [torch.tensor([1, 1, 5])] * 3
+    witness, _ = run(
+        make, tmp_path, monitor, model=Odd(), batches=batches, optimizer=torch.optim.SGD, epochs=1
+    )
+    line, gradients = record_of(tmp_path)[-1], witness.gradients[-1]
+    assert line["layers"]["name"] == ["embed", "first"]
+    assert line["disconnected"] == ["unused.weight", "unused.bias"]
+    values = gradients["embed.weight"].coalesce().values().double()
+    assert layer(line, "embed")["rms_pre_clip"] == pytest.approx(
+        values.square().mean().sqrt().item(), rel=1e-5
+    )
+    assert layer(line, "first")["norm_pre_clip"] == pytest.approx(
+        gradients["first.weight"].norm().item(), rel=1e-5
+    )
+    assert "disconnected, they require a gradient and got none: unused.weight" in caplog.text
+    assert monitor.state.verdicts["unused"] == "disconnected"
+    assert "frozen" not in monitor.state.verdicts
+
+
+def test_parameters_in_bf16(make: Make, record_of: RecordOf, tmp_path: Path) -> None:
+    model = nn.Linear(8, 1).bfloat16()
+    batches = [torch.randn(4, 8, dtype=torch.bfloat16) for _ in range(3)]
+    monitor = GradientMonitorCallback(monitor_level="global")
+    witness, _ = run(make, tmp_path, monitor, model=model, batches=batches, epochs=1)
+    line = record_of(tmp_path)[-1]
+    norm = join(witness.gradients[-1], "").norm().item()
+    change = join(witness.after[-1], "") - join(witness.before[-1], "")
+    assert line["total_norm_pre_clip"] == pytest.approx(norm, rel=1e-5)
+    assert layer(line, "global")["norm_pre_clip"] == pytest.approx(norm, rel=1e-5)
+    assert layer(line, "global")["update_ratio"] == pytest.approx(
+        (change.norm() / join(witness.before[-1], "").norm()).item(), rel=1e-5
+    )
+
+
+def test_the_histogram_counts_magnitudes_in_powers_of_two(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    known = torch.tensor([0.0, 2.0**-30, 2.0**-24, 1.99 * 2.0**-24, -1.0, 1.5, 255.0, -256.0, 1e9])
+
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(9))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.weight * known).sum()
+
+    monitor = GradientMonitorCallback(monitor_histogram=True)
+    options = {"loss_fn": lambda model, batch: model(batch), "batches": [torch.ones(1)]}
+    run(make, tmp_path, monitor, model=Given(), epochs=1, **options)
+    histogram = record_of(tmp_path)[0]["histogram_pre_clip"]
+    counts = {i: share * 9 for i, share in enumerate(histogram["shares"][0]) if share}
+    edges = histogram["log2_edges"]
+    assert (edges[0], edges[-1], len(histogram["shares"][0])) == (-24, 8, len(edges) + 1)
+    # bin 0 is below the first edge, bin i from edge i - 1 on; the zero is in none
+    expected = {0: 1, 1: 2, edges.index(0) + 1: 2, edges.index(7) + 1: 1, len(edges): 2}
+    assert counts == pytest.approx(expected)
+
+
+class Reads(TorchDispatchMode):
+    """Counts reads of single numbers, and copies between devices or dtypes onto the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.singles = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.singles += func.overloadpacket.__name__ == "_local_scalar_dense"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_measured_update_is_fetched_in_one_copy(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[torch.dtype] = []
+    singles: list[int] = []
+    to_list = torch.Tensor.tolist
+
+    def counting_to_list(tensor: Tensor) -> Any:
+        fetched.append(tensor.dtype)
+        return to_list(tensor)
+
+    class Counting(GradientMonitorCallback):
+        def on_backward_end(self, trainer: Any) -> None:
+            with Reads() as self.reads:
+                super().on_backward_end(trainer)
+            singles.append(self.reads.singles)
+
+        def on_step_end(self, trainer: Any, skipped: bool) -> None:
+            with Reads() as self.reads:
+                super().on_step_end(trainer, skipped)
+            singles.append(self.reads.singles)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counting_to_list)
+    monitor = Counting(monitor_interval=5, monitor_at_snapshots=False, monitor_histogram=True)
+    make(monitor, tmp_path, max_grad_norm=0.01).train()
+    # Lists of integers are the CPU's own choice of blocks to look at twice; no device is asked that.
+    assert fetched.count(torch.float32) == 4
+    assert torch.float64 not in fetched
+    assert sum(singles) == 0

@@ -1,0 +1,98 @@
+"""A monitor is a reader: it changes no bit of a run, and needs no more memory the longer it lasts."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trainer import Trainer
+from trainer_callback import TrainerCallback
+from trainer_gradient_monitor import GradientMonitorCallback
+
+Make = Callable[..., Trainer]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"max_grad_norm": 0.01},
+        {"gradient_accumulation_steps": 3, "max_grad_norm": 0.01},
+        {"precision": "bf16"},
+        {"precision": "fp16", "max_grad_norm": 0.01},
+    ],
+    ids=["plain", "clipped", "accumulated", "bf16", "fp16"],
+)
+def test_weights_are_bit_equal_with_and_without(
+    make: Make, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    monitor = GradientMonitorCallback(
+        monitor_interval=1, monitor_histogram=True, monitor_norm_type=3.0
+    )
+    trainers = [
+        make(monitor, tmp_path / "with", snapshot_interval=5, **config),
+        make(None, tmp_path / "without", snapshot_interval=5, **config),
+    ]
+    for trainer in trainers:
+        trainer.train()
+    ours, theirs = (trainer.model.state_dict() for trainer in trainers)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    moments = [
+        [t for entry in trainer.optimizer.state.values() for t in entry.values()]
+        for trainer in trainers
+    ]
+    for a, b in zip(*moments, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradients_are_left_as_they_were(make: Make, tmp_path: Path) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Look(TrainerCallback):
+        def __init__(self, state_key: str) -> None:
+            self.state_key = state_key
+
+        def on_backward_end(self, trainer: Any) -> None:
+            named = trainer.model.named_parameters()
+            seen.append({name: p.grad.clone() for name, p in named})
+
+    monitor = GradientMonitorCallback(monitor_interval=1, monitor_histogram=True)
+    trainer = make(None, tmp_path, others=[Look("a"), monitor, Look("b")], epochs=1)
+    trainer.train()
+    for before, after in zip(seen[::2], seen[1::2], strict=True):
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_5000_measured_steps(make: Make, tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    class Weigh(TrainerCallback):
+        def on_batch_end(self, trainer: Any) -> None:  # type: ignore[override]
+            if trainer.step in (1000, 3000, 6000):
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+
+    monitor = GradientMonitorCallback(monitor_interval=1, history=64, report=False)
+    model = nn.Linear(8, 1)
+    batches = [torch.ones(2, 8)] * 6000
+    trainer = make(monitor, tmp_path, model=model, batches=batches, others=[Weigh()], epochs=1)
+    tracemalloc.start()
+    try:
+        trainer.train()
+    finally:
+        tracemalloc.stop()
+    assert monitor.state.measured == 6000
+    assert len(monitor.state.history.samples) <= 64
+    early, middle, late = sizes
+    assert middle - early < 20_000  # bytes
+    assert late - middle < 20_000

@@ -1,0 +1,99 @@
+"""What is in the event files."""
+
+import json
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from trainer_callback import TrainerCallback
+from trainer_gradient_monitor import GradientMonitorCallback
+from trainer_tensorboard import TensorBoardCallback
+
+
+def test_every_logged_value_is_a_scalar_at_its_update(make, read, tmp_path):
+    make(TensorBoardCallback(), output_dir=tmp_path).train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected = {}
+    for line in lines:
+        step, _ = line.pop("step"), line.pop("epoch")
+        for name, value in line.items():
+            expected.setdefault(name, []).append((step, pytest.approx(value, rel=1e-6)))
+    assert read(tmp_path).scalars == expected
+    assert {"loss", "learning_rate", "train_loss", "val_loss"} <= expected.keys()
+
+
+def test_the_statistics_of_the_gradient_monitor_are_there(make, read, tmp_path):
+    monitor = GradientMonitorCallback(monitor_interval=2, report=False)
+    make(TensorBoardCallback(), monitor, output_dir=tmp_path).train()
+    tags = [tag for tag in read(tmp_path).scalars if "grad" in tag]
+    assert tags
+    assert [step for step, _ in read(tmp_path).scalars[tags[0]]] == [2, 4, 6, 8, 10]
+
+
+def test_what_another_callback_logs_at_the_very_end_is_there(make, read, tmp_path):
+    class Late(TrainerCallback):
+        def on_train_end(self, trainer):
+            trainer.log({"late": 7.0})
+
+    make(TensorBoardCallback(), Late(), output_dir=tmp_path).train()
+    assert read(tmp_path).scalars["late"] == [(10, 7.0)]
+
+
+def test_configuration_and_model_are_text(make, read, tmp_path):
+    make(TensorBoardCallback(), output_dir=tmp_path).train()
+    texts = read(tmp_path).texts
+    assert [step for step, _ in texts["config"]] == [0]
+    assert "| epochs | 2 |" in texts["config"][0][1]
+    assert "Linear(in_features=4" in texts["model"][0][1]
+
+
+def test_histograms_come_every_so_many_epochs(make, read, tmp_path):
+    trainer = make(TensorBoardCallback(histogram_epochs=2), output_dir=tmp_path, epochs=4)
+    trainer.train()
+    histograms = read(tmp_path).histograms
+    assert set(histograms) == {"weights/weight", "weights/bias"}
+    assert [event[:2] for event in histograms["weights/weight"]] == [(10, 4), (20, 4)]
+    least, most = histograms["weights/weight"][-1][2:]
+    weight = trainer.model.weight
+    assert (least, most) == (weight.min().item(), weight.max().item())
+
+
+def test_by_default_there_are_no_histograms(make, read, tmp_path):
+    make(TensorBoardCallback(), output_dir=tmp_path).train()
+    assert read(tmp_path).histograms == {}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_left_out_of_histograms(make, read, tmp_path, bad):
+    class Broken(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 1)
+            self.unused = nn.Parameter(torch.tensor([bad, bad]))
+            self.narrow = nn.Parameter(torch.tensor([bad, 1.0]).bfloat16())
+
+    callback = TensorBoardCallback(histogram_epochs=1)
+    result = make(callback, model=Broken(), output_dir=tmp_path, epochs=1).train()
+    assert result.switched_off == ()
+    histograms = read(tmp_path).histograms
+    assert "weights/unused" not in histograms
+    assert histograms["weights/narrow"] == [(5, 1, 1.0, 1.0)]
+
+
+def test_a_run_without_output_directory_is_told_and_goes_on(make, caplog):
+    caplog.set_level(logging.INFO, "trainer.tensorboard")
+    assert make(TensorBoardCallback(histogram_epochs=1)).train().switched_off == ()
+    assert "no output directory" in caplog.text
+
+
+def test_it_changes_no_weight(make, tmp_path):
+    plain, watched = make(), make(TensorBoardCallback(histogram_epochs=1), output_dir=tmp_path)
+    plain.train()
+    watched.train()
+    assert torch.equal(plain.model.weight, watched.model.weight)
+
+
+def test_an_option_out_of_range_is_refused_with_one_that_works():
+    with pytest.raises(ValueError, match="--tensorboard_histogram_epochs 1"):
+        TensorBoardCallback(histogram_epochs=-1)

@@ -1,0 +1,204 @@
+"""Callbacks with one classic mistake each: the contract finds it, in the clause that is about it."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.testing import CallbackContract
+from trainer_callback import TrainerCallback
+
+STATE = "test_its_state_is_plain_data"
+KILLED = "test_a_killed_run_goes_on_as_if_nothing_had_happened"
+ENDED = "test_an_ended_run_goes_on_as_if_it_had_not_ended"
+PASSIVE = "test_a_passive_callback_changes_nothing"
+HOOKS = "test_its_hooks_and_their_arguments_exist"
+WAITS = "test_it_does_not_wait_for_the_device_in_every_batch"
+NO_UPDATES = "test_it_survives_a_run_without_updates"
+
+
+def run_contract(contract: type[CallbackContract], place: Path) -> dict[str, str]:
+    """Runs every test of `contract`, each with every parameter; returns test -> what it says of
+    the callback, for those that fail.
+    """
+    failures: dict[str, str] = {}
+    for name in [name for name in dir(contract) if name.startswith("test_")]:
+        test = getattr(contract(), name)
+        marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+        rows = [{mark.args[0]: value} for mark in marks for value in mark.args[1]] or [{}]
+        for number, arguments in enumerate(rows):
+            if "tmp_path" in inspect.signature(test).parameters:
+                arguments["tmp_path"] = place / f"{name}-{number}"
+                arguments["tmp_path"].mkdir()
+            try:
+                test(**arguments)
+            except pytest.fail.Exception as failure:
+                failures.setdefault(name, str(failure.msg))
+            except pytest.skip.Exception:
+                continue
+    return failures
+
+
+class Counter(TrainerCallback):
+    """A right one, to be spoilt."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_start(self, resumed: bool) -> None:  # type: ignore[override]
+        if not resumed:
+            self.count = 0
+
+    def on_step_end(self) -> None:  # type: ignore[override]
+        self.count += 1
+
+    def on_snapshot_save(self) -> dict[str, object]:  # type: ignore[override]
+        return {"count": self.count}
+
+    def on_snapshot_load(self, checkpoint: Any) -> None:  # type: ignore[override]
+        saved = checkpoint["callback_state"].get(type(self).__name__, {"count": 0})
+        self.count = saved["count"]
+
+
+class Misspelt(Counter):
+    def on_epoch_ended(self) -> None: ...
+
+
+class WrongArgument(Counter):
+    def on_epoch_end(self, validation_loss: float) -> None: ...  # type: ignore[override]
+
+
+class Forgetful(Counter):
+    def on_snapshot_load(self, checkpoint: Any) -> None:  # type: ignore[override]
+        self.count = 0
+
+
+class Unsaved(TrainerCallback):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_step_end(self) -> None:  # type: ignore[override]
+        self.count += 1
+
+
+class Resetting(Counter):
+    def on_train_start(self, resumed: bool) -> None:  # type: ignore[override]
+        self.count = 0
+
+
+class Unsaveable(Counter):
+    def on_snapshot_save(self) -> dict[str, object]:  # type: ignore[override]
+        return {"count": self.count, "log": {"stream": object()}}
+
+
+class Converted(Counter):
+    def on_snapshot_save(self) -> dict[str, object]:  # type: ignore[override]
+        return {"count": self.count, "recent": deque([1.0])}
+
+
+class Meddling(Counter):
+    def on_backward_end(self, trainer: Any) -> None:  # type: ignore[override]
+        for parameter in trainer.model.parameters():
+            parameter.grad.mul_(0.5)
+
+
+class Drawing(Counter):
+    def on_step_end(self) -> None:  # type: ignore[override]
+        super().on_step_end()
+        torch.rand(1)
+
+
+class Stopping(Counter):
+    def should_stop_training(self) -> bool:  # type: ignore[override]
+        return self.count >= 5
+
+
+class Waiting(Counter):
+    def on_batch_end(self, loss: Any) -> None:  # type: ignore[override]
+        f"{loss:.3f}"
+
+
+class Hasty(Counter):
+    def on_train_end(self) -> None:  # type: ignore[override]
+        if self.count == 0:
+            raise ZeroDivisionError("mean of no updates")
+
+
+class HastyLogger(Hasty):
+    critical = False
+
+
+class TestARightOne(CallbackContract):
+    passive = True
+
+    def make(self) -> Counter:
+        return Counter()
+
+
+@pytest.mark.parametrize(
+    ("callback", "clauses", "message"),
+    [
+        (Misspelt, [HOOKS], "there is no hook 'on_epoch_ended'. Did you mean 'on_epoch_end'?"),
+        (WrongArgument, [HOOKS], "asks for 'validation_loss', which on_epoch_end does not have"),
+        (Forgetful, [KILLED, ENDED], "state.count is 7 instead of 9. Return what it needs in"),
+        (Resetting, [KILLED, ENDED], "do not reset it in on_train_start(resumed=True)"),
+        (Unsaved, [KILLED, ENDED], "self.count is 7 instead of 9"),
+        (Unsaveable, [STATE], "Unsaveable.log.stream is a builtins.object"),
+        (Converted, [STATE], "state.recent is [1.0] instead of deque([1.0])"),
+        (Meddling, [PASSIVE], "the weight '0.weight' is another one at update 2"),
+        (Drawing, [PASSIVE], "draws from the global random numbers of torch, before update 2"),
+        (Stopping, [PASSIVE], "the run ended before update 6"),
+        (Waiting, [WAITS], "in 16 of 16 batches (on_batch_end: __format__ in 16)"),
+        (Hasty, [NO_UPDATES], "failed in on_train_end: ZeroDivisionError: mean of no updates"),
+        (HastyLogger, [NO_UPDATES], "failed in on_train_end: ZeroDivisionError: mean of no"),
+    ],
+)
+def test_a_mistake_fails_its_own_clause_and_no_other(
+    tmp_path: Path, callback: type[TrainerCallback], clauses: list[str], message: str
+) -> None:
+    class Contract(CallbackContract):
+        passive = True
+
+        def make(self) -> TrainerCallback:
+            return callback()
+
+    failures = run_contract(Contract, tmp_path)
+    assert sorted(failures) == clauses
+    assert message in failures[clauses[0]]
+
+
+def test_a_shared_object_is_no_default(tmp_path: Path) -> None:
+    shared = Counter()
+
+    class Contract(CallbackContract):
+        def make(self) -> Counter:
+            return shared
+
+    with pytest.raises(pytest.fail.Exception, match="the same object twice"):
+        Contract().test_it_builds_from_its_defaults()
+
+
+def test_a_plugin_that_is_not_installed_is_not_found() -> None:
+    class Contract(CallbackContract):
+        entry_point = "counter_of_nowhere"
+
+        def make(self) -> Counter:
+            return Counter()
+
+    with pytest.raises(pytest.fail.Exception, match="no installed distribution has the entry poi"):
+        Contract().test_its_distribution_is_found()
+
+
+def test_what_no_two_runs_have_in_common_can_be_left_out(tmp_path: Path) -> None:
+    class Contract(CallbackContract):
+        varying = ("count",)
+
+        def make(self) -> Forgetful:
+            return Forgetful()
+
+    assert run_contract(Contract, tmp_path) == {}

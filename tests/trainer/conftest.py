@@ -1,0 +1,243 @@
+"""Tiny runs, and processes that are forked off this one, so that torch is imported once."""
+
+import logging
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from trainer import Trainer, TrainerConfig
+from trainer.snapshot import list_snapshots
+from trainer.state_file import load_state
+from trainer_callback import TrainerCallback
+
+torch.set_num_threads(1)
+
+
+def noisy(index: int) -> torch.Tensor:
+    """An item that draws from every generator: what a data set with augmentation does."""
+    noise = torch.rand(4) + random.random() + float(numpy.random.rand())
+    return torch.full((4,), float(index % 5)) + 0.1 * noise
+
+
+class Items(Dataset):
+    def __init__(self, count=22):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return noisy(index)
+
+
+class Stream(IterableDataset):
+    """Says nothing of its length; shuffles by what the global generator gives."""
+
+    def __init__(self, count=22):
+        self.count = count
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        numbers = list(range(self.count))[worker.id :: worker.num_workers] if worker else None
+        order = numbers or list(range(self.count))
+        random.shuffle(order)
+        for index in order:
+            yield noisy(index)
+
+
+class Counting:
+    """A loader of somebody's own, which tells its position itself."""
+
+    def __init__(self, count=6):
+        self.count, self.position = count, 0
+
+    def __iter__(self):
+        while self.position < self.count:
+            self.position += 1
+            yield torch.stack([noisy(self.position + i) for i in range(4)])
+        self.position = 0
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+class OwnSampler(torch.utils.data.Sampler):
+    """Draws its order from the global generator, as torch's own do not."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return iter(random.sample(range(self.count), self.count))
+
+
+class Killer(TrainerCallback):
+    """Ends its process by kill -9 at the n-th hook call."""
+
+    def __init__(self, at=None):
+        self.left = at
+        self.count = 0
+
+    def strike(self):
+        self.count += 1
+        if self.left is not None and self.count >= self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_epoch_start(self, trainer, epoch):
+        self.strike()
+
+    def on_batch_start(self, trainer, batch_idx, batch):
+        self.strike()
+
+    def on_backward_end(self, trainer):
+        self.strike()
+
+    def on_step_end(self, trainer, skipped):
+        self.strike()
+
+    def on_batch_end(self, trainer, batch_idx, loss):
+        self.strike()
+
+    def on_validation_end(self, trainer, metrics):
+        self.strike()
+
+    def on_epoch_end(self, trainer, epoch):
+        self.strike()
+
+    def on_snapshot_save(self, trainer, epoch, step):
+        self.strike()
+
+    def on_snapshot_saved(self, trainer, path, epoch, step):
+        self.strike()
+
+
+def make_loader(kind="map", workers=0):
+    settings = {"batch_size": 4, "num_workers": workers}
+    if kind == "map":
+        return DataLoader(Items(), shuffle=True, **settings)
+    if kind == "stream":
+        return DataLoader(Stream(), **settings)
+    if kind == "own sampler":
+        return DataLoader(Items(), sampler=OwnSampler(22), **settings)
+    if kind == "counting":
+        return Counting()
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    if kind == "stateful stream":
+        return StatefulDataLoader(Stream(), **settings)
+    return StatefulDataLoader(Items(), shuffle=True, **settings)
+
+
+def make_trainer(
+    directory, *, kind="map", workers=0, val=True, callbacks=(), loss_fn=None, loader=None, **config
+):
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    settings = {"epochs": 3, "snapshot_interval": 2, "log_interval": 1, "seed": 5, **config}
+    return Trainer(
+        model,
+        optimizer,
+        make_loader(kind, workers) if loader is None else loader,
+        DataLoader(Items(8), batch_size=4) if val else None,
+        loss_fn=loss_fn or (lambda model, batch: model(batch).square().mean()),
+        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 3),
+        config=TrainerConfig(output_dir=directory, **settings),
+        callbacks=list(callbacks),
+        discover=False,
+        artifacts={"config.yaml": b"epochs: 3\n"},
+    )
+
+
+class Child:
+    """A forked process; `wait` returns its exit code, negative for a signal."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                result = work()
+                code = result if isinstance(result, int) else 0
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else 1
+            except KeyboardInterrupt:
+                code = 130
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                logging.shutdown()
+                os._exit(code)
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 60) -> int:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError(f"still running after {seconds} seconds")
+
+
+def newest_state(directory: Path) -> dict[str, Any]:
+    return load_state(list_snapshots(directory / "snapshots")[0])[0]
+
+
+def difference(one: Any, other: Any, path: str = "state") -> str | None:
+    """The first place where two states differ by a single bit, or None."""
+    if type(one) is not type(other):
+        return f"{path}: {type(one)} and {type(other)}"
+    if isinstance(one, dict):
+        if list(one) != list(other):
+            return f"{path}: {list(one)} and {list(other)}"
+        pairs = [(one[key], other[key], f"{path}.{key}") for key in one]
+    elif isinstance(one, (list, tuple)):
+        if len(one) != len(other):
+            return f"{path}: {len(one)} and {len(other)} items"
+        pairs = [(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(one, other, strict=True))]
+    elif isinstance(one, torch.Tensor):
+        same = one.dtype == other.dtype and torch.equal(one, other)
+        return None if same else f"{path}: tensors differ"
+    else:
+        return None if repr(one) == repr(other) else f"{path}: {one!r} and {other!r}"
+    return next((found for pair in pairs if (found := difference(*pair))), None)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The functions above, for tests: `--import-mode=importlib` lets nobody import a conftest."""
+
+    class Tiny:
+        trainer = staticmethod(make_trainer)
+        loader = staticmethod(make_loader)
+        child = Child
+        killer = Killer
+        items = Items
+        newest_state = staticmethod(newest_state)
+        difference = staticmethod(difference)
+
+    return Tiny

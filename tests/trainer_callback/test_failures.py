@@ -1,0 +1,310 @@
+"""What happens when a callback raises, in a real run."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from trainer import Trainer
+from trainer_callback import (
+    HOOKS,
+    CallbackError,
+    PluginError,
+    TrainerCallback,
+    UsageError,
+    hookimpl,
+)
+from trainer_callback.implementation import SETUP_HOOKS
+from trainer_callback.manager import CallbackManager, Plugin
+
+RUN_HOOKS = [hook for hook in HOOKS if hook not in SETUP_HOOKS]
+DURING = [hook for hook in RUN_HOOKS if hook not in ("on_snapshot_load", "on_exception")]
+
+
+ENDS = {"on_train_end": ["on_train_end"]}
+
+
+class Odd(BaseException):
+    """No Exception, and none of the known ones."""
+
+
+def make_faulty(hook: str, error: BaseException, **attributes: Any) -> TrainerCallback:
+    def fails(self):
+        raise error
+
+    return type("Faulty", (TrainerCallback,), {hook: fails, **attributes})()
+
+
+def place(position: str, faulty: object, recorder: Any) -> tuple[list[object], list[Any]]:
+    """Two recorders with `faulty` first, in the middle, or last."""
+    neighbours = [recorder("one"), recorder("two")]
+    callbacks: list[object] = [*neighbours]
+    callbacks.insert({"first": 0, "middle": 1, "last": 2}[position], faulty)
+    return callbacks, neighbours
+
+
+@pytest.mark.parametrize("position", ["first", "middle", "last"])
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, StopIteration, GeneratorExit, Odd])
+@pytest.mark.parametrize("hook", DURING)
+def test_a_failure_ends_the_run_and_the_neighbours_hear_of_everything(
+    make_trainer: Callable[..., Trainer], recorder: Any, hook: str, error: Any, position: str
+) -> None:
+    original = error("why")
+    faulty = Plugin(make_faulty(hook, original), "faulty", "dist-faulty", "1.2")
+    callbacks, neighbours = place(position, faulty, recorder)
+    results = []
+    with pytest.raises(CallbackError) as caught:
+        make_trainer(*callbacks, Listener(results), writes="snapshot" in hook).train()
+    assert str(caught.value) == (
+        f"faulty (dist-faulty 1.2) failed in {hook}: {error.__name__}: why"
+    )
+    assert caught.value.__cause__ is original
+    assert traceback.extract_tb(original.__traceback__)[-1].name == "fails"
+    for neighbour in neighbours:
+        assert hook in neighbour.calls
+        assert end_of(neighbour) == ENDS.get(hook, ["on_exception", "on_train_end"])
+    assert [result.status for result in results] == (
+        ["finished"] if hook == "on_train_end" else ["failed"]
+    )
+
+
+def end_of(recorder: Any) -> list[str]:
+    """The hooks of the end that were called; a snapshot may become durable between them."""
+    return [call for call in recorder.calls if call in ("on_exception", "on_train_end")]
+
+
+class Listener(TrainerCallback):
+    """Keeps what it is told at the end."""
+
+    def __init__(self, results: list[Any]) -> None:
+        self.results = results
+
+    def on_train_end(self, result):
+        self.results.append(result)
+
+
+@pytest.mark.parametrize("position", ["first", "last"])
+@pytest.mark.parametrize("hook", DURING)
+def test_ctrl_c_in_a_hook_is_the_users(
+    make_trainer: Callable[..., Trainer], recorder: Any, hook: str, position: str
+) -> None:
+    callbacks, neighbours = place(position, make_faulty(hook, KeyboardInterrupt()), recorder)
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(*callbacks, writes="snapshot" in hook).train()
+    if hook != "on_train_end":
+        assert all(end_of(each) == ["on_exception", "on_train_end"] for each in neighbours)
+
+
+def test_a_failure_before_ctrl_c_is_told_and_does_not_come_back_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Interrupts(TrainerCallback):
+        def on_log(self):
+            raise KeyboardInterrupt
+
+    manager = CallbackManager([make_faulty("on_log", OSError("first")), Interrupts()])
+    with pytest.raises(KeyboardInterrupt):
+        manager.table.plain.on_log(trainer=None, metrics={}, step=0)
+    assert "Faulty (not installed) failed in on_log" in caplog.text
+    manager.finish()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("why"), SystemExit(0), StopIteration()])
+@pytest.mark.parametrize("hook", DURING)
+def test_a_callback_that_is_not_critical_is_switched_off_and_changes_no_bit(
+    make_trainer: Callable[..., Trainer],
+    caplog: pytest.LogCaptureFixture,
+    hook: str,
+    error: BaseException,
+) -> None:
+    faulty = make_faulty(hook, error, critical=False)
+    without = make_trainer(writes=False)
+    without.train()
+    trainer = make_trainer(faulty, writes="snapshot" in hook)
+    result = trainer.train()
+    assert result.status == "finished"
+    if hook != "on_train_end":  # which is told the result, and so comes behind it
+        assert result.switched_off == ("Faulty",)
+    assert sum("switched off" in record.message for record in caplog.records) == 1
+    for ours, theirs in zip(trainer.model.parameters(), without.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_callback_that_is_switched_off_is_called_no_more_not_even_in_the_same_update() -> None:
+    calls = []
+
+    class Faulty(TrainerCallback):
+        critical = False
+
+        def on_batch_start(self):
+            raise OSError
+
+        def on_step_end(self):
+            calls.append("on_step_end")
+
+        def should_stop_training(self):
+            return True
+
+    manager = CallbackManager([Faulty()])
+    hooks, ask = manager.start_update()
+    hooks.on_batch_start(trainer=None, batch_idx=0, batch=None)
+    hooks.on_step_end(trainer=None, skipped=False)
+    assert ask(trainer=None) == []
+    assert calls == []
+    assert manager.table.used == frozenset()
+
+
+def test_others_are_called_after_a_callback_has_been_switched_off(recorder: Any) -> None:
+    after = recorder()
+    manager = CallbackManager([make_faulty("on_log", OSError(), critical=False), after])
+    for step in range(2):
+        manager.table.plain.on_log(trainer=None, metrics={}, step=step)
+    assert after.calls == ["on_log", "on_log"]
+
+
+def test_the_first_of_two_failures_is_raised_and_the_second_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    second = type("Second", (TrainerCallback,), {"on_log": lambda self: 1 / 0})()
+    manager = CallbackManager([make_faulty("on_log", OSError("first")), second])
+    with pytest.raises(CallbackError, match="Faulty"):
+        manager.table.plain.on_log(trainer=None, metrics={}, step=0)
+    assert "Second (not installed) failed in on_log: ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("hook", ["on_exception", "on_train_end"])
+def test_a_second_failure_while_the_run_ends_does_not_mask_the_first(
+    make_trainer: Callable[..., Trainer],
+    recorder: Any,
+    caplog: pytest.LogCaptureFixture,
+    hook: str,
+) -> None:
+    class Worse(TrainerCallback):
+        def on_step_end(self):
+            raise OSError("first")
+
+    setattr(Worse, hook, lambda self: 1 / 0)
+    neighbour = recorder()
+    with pytest.raises(CallbackError, match="failed in on_step_end: OSError: first"):
+        make_trainer(Worse(), neighbour).train()
+    assert end_of(neighbour) == ["on_exception", "on_train_end"]
+    assert f"failed in {hook}: ZeroDivisionError" in caplog.text
+
+
+def test_an_error_of_the_loop_is_not_masked_by_on_exception(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer(make_faulty("on_exception", OSError("second")))
+    trainer._loss_fn = lambda model, batch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+
+
+def test_a_failure_in_an_event_that_a_callback_has_sent_is_blamed_on_who_failed(
+    make_trainer: Callable[..., Trainer], recorder: Any
+) -> None:
+    class Sends(TrainerCallback):
+        critical = False
+
+        def on_epoch_end(self, trainer):
+            trainer.log({"own": 1.0})
+
+    class Fails(TrainerCallback):
+        def on_log(self, metrics):
+            if "own" in metrics:
+                raise OSError("why")
+
+    neighbour = recorder()
+    trainer = make_trainer(Sends(), Fails(), neighbour)
+    with pytest.raises(CallbackError, match=r"^Fails \(not installed\) failed in on_log: OSError"):
+        trainer.train()
+    assert "on_epoch_end" in neighbour.calls
+    assert trainer.callbacks.switched_off == []
+
+
+def test_a_failure_that_waits_is_not_raised_by_an_event_inside_its_own() -> None:
+    class First(TrainerCallback):
+        def on_epoch_start(self):
+            raise OSError("first")
+
+    class Second(TrainerCallback):
+        def on_epoch_start(self):
+            with pytest.raises(CallbackError, match="Third"):
+                table.plain.on_log(trainer=None, metrics={}, step=0)
+
+    class Third(TrainerCallback):
+        def on_log(self):
+            raise OSError("third")
+
+    table = CallbackManager([First(), Second(), Third()]).table
+    with pytest.raises(CallbackError, match="First"):
+        table.plain.on_epoch_start(trainer=None, epoch=0)
+
+
+def test_a_usage_error_in_on_train_start_is_a_refusal(
+    make_trainer: Callable[..., Trainer], recorder: Any
+) -> None:
+    neighbour = recorder()
+    refuses = Plugin(make_faulty("on_train_start", UsageError("no metric")), "x", "dist-x", "1.0")
+    with pytest.raises(PluginError, match=r"^x \(dist-x 1.0\): no metric$"):
+        make_trainer(refuses, neighbour).train()
+    assert neighbour.calls == ["on_train_start", "on_exception", "on_train_end"]
+
+
+def test_a_usage_error_later_on_is_a_failure(make_trainer: Callable[..., Trainer]) -> None:
+    with pytest.raises(CallbackError, match="failed in on_step_end: UsageError: late"):
+        make_trainer(make_faulty("on_step_end", UsageError("late"))).train()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(OSError("why"), CallbackError), (UsageError("why"), PluginError)]
+)
+def test_a_failure_in_on_snapshot_load_is_named_and_the_neighbours_load(
+    make_trainer: Callable[..., Trainer], recorder: Any, error: Exception, expected: Any
+) -> None:
+    make_trainer(max_steps=2).train()
+    neighbour = recorder()
+    with pytest.raises(expected, match=r"Faulty \(not installed\).*why"):
+        make_trainer(make_faulty("on_snapshot_load", error), neighbour).train(resume=True)
+    assert neighbour.calls == ["on_snapshot_load", "on_exception", "on_train_end"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"best": {"when": object()}}, "Faulty.best.when is a builtins.object"),
+        ([1, 2], "must answer a dict or None"),
+        ("no", "must answer a dict or None"),
+    ],
+)
+def test_state_that_cannot_be_saved_is_a_failure_that_names_the_value(
+    make_trainer: Callable[..., Trainer], answer: object, words: str
+) -> None:
+    faulty = type("Faulty", (TrainerCallback,), {"on_snapshot_save": lambda self: answer})()
+    with pytest.raises(CallbackError, match="Faulty .* failed in on_snapshot_save") as caught:
+        make_trainer(faulty).train()
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", ["no", 1, [True]])
+def test_an_answer_to_should_stop_training_that_is_none_is_a_failure(
+    make_trainer: Callable[..., Trainer], answer: object
+) -> None:
+    faulty = type("Faulty", (TrainerCallback,), {"should_stop_training": lambda self: answer})()
+    with pytest.raises(CallbackError, match="Faulty .* failed in should_stop_training"):
+        make_trainer(faulty, writes=False).train()
+
+
+def test_a_wrapper_that_fails_in_a_run_ends_it(make_trainer: Callable[..., Trainer]) -> None:
+    class Around(TrainerCallback):
+        @hookimpl(wrapper=True)
+        def on_step_end(self):
+            yield
+            raise OSError("why")
+
+    with pytest.raises(CallbackError, match="Around .* failed in on_step_end: OSError: why"):
+        make_trainer(Around()).train()

@@ -1,0 +1,414 @@
+"""What is a hook implementation, and what only looks like one."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from trainer_callback import PluginError, TrainerCallback, hookimpl
+from trainer_callback.implementation import HOOK_ARGUMENTS, find_implementations
+from trainer_callback.manager import CallbackManager, Plugin
+
+
+def call(manager: CallbackManager, hook: str, **arguments: Any) -> Any:
+    given = {**dict.fromkeys(HOOK_ARGUMENTS[hook]), **arguments}
+    return getattr(manager.table.plain, hook)(**given)
+
+
+def hooks_of(plugin: object) -> list[str]:
+    return [each.hook for each in find_implementations(plugin)]
+
+
+def test_an_unmarked_override_is_called() -> None:
+    class Callback(TrainerCallback):
+        def on_epoch_start(self, trainer, epoch):
+            self.epoch = epoch
+
+    callback = Callback()
+    call(CallbackManager([callback]), "on_epoch_start", epoch=3)
+    assert callback.epoch == 3
+
+
+def test_the_no_ops_of_the_base_class_are_not_registered() -> None:
+    class Callback(TrainerCallback):
+        def on_log(self):
+            pass
+
+    assert CallbackManager([Callback()]).table.used == {"on_log"}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def on_epoch_end(self): self.got = ()", ()),
+        ("def on_epoch_end(self, epoch): self.got = (epoch,)", (1,)),
+        ("def on_epoch_end(self, val_loss, epoch): self.got = (val_loss, epoch)", (0.5, 1)),
+        ("def on_epoch_end(self, *, val_loss, epoch): self.got = (val_loss, epoch)", (0.5, 1)),
+        ("def on_epoch_end(self, val_loss, /, epoch=7): self.got = (val_loss, epoch)", (0.5, 1)),
+    ],
+)
+def test_any_subset_of_the_arguments_in_any_order_is_passed_by_name(
+    source: str, expected: tuple[Any, ...]
+) -> None:
+    names: dict[str, Any] = {}
+    exec(source, names)
+    callback = type("Callback", (TrainerCallback,), {"on_epoch_end": names["on_epoch_end"]})()
+    call(CallbackManager([callback]), "on_epoch_end", epoch=1, val_loss=0.5)
+    assert callback.got == expected
+
+
+def test_a_class_method_and_a_static_method_can_be_hooks() -> None:
+    seen = []
+
+    class Callback(TrainerCallback):
+        @classmethod
+        def on_epoch_start(cls, epoch):
+            seen.append((cls.__name__, epoch))
+
+        @staticmethod
+        def on_epoch_end(epoch):
+            seen.append(epoch)
+
+    manager = CallbackManager([Callback()])
+    call(manager, "on_epoch_start", epoch=1)
+    call(manager, "on_epoch_end", epoch=2)
+    assert seen == [("Callback", 1), 2]
+
+
+def test_marked_functions_of_a_module_are_called_and_unmarked_ones_are_not() -> None:
+    module = types.ModuleType("a_module")
+    seen = []
+
+    @hookimpl
+    def on_epoch_start(epoch):
+        seen.append(epoch)
+
+    def on_epoch_end(epoch):
+        seen.append("unmarked")
+
+    module.on_epoch_start, module.on_epoch_end = on_epoch_start, on_epoch_end
+    manager = CallbackManager([module])
+    call(manager, "on_epoch_start", epoch=1)
+    call(manager, "on_epoch_end", epoch=1)
+    assert seen == [1]
+
+
+def test_marked_methods_of_a_plain_object_are_called() -> None:
+    class Plain:
+        @hookimpl
+        def on_epoch_start(self, epoch):
+            self.epoch = epoch
+
+    plain = Plain()
+    call(CallbackManager([plain]), "on_epoch_start", epoch=4)
+    assert plain.epoch == 4
+
+
+def test_the_mark_may_stand_above_a_class_method() -> None:
+    class Callback(TrainerCallback):
+        @hookimpl(tryfirst=True)
+        @classmethod
+        def on_epoch_start(cls):
+            pass
+
+    assert find_implementations(Callback())[0].options["tryfirst"]
+
+
+def test_a_mark_can_name_another_hook() -> None:
+    class Callback(TrainerCallback):
+        @hookimpl(specname="on_epoch_start")
+        def begin(self, epoch):
+            self.epoch = epoch
+
+    callback = Callback()
+    call(CallbackManager([callback]), "on_epoch_start", epoch=5)
+    assert callback.epoch == 5
+
+
+def test_a_function_assigned_to_an_instance_is_a_hook() -> None:
+    seen = []
+    callback = TrainerCallback()
+    callback.on_epoch_start = lambda epoch: seen.append(epoch)
+    call(CallbackManager([callback]), "on_epoch_start", epoch=6)
+    assert seen == [6]
+
+
+def test_options_that_are_called_like_hooks_are_no_hooks() -> None:
+    class Callback(TrainerCallback):
+        should_shout = True
+
+        def __init__(self):
+            self.on_nonfinite = "warn"
+            self.on_found = print
+            self.on_better = lambda: None
+
+    assert hooks_of(Callback()) == []
+    assert hooks_of(Callback) == []
+
+
+def test_fields_of_a_dataclass_callback_are_no_hooks() -> None:
+    @dataclass
+    class Callback(TrainerCallback):
+        on_nonfinite: str = "warn"
+        on_best: Callable[[], None] = lambda: None
+        names: list[str] = field(default_factory=list)
+
+        def on_log(self):
+            self.names.append("on_log")
+
+    assert hooks_of(Callback) == hooks_of(Callback()) == ["on_log"]
+
+
+def test_two_equal_dataclass_callbacks_are_two_callbacks() -> None:
+    @dataclass
+    class Callback(TrainerCallback):
+        patience: int = 5
+
+        def on_log(self):
+            self.seen = True
+
+    first, second = Callback(), Callback()
+    first.state_key, second.state_key = "first", "second"
+    call(CallbackManager([first, second]), "on_log")
+    assert first.seen
+    assert second.seen
+
+
+def test_an_unhashable_callback_that_cannot_be_compared_is_fine() -> None:
+    class Callback(TrainerCallback):
+        __hash__ = None
+
+        def __eq__(self, other):
+            raise RuntimeError("compared")
+
+        def on_log(self):
+            self.seen = True
+
+    class Other(Callback):
+        pass
+
+    first, second = Callback(), Other()
+    call(CallbackManager([first, second]), "on_log")
+    assert first.seen
+    assert second.seen
+
+
+def test_a_property_is_not_run_while_hooks_are_looked_for() -> None:
+    class Callback(TrainerCallback):
+        @property
+        def on_fire(self):
+            raise RuntimeError("was run")
+
+    assert hooks_of(Callback()) == []
+
+
+def test_a_module_whose_dir_names_what_is_not_there_is_fine() -> None:
+    module = types.ModuleType("lazy")
+    module.__dir__ = lambda: ["on_log", "absent"]
+    module.on_log = hookimpl(lambda: None)
+    assert hooks_of(module) == ["on_log"]
+
+
+def test_a_subclass_takes_a_hook_back_with_none() -> None:
+    class Callback(TrainerCallback):
+        def on_log(self):
+            raise RuntimeError
+
+    class Quiet(Callback):
+        on_log = None
+
+    assert hooks_of(Quiet()) == []
+
+
+class Misspelt(TrainerCallback):
+    def on_epoch_ends(self, epoch):
+        pass
+
+
+class Question(TrainerCallback):
+    def should_stop(self):
+        pass
+
+
+class MarkedMisspelt(TrainerCallback):
+    @hookimpl
+    def epoch_end(self):
+        pass
+
+
+class WrongArgument(TrainerCallback):
+    def on_epoch_end(self, epoch, validation_loss):
+        pass
+
+
+class WrongDefault(TrainerCallback):
+    def on_epoch_end(self, epoch, validation_loss=None):
+        pass
+
+
+class Anything(TrainerCallback):
+    def on_epoch_end(self, **everything):
+        pass
+
+
+class Rest(TrainerCallback):
+    def on_epoch_end(self, *rest):
+        pass
+
+
+class Coroutine(TrainerCallback):
+    async def on_epoch_end(self, epoch):
+        pass
+
+
+class AsyncGenerator(TrainerCallback):
+    async def on_epoch_end(self, epoch):
+        yield
+
+
+class Generator(TrainerCallback):
+    def on_epoch_end(self, epoch):
+        yield
+
+
+class NoSelf(TrainerCallback):
+    def on_epoch_end(epoch):
+        pass
+
+
+class NothingAtAll(TrainerCallback):
+    def on_epoch_end():
+        pass
+
+
+class Shadow(TrainerCallback):
+    on_log = True
+
+
+class WrapperWithoutYield(TrainerCallback):
+    @hookimpl(wrapper=True)
+    def on_epoch_end(self):
+        pass
+
+
+class BothStyles(TrainerCallback):
+    @hookimpl(wrapper=True, hookwrapper=True)
+    def on_epoch_end(self):
+        yield
+
+
+class SetUpOnInstance(TrainerCallback):
+    def add_options(self, parser):
+        pass
+
+
+class WrappedSetUp(TrainerCallback):
+    @classmethod
+    @hookimpl(wrapper=True)
+    def make_callbacks(cls, options):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (Misspelt, ["Misspelt.on_epoch_ends", "Did you mean 'on_epoch_end'?"]),
+        (Question, ["Question.should_stop", "Did you mean 'should_stop_training'?"]),
+        (MarkedMisspelt, ["MarkedMisspelt.epoch_end", "Did you mean 'on_epoch_end'?"]),
+        (WrongArgument, ["'validation_loss'", "Did you mean 'val_loss'?", "train_loss"]),
+        (WrongDefault, ["'validation_loss'", "Did you mean 'val_loss'?"]),
+        (Anything, ["**everything", "val_loss"]),
+        (Rest, ["*rest", "val_loss"]),
+        (Coroutine, ["Coroutine.on_epoch_end", "coroutine", "Write `def`"]),
+        (AsyncGenerator, ["coroutine", "Write `def`"]),
+        (Generator, ["generator", "Remove `yield`"]),
+        (NoSelf, ["NoSelf.on_epoch_end", "`self`"]),
+        (NothingAtAll, ["`self`"]),
+        (Shadow, ["Shadow.on_log is a bool", "another name"]),
+        (WrapperWithoutYield, ["WrapperWithoutYield.on_epoch_end", "no `yield`"]),
+        (BothStyles, ["wrapper=True only"]),
+        (WrappedSetUp, ["make_callbacks", "cannot be a wrapper"]),
+    ],
+)
+def test_what_only_looks_like_a_hook_is_refused_with_what_would_have_worked(
+    cls: type, words: list[str]
+) -> None:
+    for plugin in (cls(), cls):
+        with pytest.raises(PluginError) as caught:
+            find_implementations(plugin)
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+    with pytest.raises(PluginError, match=rf"{cls.__name__} \(not installed\)"):
+        CallbackManager([cls()])
+
+
+def test_a_set_up_hook_of_a_class_has_to_be_a_class_method() -> None:
+    with pytest.raises(PluginError, match="@classmethod"):
+        find_implementations(SetUpOnInstance)
+
+
+def test_a_class_is_refused_where_an_instance_belongs() -> None:
+    with pytest.raises(PluginError, match=r"callbacks\[1\] is the class Misspelt.*Misspelt\(\)"):
+        CallbackManager([TrainerCallback(), Misspelt])
+
+
+def test_a_class_that_a_plugin_made_is_refused_by_name() -> None:
+    with pytest.raises(PluginError, match=r"x \(dist-x 1.0\) is the class Misspelt"):
+        CallbackManager([], [Plugin(Misspelt, "x", "dist-x", "1.0")])
+
+
+def test_an_object_without_hooks_is_refused() -> None:
+    with pytest.raises(PluginError, match="object has no hooks.*hookimpl"):
+        CallbackManager([object()])
+
+
+def test_a_module_that_holds_a_class_only_is_told_to_name_it() -> None:
+    module = types.ModuleType("trainer_x")
+    module.XCallback = type("XCallback", (TrainerCallback,), {})
+    with pytest.raises(PluginError, match="trainer_x:XCallback"):
+        find_implementations(module)
+
+
+def test_two_callbacks_with_one_state_key_are_refused_naming_both_distributions() -> None:
+    def make() -> TrainerCallback:
+        return type("Same", (TrainerCallback,), {})()
+
+    plugins = [Plugin(make(), "a", "dist-a", "1.0"), Plugin(make(), "b", "dist-b", "2.0")]
+    with pytest.raises(PluginError, match=r"'Same'.*a \(dist-a 1.0\).*b \(dist-b 2.0\).*state_key"):
+        CallbackManager([], plugins)
+
+
+def test_two_callbacks_of_one_class_live_together_under_keys_of_their_own() -> None:
+    class Callback(TrainerCallback):
+        def __init__(self, state_key):
+            self.state_key = state_key
+
+    manager = CallbackManager([Callback("left"), Callback("right")])
+    assert [plugin.state_key for plugin in manager.plugins] == ["left", "right"]
+    assert [plugin.name for plugin in manager.plugins] == ["Callback[left]", "Callback[right]"]
+
+
+def test_a_record_keeps_its_name_when_it_is_used_in_two_runs() -> None:
+    records = [Plugin(TrainerCallback(), "x"), Plugin(Shout("loud"), "x")]
+    names = [[plugin.name for plugin in CallbackManager(records).plugins] for _ in range(2)]
+    assert names == [["x[TrainerCallback]", "x[loud]"]] * 2
+
+
+class Shout(TrainerCallback):
+    def __init__(self, state_key):
+        self.state_key = state_key
+
+
+def test_one_object_given_twice_is_refused_as_such() -> None:
+    callback = TrainerCallback()
+    with pytest.raises(PluginError, match="the same object"):
+        CallbackManager([callback, callback])
+
+
+@pytest.mark.parametrize("key", [5, ""])
+def test_a_state_key_that_is_no_name_is_refused(key: object) -> None:
+    with pytest.raises(PluginError, match="state_key must be a name"):
+        CallbackManager([Shout(key)])

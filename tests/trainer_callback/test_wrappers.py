@@ -1,0 +1,269 @@
+"""Wrappers behave as pluggy's do: the oracle is pluggy itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pluggy
+import pytest
+
+from trainer_callback import CallbackError, StopRequest, TrainerCallback, hookimpl
+from trainer_callback.manager import CallbackManager
+
+NEW: Any = {"wrapper": True}
+OLD: Any = {"hookwrapper": True}
+
+
+def make(function: Callable[..., Any], name: str, **options: Any) -> TrainerCallback:
+    return type(name, (TrainerCallback,), {"should_stop_training": hookimpl(**options)(function)})()
+
+
+def ask(*callbacks: TrainerCallback) -> Any:
+    return CallbackManager(callbacks).table.plain.should_stop_training(trainer="the trainer")
+
+
+def ask_pluggy(*callbacks: TrainerCallback) -> Any:
+    """What plain pluggy answers; it calls the last registered first."""
+    manager = pluggy.PluginManager("trainer")
+    manager.add_hookspecs(TrainerCallback)
+    for callback in reversed(callbacks):
+        manager.register(callback)
+    return manager.hook.should_stop_training(trainer="the trainer")
+
+
+def yes(self):
+    return True
+
+
+def no(self):
+    return False
+
+
+def silent(self):
+    return None
+
+
+def passes_on(self):
+    answers = yield
+    return answers
+
+
+def turns_round(self, trainer):
+    answers = yield
+    assert trainer == "the trainer"
+    return [not answer for answer in answers]
+
+
+def adds(self):
+    return [*(yield), True]
+
+
+def old_reads(self):
+    outcome = yield
+    outcome.get_result()
+
+
+def old_turns_round(self):
+    outcome = yield
+    outcome.force_result([not answer for answer in outcome.get_result()])
+
+
+STYLES = [
+    ((passes_on, NEW),),
+    ((turns_round, NEW),),
+    ((turns_round, NEW), (turns_round, NEW)),
+    ((adds, NEW),),
+    ((old_reads, OLD),),
+    ((old_turns_round, OLD),),
+    ((old_turns_round, OLD), (adds, NEW)),
+    ((adds, NEW), (old_turns_round, OLD)),
+    ((turns_round, {**NEW, "trylast": True}), (adds, {**NEW, "tryfirst": True})),
+]
+
+
+@pytest.mark.parametrize("wrappers", STYLES)
+@pytest.mark.parametrize("answers", [(), (yes,), (no, yes), (silent, no)])
+def test_wrappers_give_the_answers_that_pluggy_gives(wrappers: Any, answers: Any) -> None:
+    callbacks = [make(f, f"Wrapper{i}", **options) for i, (f, options) in enumerate(wrappers)]
+    callbacks += [make(function, f"Answer{i}") for i, function in enumerate(answers)]
+    assert [answer for _, answer in ask(*callbacks)] == ask_pluggy(*callbacks)
+
+
+def test_answers_keep_their_names_through_a_wrapper() -> None:
+    found = ask(make(turns_round, "Around", **NEW), make(yes, "First"), make(no, "Second"))
+    assert [(p.name, answer) for p, answer in found] == [("First", False), ("Second", True)]
+
+
+def test_a_list_of_another_length_is_the_answer_of_the_wrapper() -> None:
+    def decides(self):
+        yield
+        return [StopRequest("mine")]
+
+    found = ask(make(decides, "Around", **NEW), make(no, "First"), make(no, "Second"))
+    assert [(plugin.name, answer.reason) for plugin, answer in found] == [("Around", "mine")]
+
+
+def test_a_wrapper_gets_just_the_arguments_that_it_asks_for() -> None:
+    seen = []
+
+    class Callback(TrainerCallback):
+        @hookimpl(wrapper=True)
+        def on_epoch_end(self, *, val_loss, epoch=None):
+            seen.append((val_loss, epoch))
+            return (yield)
+
+    CallbackManager([Callback()]).table.plain.on_epoch_end(
+        trainer=None, epoch=1, train_loss=2.0, val_loss=3.0, metrics={}
+    )
+    assert seen == [(3.0, 1)]
+
+
+def test_calls_of_one_wrapper_can_be_nested() -> None:
+    class Around(TrainerCallback):
+        @hookimpl(wrapper=True)
+        def on_snapshot_save(self):
+            return (yield)
+
+    class Saves(TrainerCallback):
+        def on_snapshot_save(self, step):
+            if step:
+                table.plain.on_snapshot_save(trainer=None, epoch=0, step=step - 1)
+            return {"step": step}
+
+    table = CallbackManager([Around(), Saves()]).table
+    [(plugin, answer)] = table.plain.on_snapshot_save(trainer=None, epoch=0, step=2)
+    assert (plugin.name, answer) == ("Saves", {"step": 2})
+
+
+def fails(self):
+    raise KeyError("inner")
+
+
+def fails_before(self):
+    raise OSError("before")
+    yield
+
+
+def fails_behind(self):
+    yield
+    raise OSError("behind")
+
+
+def fails_in_answer_to_a_failure(self):
+    try:
+        yield
+    except CallbackError:
+        raise OSError("second") from None
+
+
+def stops_early(self):
+    return
+    yield
+
+
+def yields_twice(self):
+    yield
+    yield
+
+
+def forgets_to_return(self):
+    yield
+
+
+def old_forces_an_exception(self):
+    outcome = yield
+    outcome.force_exception(OSError("forced"))
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "style", "words"),
+    [
+        (fails_before, NEW, "OSError: before"),
+        (fails_before, OLD, "OSError: before"),
+        (fails_behind, NEW, "OSError: behind"),
+        (fails_behind, OLD, "OSError: behind"),
+        (stops_early, NEW, "did not reach its `yield`"),
+        (stops_early, OLD, "did not reach its `yield`"),
+        (yields_twice, NEW, "second `yield`"),
+        (yields_twice, OLD, "second `yield`"),
+        (forgets_to_return, NEW, "must return the list of answers, got None"),
+        (old_forces_an_exception, OLD, "OSError: forced"),
+    ],
+)
+@pytest.mark.parametrize("critical", [True, False])
+def test_a_wrapper_that_fails_is_blamed_and_the_others_are_called_all_the_same(
+    wrapper: Any, style: Any, words: str, critical: bool
+) -> None:
+    seen = []
+
+    def inner(self):
+        seen.append("inner")
+        return True
+
+    around = make(wrapper, "Around", **style)
+    around.critical = critical
+    manager = CallbackManager([around, make(inner, "Inner"), make(passes_on, "Second", **NEW)])
+    if critical:
+        with pytest.raises(CallbackError) as caught:
+            manager.table.plain.should_stop_training(trainer=None)
+        assert "Around (not installed) failed in should_stop_training" in str(caught.value)
+        assert words in str(caught.value)
+    else:
+        [(plugin, answer)] = manager.table.plain.should_stop_training(trainer=None)
+        assert (plugin.name, answer) == ("Inner", True)
+        assert manager.switched_off == ["Around"]
+        assert len(manager.table.plain.should_stop_training(trainer=None)) == 1
+    assert seen == ["inner"] * (1 if critical else 2)
+
+
+@pytest.mark.parametrize("style", [NEW, OLD])
+def test_the_failure_of_an_inner_callback_passes_a_wrapper_and_keeps_its_name(style: Any) -> None:
+    wrapper = passes_on if style is NEW else old_reads
+    with pytest.raises(CallbackError, match=r"^Inner \(not installed\) failed") as caught:
+        ask(make(wrapper, "Around", **style), make(fails, "Inner"))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_wrapper_that_fails_over_a_failure_does_not_mask_it() -> None:
+    with pytest.raises(CallbackError, match=r"^Inner \(not installed\) failed"):
+        ask(make(fails_in_answer_to_a_failure, "Around", **NEW), make(fails, "Inner"))
+
+
+def test_a_wrapper_may_deal_with_the_failure_of_another_as_in_pluggy(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def forgives(self):
+        try:
+            return (yield)
+        except CallbackError:
+            return [True]
+
+    [(plugin, answer)] = ask(make(forgives, "Around", **NEW), make(fails, "Inner"))
+    assert (plugin.name, answer) == ("Around", True)
+    assert "Around (not installed) went on after: Inner (not installed) failed" in caplog.text
+
+
+@pytest.mark.parametrize("style", [NEW, OLD])
+def test_ctrl_c_goes_through_a_wrapper_and_cannot_be_kept_back(style: Any) -> None:
+    cleaned = []
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    def forgives(self):
+        try:
+            yield
+        except BaseException:
+            pass
+        cleaned.append(True)
+        return []
+
+    def forgives_old(self):
+        (yield).force_result([])
+        cleaned.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        wrapper = forgives if style is NEW else forgives_old
+        ask(make(wrapper, "Around", **style), make(interrupted, "Inner"))
+    assert cleaned == [True]
