@@ -49,11 +49,11 @@ def test_skipped_updates_do_not_count(make, weights, average_of):
 
     def loss_fn(model, batch):
         loss = (model(batch) - 1).square().mean()
-        return loss * float("nan") if model.training and next(calls) in (1, 2) else loss
+        return loss * float("nan") if model.training and next(calls) == 1 else loss
 
     trainer = make(EMACallback(decay=0.9, every=2), weights, loss_fn=loss_fn, on_nonfinite="skip")
     trainer.train()
-    assert len(weights.trained) == 8
+    assert len(weights.trained) == 9
     assert_close(trainer.model.weight.detach(), average_of(weights.trained[::2], 0.9))
 
 

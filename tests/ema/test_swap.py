@@ -30,6 +30,16 @@ def test_the_average_is_validated_whatever_the_order(make, weights, average_of, 
         assert_close(validated, average_of(weights.trained[:step], 0.9))
 
 
+def test_a_callback_that_was_given_first_finds_the_average_at_the_start_too(make, weights):
+    class Look(TrainerCallback):
+        def on_validation_start(self, trainer):
+            self.found = trainer.model.weight.detach().clone()
+
+    look = Look()
+    make(look, EMACallback(decay=0.9), weights).train()
+    assert torch.equal(look.found, weights.validated[-1])
+
+
 def test_the_validation_loss_is_that_of_the_average(make, weights, average_of):
     trainer = make(EMACallback(decay=0.9), weights)
     result = trainer.train()

@@ -1,4 +1,4 @@
-"""What is measured, against computations of their own on the gradients that a second callback saw."""
+"""What is measured, against computations on the gradients that a second callback saw."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ CASES = {
 def test_statistics_agree_with_float64(
     make: Make, record_of: RecordOf, tmp_path: Path, case: str
 ) -> None:
-    monitor = GradientMonitorCallback(monitor_interval=1)
+    monitor = GradientMonitorCallback(report=False, monitor_interval=1)
     witness, _ = run(make, tmp_path, monitor, **CASES[case])
     lines = record_of(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, len(witness.gradients) + 1))
@@ -100,10 +100,8 @@ def test_statistics_agree_with_float64(
             assert found == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
-def test_clip_factor_rate_and_flow_ratio(
-    make: Make, record_of: RecordOf, tmp_path: Path
-) -> None:
-    monitor = GradientMonitorCallback(monitor_interval=4, monitor_at_snapshots=False)
+def test_clip_factor_rate_and_flow_ratio(make: Make, record_of: RecordOf, tmp_path: Path) -> None:
+    monitor = GradientMonitorCallback(report=False, monitor_interval=4, monitor_at_snapshots=False)
     witness, _ = run(make, tmp_path, monitor, max_grad_norm=0.15)
     lines = record_of(tmp_path)
     assert len({line["clip_factor"] == 1.0 for line in lines}) == 2  # the limit is in between
@@ -113,19 +111,23 @@ def test_clip_factor_rate_and_flow_ratio(
         assert line["clip_factor"] == pytest.approx(min(1.0, 0.15 / (norm + 1e-6)), rel=1e-5)
         assert line["clipped_updates"] == sum(witness.clipped[end - 4 : end])
         assert line["updates"] == 4
-        first, last = (join(gradients, name).square().mean().sqrt() for name in ("blocks.0", "head"))
+        first, last = (
+            join(gradients, name).square().mean().sqrt() for name in ("blocks.0", "head")
+        )
         assert line["flow_ratio_pre_clip"] == pytest.approx((first / last).item(), rel=1e-5)
 
 
 def test_without_clipping_there_is_no_clip_factor(
     make: Make, record_of: RecordOf, tmp_path: Path
 ) -> None:
-    run(make, tmp_path, GradientMonitorCallback())
+    run(make, tmp_path, GradientMonitorCallback(report=False))
     assert record_of(tmp_path)[0]["clip_factor"] is None
 
 
 def test_other_norms_and_levels(make: Make, record_of: RecordOf, tmp_path: Path) -> None:
-    monitor = GradientMonitorCallback(monitor_level="parameter", monitor_norm_type=math.inf)
+    monitor = GradientMonitorCallback(
+        report=False, monitor_level="parameter", monitor_norm_type=math.inf
+    )
     witness, _ = run(make, tmp_path, monitor)
     line, gradients = record_of(tmp_path)[-1], witness.gradients[-1]
     assert line["layers"]["name"] == list(gradients)
@@ -136,7 +138,9 @@ def test_other_norms_and_levels(make: Make, record_of: RecordOf, tmp_path: Path)
 def test_filters_leave_the_total_norm_alone(
     make: Make, record_of: RecordOf, tmp_path: Path
 ) -> None:
-    monitor = GradientMonitorCallback(monitor_include="*.weight", monitor_exclude=["head.*"])
+    monitor = GradientMonitorCallback(
+        report=False, monitor_include="*.weight", monitor_exclude=["head.*"]
+    )
     witness, _ = run(make, tmp_path, monitor)
     line, gradients = record_of(tmp_path)[-1], witness.gradients[-1]
     assert line["layers"]["name"] == ["blocks.0", "blocks.1"]
@@ -165,7 +169,7 @@ def test_sparse_tied_frozen_and_disconnected_parameters(
     make: Make, record_of: RecordOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="trainer.gradient_monitor")
-    monitor = GradientMonitorCallback(monitor_depth=1)
+    monitor = GradientMonitorCallback(report=False, monitor_depth=1)
     batches = [torch.tensor([1, 1, 5])] * 3
     witness, _ = run(
         make, tmp_path, monitor, model=Odd(), batches=batches, optimizer=torch.optim.SGD, epochs=1
@@ -188,7 +192,7 @@ def test_sparse_tied_frozen_and_disconnected_parameters(
 def test_parameters_in_bf16(make: Make, record_of: RecordOf, tmp_path: Path) -> None:
     model = nn.Linear(8, 1).bfloat16()
     batches = [torch.randn(4, 8, dtype=torch.bfloat16) for _ in range(3)]
-    monitor = GradientMonitorCallback(monitor_level="global")
+    monitor = GradientMonitorCallback(report=False, monitor_level="global")
     witness, _ = run(make, tmp_path, monitor, model=model, batches=batches, epochs=1)
     line = record_of(tmp_path)[-1]
     norm = join(witness.gradients[-1], "").norm().item()
@@ -213,7 +217,7 @@ def test_the_histogram_counts_magnitudes_in_powers_of_two(
         def forward(self, x: Tensor) -> Tensor:
             return (self.weight * known).sum()
 
-    monitor = GradientMonitorCallback(monitor_histogram=True)
+    monitor = GradientMonitorCallback(report=False, monitor_histogram=True)
     options = {"loss_fn": lambda model, batch: model(batch), "batches": [torch.ones(1)]}
     run(make, tmp_path, monitor, model=Given(), epochs=1, **options)
     histogram = record_of(tmp_path)[0]["histogram_pre_clip"]
@@ -262,7 +266,7 @@ def test_a_measured_update_is_fetched_in_one_copy(
     monkeypatch.setattr(torch.Tensor, "tolist", counting_to_list)
     monitor = Counting(monitor_interval=5, monitor_at_snapshots=False, monitor_histogram=True)
     make(monitor, tmp_path, max_grad_norm=0.01).train()
-    # Lists of integers are the CPU's own choice of blocks to look at twice; no device is asked that.
+    # Lists of integers are a CPU's own choice of blocks to look at twice; no device is asked that.
     assert fetched.count(torch.float32) == 4
     assert torch.float64 not in fetched
     assert sum(singles) == 0

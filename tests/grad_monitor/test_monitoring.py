@@ -33,7 +33,7 @@ RecordOf = Callable[[Path], list[dict[str, Any]]]
 def test_a_step_that_is_due_is_measured_once(
     make: Make, record_of: RecordOf, tmp_path: Path, options: dict[str, Any], steps: list[int]
 ) -> None:
-    make(GradientMonitorCallback(**options), tmp_path, snapshot_interval=8).train()
+    make(GradientMonitorCallback(report=False, **options), tmp_path, snapshot_interval=8).train()
     assert [line["step"] for line in record_of(tmp_path)] == steps
 
 
@@ -45,7 +45,7 @@ def test_a_snapshot_that_was_asked_for_is_measured_too(
             if trainer.step == 2:
                 trainer.request_snapshot()
 
-    make(GradientMonitorCallback(), tmp_path, others=[Asks()], epochs=1).train()
+    make(GradientMonitorCallback(report=False), tmp_path, others=[Asks()], epochs=1).train()
     assert [line["step"] for line in record_of(tmp_path)] == [3, 10]
 
 
@@ -54,17 +54,15 @@ def test_without_an_output_directory_there_are_no_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO", logger="trainer.gradient_monitor")
-    monitor = GradientMonitorCallback(monitor_interval=5)
+    monitor = GradientMonitorCallback(report=False, monitor_interval=5)
     make(monitor, None).train()
     assert list(tmp_path.iterdir()) == []
     assert monitor.state.measured == 4
     assert "no files, for there is no output directory" in caplog.text
 
 
-def test_a_run_that_measures_nothing_says_so(
-    make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
-    make(GradientMonitorCallback(), None).train()
+def test_a_run_that_measures_nothing_says_so(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    make(GradientMonitorCallback(report=False), None).train()
     assert "nothing was measured in 20 updates" in caplog.text
     assert "--gradient_monitor_interval N" in caplog.text
 
@@ -77,7 +75,7 @@ def test_scalars_reach_every_logger(make: Make, tmp_path: Path) -> None:
             if "grad_norm_pre_clip" in metrics:
                 seen.append({**metrics, "step": step})
 
-    monitor = GradientMonitorCallback(monitor_interval=10)
+    monitor = GradientMonitorCallback(report=False, monitor_interval=10)
     make(monitor, tmp_path, others=[Logger()], max_grad_norm=1.0).train()
     assert [metrics["step"] for metrics in seen] == [10, 20]
     assert set(seen[0]) == {
@@ -98,7 +96,7 @@ def test_a_change_of_verdict_is_one_line(
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         return model(batch).sum() * next(scales)
 
-    monitor = GradientMonitorCallback(monitor_interval=1, monitor_level="global")
+    monitor = GradientMonitorCallback(report=False, monitor_interval=1, monitor_level="global")
     model = nn.Linear(8, 1)
     batches = [torch.ones(1, 8)] * 6
     make(monitor, tmp_path, model=model, batches=batches, loss_fn=loss, epochs=1).train()
@@ -136,7 +134,7 @@ def test_a_non_finite_gradient_is_counted_and_named(
     caplog: pytest.LogCaptureFixture,
     policy: Any,
 ) -> None:
-    monitor = GradientMonitorCallback(monitor_interval=1, on_nonfinite=policy)
+    monitor = GradientMonitorCallback(report=False, monitor_interval=1, on_nonfinite=policy)
     result = train_poisoned(
         make, tmp_path, monitor, on_nonfinite="skip", max_grad_norm=1.0, keep_snapshots=9
     )
@@ -172,7 +170,7 @@ def test_updates_that_the_loss_scaler_skips_are_counted_and_no_alarm(
     def steep(model: nn.Module, batch: Tensor) -> Tensor:
         return model(batch).float().square().mean() * 10.0
 
-    monitor = GradientMonitorCallback(monitor_interval=1)
+    monitor = GradientMonitorCallback(report=False, monitor_interval=1)
     make(monitor, tmp_path, precision="fp16", loss_fn=steep, epochs=1).train()
     lines = record_of(tmp_path)
     skipped = [line["skipped"] for line in lines]
@@ -190,7 +188,7 @@ def test_ten_skipped_updates_in_a_row_are_warned_about_once(
     def broken(model: nn.Module, batch: Tensor) -> Tensor:
         return model(batch).float().mean() * 1e30
 
-    monitor = GradientMonitorCallback(monitor_interval=3)
+    monitor = GradientMonitorCallback(report=False, monitor_interval=3)
     make(monitor, tmp_path, precision="fp16", loss_fn=broken, epochs=2).train()
     lines = [r.getMessage() for r in caplog.records if "in a row were skipped" in r.getMessage()]
     assert len(lines) == 1
@@ -214,7 +212,7 @@ def test_the_end_names_the_worst_layers_clip_rate_and_page(
 def test_a_second_run_with_the_same_object_starts_clean(
     make: Make, record_of: RecordOf, tmp_path: Path
 ) -> None:
-    monitor = GradientMonitorCallback(monitor_interval=5)
+    monitor = GradientMonitorCallback(report=False, monitor_interval=5)
     states = []
     for name in "ab":
         make(monitor, tmp_path / name).train()
@@ -226,7 +224,7 @@ def test_a_second_run_with_the_same_object_starts_clean(
 def test_filters_that_leave_nothing_are_refused_before_the_first_step(
     make: Make, tmp_path: Path
 ) -> None:
-    monitor = GradientMonitorCallback(monitor_include="layers.*")
+    monitor = GradientMonitorCallback(report=False, monitor_include="layers.*")
     trainer = make(monitor, tmp_path)
     with pytest.raises(UsageError, match=r"none of the model's 6 parameters.*blocks\.0\.0\.weight"):
         trainer.train()
@@ -257,7 +255,7 @@ def test_an_option_that_cannot_work_is_refused_at_construction(option: str, valu
 
 def test_a_monitor_that_is_never_due_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing else is due"):
-        GradientMonitorCallback(monitor_at_snapshots=False)
+        GradientMonitorCallback(report=False, monitor_at_snapshots=False)
 
 
 def test_the_flags_are_those_of_the_seed() -> None:

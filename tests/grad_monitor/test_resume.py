@@ -42,9 +42,7 @@ def crash(make: Make, path: Path, step: int, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("step", [9, 15, 16, 17, 23, 39])
-def test_the_record_has_no_gap_and_no_double_line(
-    make: Make, tmp_path: Path, step: int
-) -> None:
+def test_the_record_has_no_gap_and_no_double_line(make: Make, tmp_path: Path, step: int) -> None:
     make(monitor(), tmp_path / "whole", **CONFIG).train()
     crash(make, tmp_path / "broken", step)
     make(monitor(), tmp_path / "broken", **CONFIG).train(resume=True)
@@ -65,9 +63,9 @@ def test_the_state_in_the_last_snapshot_is_that_of_an_unbroken_run(
         crash_again.train(resume=True)
     make(monitor(), tmp_path / "broken", **CONFIG).train(resume=True)
     whole, broken = (
-        torch.load(
-            tmp_path / name / "snapshots" / "step-00000040" / "state.pt", weights_only=True
-        )["callback_state"]["GradientMonitorCallback"]
+        torch.load(tmp_path / name / "snapshots" / "step-00000040" / "state.pt", weights_only=True)[
+            "callback_state"
+        ]["GradientMonitorCallback"]
         for name in ("whole", "broken")
     )
     assert broken == whole
@@ -93,9 +91,7 @@ def test_the_page_shows_the_whole_run(make: Make, tmp_path: Path) -> None:
     assert page["updates"] == 40
 
 
-def test_an_option_given_at_resume_is_used(
-    make: Make, record_of: RecordOf, tmp_path: Path
-) -> None:
+def test_an_option_given_at_resume_is_used(make: Make, record_of: RecordOf, tmp_path: Path) -> None:
     crash(make, tmp_path, 17)
     make(monitor(monitor_interval=5), tmp_path, **CONFIG).train(resume=True)
     steps = [line["step"] for line in record_of(tmp_path)]
@@ -110,7 +106,7 @@ def test_another_level_starts_a_new_history_and_goes_on_with_the_record(
     later = monitor(monitor_level="global", history=64)
     make(later, tmp_path, **CONFIG).train(resume=True)
     assert "level, filter or model changed since the snapshot: a new history starts" in caplog.text
-    assert [sample.step for sample in later.state.history.samples][0] == 18
+    assert later.state.history.samples[0].step == 18
     assert later.state.updates == 40
     lines = record_of(tmp_path)
     assert [line["step"] for line in lines][:8] == [3, 6, 8, 9, 12, 15, 16, 18]

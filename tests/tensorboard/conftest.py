@@ -55,7 +55,8 @@ class Events:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         self._read = EventAccumulator(
-            str(output_dir / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0}
+            str(output_dir / "tensorboard"),
+            size_guidance=dict.fromkeys(("scalars", "tensors", "histograms"), 0),
         )
         self._read.Reload()
 

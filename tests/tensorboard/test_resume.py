@@ -49,6 +49,14 @@ def test_a_run_that_ended_and_goes_on_has_no_double_point(make, read, tmp_path):
     }
 
 
+def test_files_of_one_second_are_told_apart_by_their_names(make, tmp_path):
+    """TensorBoard reads them in that order, and 10 comes before 9."""
+    for resume, stop in [(False, 1), (True, 2), (True, 3)]:
+        make(TensorBoardCallback(), output_dir=tmp_path, max_steps=stop).train(resume=resume)
+    files = list((tmp_path / "tensorboard").iterdir())
+    assert len({file.name.split(".")[3] for file in files}) == len(files) == 3
+
+
 def test_points_beyond_the_snapshot_are_gone_before_the_run_writes_any(make, read, tmp_path):
     make(TensorBoardCallback(), output_dir=tmp_path, snapshot_interval=5).train()
     snapshot = tmp_path / "snapshots" / "step-00000005"

@@ -106,5 +106,5 @@ def test_a_difference_is_named_by_its_path(expected: object, found: object, word
 
 def test_nan_is_equal_to_nan() -> None:
     nan = float("nan")
-    pair = [{"a": nan, "b": torch.tensor(nan)} for _ in range(2)]
-    assert find_difference(*pair, "state") is None
+    one, other = ({"a": nan, "b": torch.tensor(nan)} for _ in range(2))
+    assert find_difference(one, other, "state") is None

@@ -1,4 +1,4 @@
-"""Callbacks with one classic mistake each: the contract finds it, in the clause that is about it."""
+"""Callbacks with one classic mistake each: the contract finds it in the clause that is about it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Converted(Counter):
 
 
 class Meddling(Counter):
-    def on_backward_end(self, trainer: Any) -> None:  # type: ignore[override]
+    def on_backward_end(self, trainer: Any) -> None:
         for parameter in trainer.model.parameters():
             parameter.grad.mul_(0.5)
 
@@ -120,7 +120,7 @@ class Stopping(Counter):
 
 class Waiting(Counter):
     def on_batch_end(self, loss: Any) -> None:  # type: ignore[override]
-        f"{loss:.3f}"
+        self.shown = f"{loss:.3f}"
 
 
 class Hasty(Counter):

@@ -64,6 +64,27 @@ class Logged(TrainerCallback):
             self.values[step] = mine
 
 
+class Clock:
+    """Time that passes only in `sleep`."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def perf_counter(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that the callback reads."""
+    clock = Clock()
+    monkeypatch.setattr("trainer_throughput.stopwatch.time", clock)
+    return clock
+
+
 @pytest.fixture
 def make() -> Callable[..., Trainer]:
     return make_trainer

@@ -1,28 +1,21 @@
 """The arithmetic, on a clock that is set by hand."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from trainer_throughput.stopwatch import Stopwatch, Update, percentile
 
 
 @pytest.fixture
-def clock():
-    return SimpleNamespace(now=0.0)
-
-
-@pytest.fixture
 def watch(clock):
-    watch = Stopwatch(window=3, clock=lambda: clock.now)
-    watch.end_update()  # the first one, which is left out
+    watch = Stopwatch(window=3, clock=clock.perf_counter)
+    watch.end_update()  # the first one, which will be forgotten
     return watch
 
 
 def play(watch, clock, wait, work, count=1):
-    clock.now += wait
+    clock.sleep(wait)
     watch.start_batch(count)
-    clock.now += work
+    clock.sleep(work)
     watch.end_batch()
 
 
@@ -46,19 +39,22 @@ def test_a_gap_that_was_dropped_does_not_count(watch, clock):
 
 def test_a_gap_that_was_restarted_counts_from_there(watch, clock):
     watch.start_gap()
-    clock.now += 100
+    clock.sleep(100)
     watch.restart_gap()
     play(watch, clock, wait=1, work=1)
     watch.end_update()
     assert watch.total.wait == 1
 
 
-def test_the_first_update_is_left_out(clock):
-    watch = Stopwatch(window=3, clock=lambda: clock.now)
-    for work in (100, 1):
+def test_the_first_update_counts_until_there_is_another(clock):
+    watch = Stopwatch(window=3, clock=clock.perf_counter)
+    seen = []
+    for work in (100, 1, 2):
+        watch.drop_gap()
         play(watch, clock, wait=0, work=work)
         watch.end_update()
-    assert watch.total.seconds == 1
+        seen.append((watch.total.seconds, len(watch.recent)))
+    assert seen == [(100, 1), (1, 1), (3, 2)]
 
 
 def test_the_window_forgets_and_the_total_does_not(watch, clock):

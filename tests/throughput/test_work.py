@@ -42,8 +42,9 @@ def test_the_estimate_is_what_torch_counts():
     model = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
     model.config = SimpleNamespace(num_hidden_layers=layers, hidden_size=width)
     inputs = torch.randn(2, length, width, requires_grad=True)
-    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(
-        torch.nn.attention.SDPBackend.MATH
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
         model(inputs).sum().backward()
     estimate = estimate_flops(model, {"input_ids": torch.zeros(2, length)})

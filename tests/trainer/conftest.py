@@ -3,9 +3,12 @@
 import logging
 import os
 import random
+import shutil
 import signal
+import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,9 +143,11 @@ def make_loader(kind="map", workers=0):
         return Counting()
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    if kind == "stateful stream":
-        return StatefulDataLoader(Stream(), **settings)
-    return StatefulDataLoader(Items(), shuffle=True, **settings)
+    with warnings.catch_warnings():  # of torch about torchdata: 'set_vital' is deprecated
+        warnings.simplefilter("ignore", UserWarning)
+        if kind == "stateful stream":
+            return StatefulDataLoader(Stream(), **settings)
+        return StatefulDataLoader(Items(), shuffle=True, **settings)
 
 
 def make_trainer(
@@ -227,9 +232,24 @@ def difference(one: Any, other: Any, path: str = "state") -> str | None:
     return next((found for pair in pairs if (found := difference(*pair))), None)
 
 
+@pytest.fixture
+def tmp_path(tmp_path):
+    """In memory where there is such a place: a killed process loses nothing there either, and
+    hundreds of syncs cost nothing.
+    """
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    place = Path(tempfile.mkdtemp(dir=memory))
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The functions above, for tests: `--import-mode=importlib` lets nobody import a conftest."""
+    make_trainer(None, snapshot_interval=None, epochs=1).train()  # what torch imports late
 
     class Tiny:
         trainer = staticmethod(make_trainer)

@@ -83,9 +83,7 @@ def test_kills_by_the_clock(tiny, tmp_path):
     run_to_the_end(tiny, tmp_path / "whole", {"epochs": 8}, 0, chance)
     killed = 0
     for _ in range(200):
-        child = tiny.child(
-            lambda: tiny.trainer(tmp_path / "killed", epochs=8).train(resume="auto")
-        )
+        child = tiny.child(lambda: tiny.trainer(tmp_path / "killed", epochs=8).train(resume="auto"))
         time.sleep(chance.uniform(0, 0.25))
         child.send(signal.SIGKILL)
         if child.wait() == 0:
@@ -117,7 +115,9 @@ def forget_rng(monkeypatch):
 def forget_position(monkeypatch):
     start = trainer.loaders.EpochLoader._start
     monkeypatch.setattr(
-        trainer.loaders.EpochLoader, "_start", lambda self, epoch, skip, state: start(self, epoch, 0, None)
+        trainer.loaders.EpochLoader,
+        "_start",
+        lambda self, epoch, skip, state: start(self, epoch, 0, None),
     )
 
 

@@ -24,7 +24,9 @@ def make_model(**gradients: Tensor | None) -> nn.Module:
     """A module with one parameter per gradient, of its shape and dtype."""
     model = nn.Module()
     for name, gradient in gradients.items():
-        shape, dtype = ((3,), torch.float32) if gradient is None else (gradient.shape, gradient.dtype)
+        shape, dtype = (
+            ((3,), torch.float32) if gradient is None else (gradient.shape, gradient.dtype)
+        )
         parameter = nn.Parameter(torch.zeros(shape, dtype=dtype))
         parameter.grad = gradient
         model.register_parameter(name, parameter)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
+from torch import nn
+from torch.optim import SGD
+
+from trainer import Trainer
 
 MODULE = "from trainer_callback import hookimpl\n@hookimpl\ndef on_log(metrics): pass\n"
 CLASS = """from trainer_callback import TrainerCallback
@@ -91,14 +96,19 @@ def test_no_plugin_blocks_a_plugin_before_it_is_imported(site: Any) -> None:
     assert site.evaluate(source, facts) == ["blocked", "blocked by --no_plugin", False]
 
 
-def test_discover_false_imports_no_plugin(site: Any) -> None:
-    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": MODULE})
-    source = """from torch import nn
-from torch.optim import SGD
-from trainer import Trainer
-model = nn.Linear(4, 1)
-trainer = Trainer(model, SGD(model.parameters(), 0.1), [1], discover=False)"""
-    assert site.evaluate(source, "'m_a' in sys.modules") is False
+def test_discover_false_imports_no_plugin_and_true_imports_it(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "m_of_discover_false"
+    site.install("dist-a", plugins={"a": name}, modules={name: MODULE})
+    monkeypatch.syspath_prepend(site.folder)
+    monkeypatch.setenv("TRAINER_PLUGINS", "a")
+    for discover in (False, True):
+        model = nn.Linear(4, 1)
+        trainer = Trainer(model, SGD(model.parameters(), 0.1), [1], discover=discover)
+        assert (name in sys.modules) is discover
+        assert [p.label for p in trainer.callbacks.plugins] == ["a (dist-a 1.0)"] * discover
+    monkeypatch.delitem(sys.modules, name)
 
 
 BROKEN = {
@@ -125,7 +135,7 @@ def broken_site(site: Any) -> Any:
 
 
 def test_a_broken_plugin_is_a_warning_with_its_name_and_the_others_live(broken_site: Any) -> None:
-    source = f"""import io
+    source = """import io
 stream = io.StringIO()
 import logging
 logging.basicConfig(format='%(message)s', stream=stream)

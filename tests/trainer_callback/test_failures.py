@@ -233,7 +233,7 @@ def test_a_failure_that_waits_is_not_raised_by_an_event_inside_its_own() -> None
 
     class Second(TrainerCallback):
         def on_epoch_start(self):
-            with pytest.raises(CallbackError, match="Third"):
+            with pytest.raises(CallbackError, match="^Third"):
                 table.plain.on_log(trainer=None, metrics={}, step=0)
 
     class Third(TrainerCallback):
@@ -241,7 +241,7 @@ def test_a_failure_that_waits_is_not_raised_by_an_event_inside_its_own() -> None
             raise OSError("third")
 
     table = CallbackManager([First(), Second(), Third()]).table
-    with pytest.raises(CallbackError, match="First"):
+    with pytest.raises(CallbackError, match="^First"):
         table.plain.on_epoch_start(trainer=None, epoch=0)
 
 
@@ -285,7 +285,7 @@ def test_state_that_cannot_be_saved_is_a_failure_that_names_the_value(
     make_trainer: Callable[..., Trainer], answer: object, words: str
 ) -> None:
     faulty = type("Faulty", (TrainerCallback,), {"on_snapshot_save": lambda self: answer})()
-    with pytest.raises(CallbackError, match="Faulty .* failed in on_snapshot_save") as caught:
+    with pytest.raises(CallbackError, match=r"Faulty .* failed in on_snapshot_save") as caught:
         make_trainer(faulty).train()
     assert words in str(caught.value)
 
@@ -295,7 +295,7 @@ def test_an_answer_to_should_stop_training_that_is_none_is_a_failure(
     make_trainer: Callable[..., Trainer], answer: object
 ) -> None:
     faulty = type("Faulty", (TrainerCallback,), {"should_stop_training": lambda self: answer})()
-    with pytest.raises(CallbackError, match="Faulty .* failed in should_stop_training"):
+    with pytest.raises(CallbackError, match=r"Faulty .* failed in should_stop_training"):
         make_trainer(faulty, writes=False).train()
 
 
@@ -306,5 +306,5 @@ def test_a_wrapper_that_fails_in_a_run_ends_it(make_trainer: Callable[..., Train
             yield
             raise OSError("why")
 
-    with pytest.raises(CallbackError, match="Around .* failed in on_step_end: OSError: why"):
+    with pytest.raises(CallbackError, match=r"Around .* failed in on_step_end: OSError: why"):
         make_trainer(Around()).train()

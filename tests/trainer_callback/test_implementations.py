@@ -276,7 +276,7 @@ class Generator(TrainerCallback):
 
 
 class NoSelf(TrainerCallback):
-    def on_epoch_end(epoch):
+    def on_epoch_end(epoch):  # noqa: N805
         pass
 
 
@@ -361,7 +361,7 @@ def test_a_class_that_a_plugin_made_is_refused_by_name() -> None:
 
 
 def test_an_object_without_hooks_is_refused() -> None:
-    with pytest.raises(PluginError, match="object has no hooks.*hookimpl"):
+    with pytest.raises(PluginError, match=r"object has no hooks.*hookimpl"):
         CallbackManager([object()])
 
 

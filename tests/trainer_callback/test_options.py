@@ -43,7 +43,7 @@ class Everything(TrainerCallback):
         colour: Colour = Colour.RED,
         path: Path = Path("p"),
         maybe: Optional[int] = None,  # noqa: UP045
-        either: Union[None, float] = None,  # noqa: UP007
+        either: Union[None, float] = None,  # noqa: UP007, RUF036
         new: int | None = None,
         auto: bool | None = None,
         names: list[str] = [],  # noqa: B006
@@ -180,7 +180,7 @@ def test_a_default_that_cannot_be_compared_is_fine() -> None:
         __hash__ = None
 
     class Callback(TrainerCallback):
-        def __init__(self, odd=Odd(), size=1):
+        def __init__(self, odd=Odd(), size=1):  # noqa: B008
             pass
 
     assert [option.parameter for option in read_options(Callback)] == ["size"]
@@ -222,7 +222,7 @@ def test_a_flag_makes_the_callback_with_the_defaults_of_its_constructor(
 
 
 def test_an_option_without_its_flag_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PluginError, match="--x_size is given without --x.*Add --x"):
+    with pytest.raises(PluginError, match=r"--x_size is given without --x.*Add --x"):
         make(load(monkeypatch, Sized), "--x_size", "5")
 
 

@@ -133,5 +133,5 @@ def test_one_value_in_two_places_is_no_loop() -> None:
 
 @pytest.mark.parametrize("answer", [[1], "no", 5, {1}])
 def test_a_state_that_is_no_mapping_is_refused(answer: Any) -> None:
-    with pytest.raises(StateError, match="Best answered .* dict or None"):
+    with pytest.raises(StateError, match=r"Best answered .* dict or None"):
         to_plain_state(answer, "Best")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -252,10 +253,8 @@ def test_ctrl_c_goes_through_a_wrapper_and_cannot_be_kept_back(style: Any) -> No
         raise KeyboardInterrupt
 
     def forgives(self):
-        try:
+        with contextlib.suppress(BaseException):
             yield
-        except BaseException:
-            pass
         cleaned.append(True)
         return []
 
@@ -263,7 +262,7 @@ def test_ctrl_c_goes_through_a_wrapper_and_cannot_be_kept_back(style: Any) -> No
         (yield).force_result([])
         cleaned.append(True)
 
+    wrapper = forgives if style is NEW else forgives_old
     with pytest.raises(KeyboardInterrupt):
-        wrapper = forgives if style is NEW else forgives_old
         ask(make(wrapper, "Around", **style), make(interrupted, "Inner"))
     assert cleaned == [True]

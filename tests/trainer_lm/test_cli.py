@@ -27,7 +27,9 @@ Command = Callable[..., tuple[int, str, str]]
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
-    """Runs `train-lm` in an empty directory that holds `text.txt`; returns exit code, output and errors."""
+    """Runs `train-lm` in an empty directory that holds `text.txt`; returns exit code, output
+    and errors.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
@@ -220,3 +222,18 @@ def test_a_callback_of_this_directory_is_used_with_its_flags(
     code, _, err = command(*one_off)
     assert code == 2
     assert "--my_callback_my_param" in err
+
+
+def test_a_finished_model_gives_samples_and_an_unfinished_one_is_refused(
+    command: Command, tmp_path: Path
+) -> None:
+    command("--max_steps", 2, "--output_dir", "run")
+    words = ["--sample", "run", "--prompt", "the quick", "--sample_tokens", 5]
+    code, first, _ = command(*words, tiny=False)
+    assert code == 0
+    assert first.startswith("the quick")
+    assert command(*words, tiny=False)[1] == first
+    (tmp_path / "empty").mkdir()
+    code, _, err = command("--sample", "empty", tiny=False)
+    assert code == 2
+    assert "holds no finished model" in err

@@ -56,8 +56,8 @@ def test_byte_shows_broken_utf8_as_replacement():
 
 
 def test_char_turns_unknown_characters_into_id_0():
-    tokenizer = CharTokenizer.train("abc")
-    assert tokenizer.encode("a\U0010ffffb\ufffd\x00c").tolist() == [1, 0, 2, 0, 0, 3]
+    tokenizer = CharTokenizer.train("ab🙂")
+    assert tokenizer.encode("a\U0010ffffb\ufffd\x00🙂").tolist() == [1, 0, 2, 0, 0, 3]
     assert tokenizer.decode([1, 0, 2]) == "a\ufffdb"
 
 
@@ -80,9 +80,9 @@ def test_char_holds_more_than_256_characters():
 
 
 def test_bpe_learns_the_words_of_the_text():
-    tokenizer = BpeTokenizer.train("banana bandana " * 50, vocab_size=270)
-    assert tokenizer.vocab_size <= 270
-    assert len(tokenizer.encode("banana banana")) < 5
+    tokenizer = BpeTokenizer.train(TEXT, vocab_size=290)
+    assert tokenizer.vocab_size == 290
+    assert len(tokenizer.encode("the question")) < 5
 
 
 def test_bpe_knows_texts_that_it_was_not_trained_on():
@@ -91,7 +91,7 @@ def test_bpe_knows_texts_that_it_was_not_trained_on():
 
 
 def test_bpe_is_the_same_for_the_same_text():
-    first, second = (BpeTokenizer.train(TEXT, vocab_size=300) for _ in range(2))
+    first, second = (BpeTokenizer.train(TEXT, vocab_size=290) for _ in range(2))
     assert first.to_dict() == second.to_dict()
 
 

@@ -18,15 +18,16 @@ class ConfigError(UsageError, ValueError):
     """A setting is out of range, contradicts another, or has moved."""
 
 
-_EARLY_STOPPING: Final = """Early stopping is a callback now (pip install
-trainer-plugin-early-stopping):
+_EARLY_STOPPING: Final = """
+Early stopping is a callback now: pip install trainer-plugin-early-stopping
     from trainer_early_stopping import EarlyStoppingCallback
-    Trainer(..., callbacks=[EarlyStoppingCallback(patience=5, min_delta=0.001,
-    restore_best=True)])"""
-_GRADIENT_MONITOR: Final = """The gradient monitor is a callback now (pip install
-trainer-plugin-grad-monitor):
+    callback = EarlyStoppingCallback(patience=5, min_delta=0.001, restore_best=True)
+    trainer = Trainer(..., callbacks=[callback])"""
+_GRADIENT_MONITOR: Final = """
+The gradient monitor is a callback now: pip install trainer-plugin-grad-monitor
     from trainer_gradient_monitor import GradientMonitorCallback
-    Trainer(..., callbacks=[GradientMonitorCallback(monitor_at_snapshots=True)])"""
+    callback = GradientMonitorCallback(monitor_at_snapshots=True)
+    trainer = Trainer(..., callbacks=[callback])"""
 _MOVED: Final[Mapping[str, str]] = {
     "early_stop_patience": _EARLY_STOPPING,
     "early_stop_min_delta": _EARLY_STOPPING,
@@ -91,7 +92,7 @@ class TrainerConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         for name in options:
             if name in _MOVED:
-                raise ConfigError(f"TrainerConfig has no {name!r}. {_MOVED[name]}")
+                raise ConfigError(f"TrainerConfig has no {name!r}.{_MOVED[name]}")
             if name not in known:
                 raise ConfigError(
                     f"TrainerConfig has no {name!r}. It has {', '.join(sorted(known))}."

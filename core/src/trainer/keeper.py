@@ -26,15 +26,11 @@ from .snapshot import (
 from .state_file import load_state, save_state
 from .writer import BackgroundWriter, HostCopier
 
-__all__ = ["SaveError", "SnapshotKeeper", "load_model_state"]
+__all__ = ["SnapshotKeeper", "load_model_state"]
 
 logger = logging.getLogger("trainer")
 
 _MOST_FAILURES: Final = 3
-
-
-class SaveError(SnapshotError):
-    """A run ended because it could not write; not a refusal, but a failure while running."""
 
 
 class SnapshotKeeper:

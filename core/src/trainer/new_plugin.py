@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import keyword
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -82,8 +83,9 @@ def main(arguments: Sequence[str]) -> int:
     names = _name(options.name, is_module=options.function)
     folder = options.directory / names.distribution
     _refuse_taken(names, folder)
-    _write(names, folder, _SHARED | (_FUNCTION if options.function else _CLASS))
-    print(_NEXT.format(folder=folder, flag="" if options.function else f"--{names.name} "), end="")
+    _write(names, folder, {**_SHARED, **(_FUNCTION if options.function else _CLASS)})
+    flag = "" if options.function else f"--{names.name} "
+    sys.stdout.write(_NEXT.format(folder=folder, flag=flag))
     return 0
 
 

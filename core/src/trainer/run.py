@@ -10,14 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from trainer_callback import CallbackError, SnapshotError, StateError, TrainerCallback
+from trainer_callback import (
+    CallbackError,
+    SaveError,
+    SnapshotError,
+    StateError,
+    TrainerCallback,
+)
 from trainer_callback.state import to_plain_state
 
 from .checkpoint import Checkpoint
 from .config import ConfigError
 from .facts import list_differences, read_facts
 from .final import save_safetensors
-from .keeper import SaveError
 from .manifest import MANIFEST
 from .progress import Progress
 from .result import Stop, TrainResult

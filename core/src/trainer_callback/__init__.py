@@ -2,7 +2,7 @@
 no torch.
 """
 
-from .errors import CallbackError, PluginError, SnapshotError, StateError, UsageError
+from .errors import CallbackError, PluginError, SaveError, SnapshotError, StateError, UsageError
 from .hookspecs import HOOKS, OptionParser, TrainerCallback, hookimpl
 from .protocol import GradientStats, StopRequest, TrainerProtocol
 
@@ -12,6 +12,7 @@ __all__ = [
     "GradientStats",
     "OptionParser",
     "PluginError",
+    "SaveError",
     "SnapshotError",
     "StateError",
     "StopRequest",

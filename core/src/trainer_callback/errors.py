@@ -4,7 +4,7 @@
 a line or two and exits 2. What goes wrong while training runs is a `CallbackError`.
 """
 
-__all__ = ["CallbackError", "PluginError", "SnapshotError", "StateError", "UsageError"]
+__all__ = ["CallbackError", "PluginError", "SaveError", "SnapshotError", "StateError", "UsageError"]
 
 
 class UsageError(Exception):
@@ -27,6 +27,10 @@ class SnapshotError(Exception):
     """A snapshot (or a file of weights) cannot be written, found, or trusted; the message names the
     file.
     """
+
+
+class SaveError(SnapshotError):
+    """A run ended because it could not write: no refusal, but a failure while running."""
 
 
 class CallbackError(RuntimeError):

@@ -9,11 +9,12 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import configargparse
 
-from trainer_callback import PluginError, SnapshotError, UsageError
+from trainer_callback import PluginError, SaveError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.implementation import closest
 from trainer_callback.plugins import InstalledPlugin, discover, read_one_off
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .job import run
 
         return run(settings)
+    except SaveError as error:
+        print(f"train-lm: {error}", file=sys.stderr)
+        return 1
     except (UsageError, SnapshotError) as error:
         print(f"train-lm: {error}", file=sys.stderr)
         return 2
@@ -72,12 +76,22 @@ def _read(arguments: list[str]) -> Settings | None:
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         _refuse(unknown[0], parser, plugins)
+    if namespace.sample is not None:
+        _print_sample(namespace)
+        return None
     sources = Sources(parser, arguments, namespace)
     settings = Settings.read(namespace, usable, sources)
     if namespace.print_config:
         print(settings.as_yaml(with_origin=True), end="")
         return None
     return settings
+
+
+def _print_sample(namespace: argparse.Namespace) -> None:
+    from .sample import sample
+
+    seed = getattr(namespace, "seed", 0)
+    print(sample(namespace.sample, namespace.prompt, namespace.sample_tokens, seed))
 
 
 def _make_first_parser() -> _Parser:
@@ -143,6 +157,19 @@ def _make_parser(plugins: Sequence[InstalledPlugin]) -> _Parser:
     )
     group.add_argument(
         "--print_config", action="store_true", help="print every option and where it came from"
+    )
+    group.add_argument(
+        "--sample",
+        type=Path,
+        metavar="OUTPUT_DIR",
+        help="train nothing: print text that the finished model of that run generates",
+    )
+    group.add_argument("--prompt", default="", metavar="TEXT", help="what --sample begins with")
+    group.add_argument(
+        "--sample_tokens", type=int, default=200, metavar="N", help="length of a sample"
+    )
+    group.add_argument(
+        "--plugin_costs", action="store_true", help="print the time that each plugin took"
     )
     group.add_argument("--quiet", action="store_true", help="print the summary only")
     for plugin in plugins:

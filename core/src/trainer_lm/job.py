@@ -24,6 +24,7 @@ from trainer_callback.manager import Plugin
 from .data import Facts, make_loaders
 from .memory import keep_freed_memory
 from .model import GPT, make_optimizer, make_scheduler
+from .sample import generate_text
 from .settings import Settings
 from .text import load_text
 
@@ -87,7 +88,7 @@ def run(settings: Settings) -> int:
         training.output_dir,
     )
     result = trainer.train(settings.resume)
-    _summarise(result, trainer, facts, model)
+    _summarise(result, trainer, facts, model, show_costs=settings.plugin_costs)
     return result.exit_code
 
 
@@ -114,7 +115,9 @@ def _choose_precision(settings: Settings, device: torch.device) -> TrainerConfig
     return dataclasses.replace(settings.training, precision="bf16")
 
 
-def _summarise(result: TrainResult, trainer: Trainer, facts: Facts, model: GPT) -> None:
+def _summarise(
+    result: TrainResult, trainer: Trainer, facts: Facts, model: GPT, *, show_costs: bool
+) -> None:
     console = Console(highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     detail = f": {result.stop_detail}" if result.stop_detail else ""
@@ -131,18 +134,28 @@ def _summarise(result: TrainResult, trainer: Trainer, facts: Facts, model: GPT) 
         table.add_row("switched off", f"{name} failed and was not critical")
     if result.status in ("finished", "stopped"):
         console.print("\n[bold]Sample[/bold]")
-        console.print(_sample(model, facts, trainer.device), markup=False)
+        text = generate_text(model, facts.tokenizer, "", _SAMPLE_TOKENS)
+        console.print(text, markup=False)
         console.print()
+    if show_costs:
+        console.print(_costs(result))
     table.add_row("written", "\n".join(_written(trainer.output_dir)))
     console.print(table)
 
 
-def _sample(model: GPT, facts: Facts, device: torch.device) -> str:
-    """Returns generated text, the same each time for the same weights."""
-    generator = torch.Generator(device).manual_seed(0)
-    prompt = torch.tensor([facts.tokenizer.encode("\n").tolist()], device=device)
-    ids = model.generate(prompt, _SAMPLE_TOKENS, temperature=0.8, top_k=50, generator=generator)
-    return facts.tokenizer.decode(ids[0, prompt.shape[1] :].tolist())
+def _costs(result: TrainResult) -> Table:
+    """Returns the time that each plugin took in each hook; hooks of the batch are estimates."""
+    table = Table(box=None, pad_edge=False, title="Plugin costs", title_justify="left")
+    table.add_column("plugin")
+    table.add_column("hook")
+    for column in ("calls", "seconds", "µs per call"):
+        table.add_column(column, justify="right")
+    for plugin, hooks in result.callback_costs.items():
+        for hook, cost in hooks.items():
+            calls, seconds = cost["calls"], cost["seconds"]
+            each = f"{seconds / calls * 1e6:,.1f}"
+            table.add_row(plugin, hook, f"{calls:,.0f}", f"{seconds:.3f}", each)
+    return table
 
 
 def _written(place: Path | None) -> list[str]:

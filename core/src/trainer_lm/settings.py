@@ -30,6 +30,21 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 }
 """Where the command's defaults differ from those of `TrainerConfig`."""
 
+_COMMAND: Final = frozenset(
+    {
+        "config", "no_plugin", "callback", "strict_plugins", "resume", "print_config", "quiet",
+        "sample", "prompt", "sample_tokens", "plugin_costs",
+    }
+)  # fmt: skip
+"""What tells the command what to do, and is no setting of a run."""
+
+_HELPS: Final[Mapping[str, str]] = {
+    "output_dir": "where the run writes; without it, to a fresh runs/NAME-NUMBER",
+    "max_steps": "end after this many updates, over all resumes; the schedule of the learning "
+    "rate ends there too",
+}
+"""Where the command means more than `TrainerConfig`."""
+
 _GROUPS: Final[Mapping[str, type]] = {
     "text": TextOptions,
     "model": ModelOptions,
@@ -51,14 +66,20 @@ class Sources:
         words = {argument.partition("=")[0] for argument in arguments}
         flags = [action for action in parser._actions if action.option_strings]
         self._typed = {a.dest for a in flags if words & set(a.option_strings)}
-        self._given = set(vars(namespace))
-        self._file = getattr(namespace, "config", None)
+        self._file = namespace.config
+        self._in_file = {
+            action.dest
+            for source, settings in parser.get_source_to_settings_dict().items()
+            if source.startswith("config_file")
+            for action, _ in settings.values()
+            if action is not None
+        }
 
     def origin(self, flag: str) -> str:
         """Returns `command line`, the name of the file, or `default`."""
         if flag in self._typed:
             return "command line"
-        return str(self._file) if flag in self._given else "default"
+        return str(self._file) if flag in self._in_file else "default"
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,7 @@ class Settings:
         origins: flag -> where the value came from.
         resume: what `Trainer.train` takes.
         quiet: print the summary only.
+        plugin_costs: print what each plugin cost at the end.
     """
 
     text: TextOptions
@@ -83,6 +105,7 @@ class Settings:
     origins: Mapping[str, str]
     resume: bool | str
     quiet: bool
+    plugin_costs: bool
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -113,9 +136,16 @@ class Settings:
             callbacks = plugin.make_callbacks(namespace)
             made += callbacks
             if callbacks and plugin.options:
-                values[plugin.entry.name] = True
+                if hasattr(namespace, plugin.entry.name):
+                    values[plugin.entry.name] = True
                 given = collect_options(namespace, plugin.options)
                 values.update({o.flag: given.get(o.parameter, o.default) for o in plugin.options})
+        derived = {option.flag for plugin in plugins for option in plugin.options}
+        derived |= {plugin.entry.name for plugin in plugins}
+        own = {name: v for name, v in vars(namespace).items() if name not in derived}
+        values.update({name: v for name, v in own.items() if name not in {*_COMMAND, *values}})
+        if namespace.callback:
+            values["callback"] = namespace.callback
         resume = namespace.resume
         return cls(
             **parts,
@@ -124,6 +154,7 @@ class Settings:
             origins={flag: sources.origin(flag) for flag in values},
             resume=False if resume is None else True if resume == "newest" else resume,
             quiet=namespace.quiet,
+            plugin_costs=namespace.plugin_costs,
         )
 
     def as_yaml(self, *, with_origin: bool = False) -> str:
@@ -145,7 +176,11 @@ class Settings:
 def _own_options() -> dict[str, list[Option]]:
     return {
         title: [
-            dataclasses.replace(option, default=_DEFAULTS.get(option.flag, option.default))
+            dataclasses.replace(
+                option,
+                default=_DEFAULTS.get(option.flag, option.default),
+                help=_HELPS.get(option.flag, option.help),
+            )
             for option in read_options(target)
         ]
         for title, target in _GROUPS.items()

@@ -95,9 +95,9 @@ class CharTokenizer:
         self.vocab_size = len(characters) + 1
         self._codes = _code_points("\ufffd" + characters)  # id -> code point
         dtype = np.min_scalar_type(self.vocab_size - 1)
-        self._ids = np.zeros(int(self._codes.max()) + 1, dtype)  # code point -> id
+        # Code point -> id; the last entry stands for all that are higher.
+        self._ids = np.full(int(self._codes.max()) + 2, self.unknown, dtype)
         self._ids[self._codes] = np.arange(self.vocab_size, dtype=dtype)
-        self._ids[self._codes[0]] = self.unknown
 
     @classmethod
     def train(cls, text: str) -> CharTokenizer:
@@ -106,9 +106,7 @@ class CharTokenizer:
 
     def encode(self, text: str) -> TokenArray:
         """Returns the ids of `text`; unknown characters become id 0."""
-        codes = _code_points(text)
-        ids: TokenArray = self._ids.take(codes, mode="clip")
-        ids[codes >= len(self._ids)] = self.unknown
+        ids: TokenArray = self._ids.take(_code_points(text), mode="clip")
         return ids
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:

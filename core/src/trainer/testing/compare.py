@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -26,31 +27,14 @@ def find_difference(
     Args:
         varying: glob patterns of keys (or of their last part) that are not looked at.
     """
-    if type(expected) is not type(found):
-        return _say(path, expected, found)
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        for key in [*expected, *(key for key in found if key not in expected)]:
-            place = f"{path}.{key}"
-            if _is_varying(str(key), varying):
-                continue
-            if key not in found:
-                return f"{place} is missing and was {_show(expected[key])}"
-            if key not in expected:
-                return f"{place} is {_show(found[key])} and was not there"
-            difference = find_difference(expected[key], found[key], place, varying)
-            if difference is not None:
-                return difference
-        return None
-    if isinstance(expected, (list, tuple)) and isinstance(found, (list, tuple)):
-        if len(expected) != len(found):
-            return f"{path} has {len(found)} items instead of {len(expected)}"
-        pairs = enumerate(zip(expected, found, strict=True))
-        differences = (find_difference(a, b, f"{path}[{i}]", varying) for i, (a, b) in pairs)
-        return next((difference for difference in differences if difference), None)
-    if isinstance(expected, torch.Tensor) and isinstance(found, torch.Tensor):
-        return None if same_bits(expected, found) else _say(path, expected, found)
-    is_nan = expected != expected and found != found
-    return None if is_nan or expected == found else _say(path, expected, found)
+    if type(expected) is type(found):
+        if isinstance(expected, Mapping) and isinstance(found, Mapping):
+            return _compare_mappings(expected, found, path, varying)
+        if isinstance(expected, (list, tuple)) and isinstance(found, (list, tuple)):
+            return _compare_sequences(expected, found, path, varying)
+        if _is_same(expected, found):
+            return None
+    return f"{path} is {_show(found)} instead of {_show(expected)}"
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -79,6 +63,42 @@ def read_attributes(thing: object, prefix: str = "self") -> dict[str, Any]:
     return found
 
 
+def _compare_mappings(
+    expected: Mapping[Any, Any], found: Mapping[Any, Any], path: str, varying: Sequence[str]
+) -> str | None:
+    for key in [*expected, *(key for key in found if key not in expected)]:
+        place = f"{path}.{key}"
+        if _is_varying(str(key), varying):
+            continue
+        if key not in found:
+            difference: str | None = f"{place} is missing and was {_show(expected[key])}"
+        elif key not in expected:
+            difference = f"{place} is {_show(found[key])} and was not there"
+        else:
+            difference = find_difference(expected[key], found[key], place, varying)
+        if difference is not None:
+            return difference
+    return None
+
+
+def _compare_sequences(
+    expected: Sequence[Any], found: Sequence[Any], path: str, varying: Sequence[str]
+) -> str | None:
+    if len(expected) != len(found):
+        return f"{path} has {len(found)} items instead of {len(expected)}"
+    pairs = enumerate(zip(expected, found, strict=True))
+    differences = (find_difference(a, b, f"{path}[{i}]", varying) for i, (a, b) in pairs)
+    return next((difference for difference in differences if difference), None)
+
+
+def _is_same(expected: object, found: object) -> bool:
+    if isinstance(expected, torch.Tensor) and isinstance(found, torch.Tensor):
+        return same_bits(expected, found)
+    if isinstance(expected, float) and isinstance(found, float) and math.isnan(expected):
+        return math.isnan(found)
+    return expected == found
+
+
 def _is_varying(name: str, patterns: Sequence[str]) -> bool:
     names = {name, name.rpartition(".")[2]}
     return any(fnmatchcase(each, pattern) for each in names for pattern in patterns)
@@ -86,10 +106,6 @@ def _is_varying(name: str, patterns: Sequence[str]) -> bool:
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
-
-
-def _say(path: str, expected: object, found: object) -> str:
-    return f"{path} is {_show(found)} instead of {_show(expected)}"
 
 
 def _show(value: object) -> str:

@@ -34,8 +34,7 @@ _SETTINGS: Final[Mapping[str, Any]] = {
 
 
 class CallbackContract:
-    """Tests of a callback. Inherit them in a class whose name starts with `Test`, and say how to
-    make one:
+    """Tests of a callback, to be inherited by a class whose name starts with `Test`.
 
         class TestMyCallback(CallbackContract):
             entry_point = "my_callback"
@@ -118,7 +117,7 @@ class CallbackContract:
     ) -> None:
         place, left = tmp_path / "run", tmp_path / "left"
         settings = self._settings(snapshot_interval=cuts[0])
-        outcomes = []
+        outcomes: list[Outcome] = []
         for step in cuts:
             copy = DiskCopy(step, left)
             outcomes.append(play(self.make, place, resume=bool(outcomes), also=[copy], **settings))
@@ -212,4 +211,3 @@ class CallbackContract:
                 "do not reset it in on_train_start(resumed=True). What no two runs have in common "
                 "belongs into `varying` of this test."
             )
-

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: validated, kept in snapshots, the finished model."""
+"""An exponential moving average of the weights: validated, snapshotted, and the finished model."""
 
 from .callback import EMACallback
 

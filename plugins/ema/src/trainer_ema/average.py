@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +36,9 @@ class WeightAverage:
 
     def update(self) -> None:
         """Moves each average towards its weight; the first time, the average is the weight."""
-        from torch.optim.swa_utils import get_ema_multi_avg_fn
+        from torch.optim import swa_utils
 
+        get_update: Any = swa_utils.get_ema_multi_avg_fn  # which has no types
         weights = self._find()
         for name, weight in weights.items():
             if name not in self.averages:
@@ -45,7 +46,7 @@ class WeightAverage:
         averages = [self.averages[name] for name in weights]
         wide = [_widen(weight) for weight in weights.values()]
         if averages:
-            get_ema_multi_avg_fn(self._decay)(averages, wide, 0)
+            get_update(self._decay)(averages, wide, 0)
 
     def load(self, averages: Mapping[str, torch.Tensor]) -> None:
         """Goes on from `averages`; those of weights that the model has not are dropped."""

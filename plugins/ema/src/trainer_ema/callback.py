@@ -81,7 +81,7 @@ class EMACallback(TrainerCallback):
             logger.info("validates the average of the weights once it has started.")
 
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
-        if skipped or self._average is None or trainer.step < self.start_step:
+        if skipped or self._average is None or trainer.step <= self.start_step:
             return
         if self.updates % self.every == 0:
             self._average.update()

@@ -105,14 +105,15 @@ class History:
             "total_norms": [sample.total_norm for sample in self.samples],
             "skipped": [sample.skipped for sample in self.samples],
             "severities": [sample.severity for sample in self.samples],
-            "float32_values": b"".join(sample.values.tobytes() for sample in self.samples),
+            # torch.load cannot read an empty bytes object
+            "float32_values": b"".join(sample.values.tobytes() for sample in self.samples) or None,
         }
 
     def load_plain(self, plain: Mapping[str, Any]) -> None:
         """Takes over what `to_plain` returned for the same rows; one with more samples than fit is
         thinned."""
         values = array("f")
-        values.frombytes(plain["float32_values"])
+        values.frombytes(plain["float32_values"] or b"")
         width = len(self.rows) * len(COLUMNS)
         self.samples = [
             Sample(*facts, values[i * width : (i + 1) * width])

@@ -7,7 +7,7 @@ bins.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -177,31 +177,32 @@ def _update_ratio(
     home: torch.device,
 ) -> torch.Tensor:
     """Returns norm(new - old) / norm(old) of each row (R,); what is in `before` is used up."""
-    import torch
-
-    old_norms, new_norms = [], []
+    old_norms = _norms(before.values(), home)
     for row, parameters in trained.items():
-        old_norms.append(_norm(before[row], home))
         for old, parameter in zip(before[row], parameters, strict=True):
             old.sub_(parameter.detach())
-        new_norms.append(_norm(before[row], home))
-    if not old_norms:
-        return torch.zeros(0, device=home)
-    return torch.stack(new_norms) / torch.stack(old_norms)
+    return _norms(before.values(), home) / old_norms
 
 
-def _norm(tensors: Sequence[torch.Tensor], home: torch.device) -> torch.Tensor:
+def _norms(rows: Collection[Sequence[torch.Tensor]], home: torch.device) -> torch.Tensor:
+    """Returns the 2-norm of each row of tensors (R,)."""
     import torch
 
-    pieces = [piece for tensor in tensors for piece in _cut(tensor)]
-    norms = [norm.to(home, torch.float32) for norm in torch._foreach_norm(pieces, 2)]
-    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
+    pieces = [(row, x) for row, tensors in enumerate(rows) for t in tensors for x in _cut(t)]
+    squares = torch.zeros(len(rows), device=home)
+    if pieces:
+        norms = torch._foreach_norm([piece for _, piece in pieces], 2)
+        place = torch.tensor([row for row, _ in pieces], device=home)
+        squares.index_add_(0, place, torch.stack([norm.to(squares) for norm in norms]).square())
+    return squares.sqrt()
 
 
 def _cut(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    if tensor.numel() <= _PIECE:
+        yield tensor
+        return
     flat = tensor.reshape(-1)
-    for start in range(0, max(1, flat.numel()), _PIECE):
+    for start in range(0, flat.numel(), _PIECE):
         yield flat[start : start + _PIECE]
 
 
@@ -219,7 +220,7 @@ def _histogram(trained: Mapping[str, Sequence[torch.nn.Parameter]]) -> torch.Ten
             assert gradient is not None
             values = gradient.coalesce().values() if gradient.is_sparse else gradient
             total += values.numel()
-            for piece in _cut(values.detach()):
+            for piece in _cut(values.detach().reshape(-1)):
                 magnitude = piece.float().abs()
                 floor = torch.frexp(magnitude).exponent.long() - 1
                 place = (floor - LOWEST_BIN + 1).clamp(0, BINS - 1)

@@ -82,6 +82,8 @@ def _title(state: MonitorState, layers: Sequence[Layer]) -> str:
 
 
 def _draw_norm(axes: Axes, state: MonitorState, clip_limit: float | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     samples = state.history.samples
     steps = [sample.step for sample in samples]
     norms = [sample.total_norm or math.nan for sample in samples]  # a line stops at NaN
@@ -93,7 +95,7 @@ def _draw_norm(axes: Axes, state: MonitorState, clip_limit: float | None) -> Non
     if clip_limit is not None:
         axes.axhline(clip_limit, color=_CLIP, linestyle="--", linewidth=1)
     _make_logarithmic(axes, "y", norms if clip_limit is None else [*norms, clip_limit])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("update", fontsize=9)
     _style(axes, "total norm of the gradient, before clipping")
 
@@ -102,15 +104,29 @@ def _draw_spreads(
     axes: Axes, layers: Sequence[Layer], spreads: Sequence[Spread], title: str
 ) -> None:
     """Draws each layer's range as a bar and its median as a mark, as its verdict looks."""
-    ends = []
+    ends: list[float] = []
+    for verdict, (colour, marker) in _STYLES.items():
+        places, least, middle, most = [], [], [], []
+        for place, (layer, spread) in enumerate(zip(layers, spreads, strict=True)):
+            if layer.verdict == verdict and spread.most:
+                places.append(place)
+                least.append(spread.least or spread.most)
+                middle.append(spread.median or spread.most)
+                most.append(spread.most)
+        axes.hlines(places, least, most, color=colour, alpha=0.35, linewidth=5)
+        axes.plot(middle, places, linestyle="", marker=marker, color=colour, markersize=5)
+        ends += least + most
+    _write_verdicts(axes, layers, spreads)
+    _make_logarithmic(axes, "x", ends)
+    _style(axes, title)
+    axes.tick_params(axis="x", labeltop=len(layers) > _TALL)
+    axes.grid(axis="y", color=_FAINT, linewidth=0.4)
+
+
+def _write_verdicts(axes: Axes, layers: Sequence[Layer], spreads: Sequence[Spread]) -> None:
+    """Says in words what a layer without a bar is."""
     for place, (layer, spread) in enumerate(zip(layers, spreads, strict=True)):
-        colour, marker = _STYLES[layer.verdict]
-        if spread.most:
-            middle, least = spread.median or spread.most, spread.least or spread.most
-            axes.plot([least, spread.most], [place, place], color=colour, alpha=0.35, linewidth=5)
-            axes.plot([middle], [place], marker=marker, color=colour, markersize=5)
-            ends += [least, spread.most]
-        else:
+        if not spread.most:
             axes.annotate(
                 "zero" if layer.verdict == "healthy" else layer.verdict,
                 (0, place),
@@ -119,12 +135,8 @@ def _draw_spreads(
                 textcoords="offset points",
                 va="center",
                 fontsize=8,
-                color=colour,
+                color=_STYLES[layer.verdict][0],
             )
-    _make_logarithmic(axes, "x", ends)
-    _style(axes, title)
-    axes.tick_params(axis="x", labeltop=len(layers) > _TALL)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.4)
 
 
 def _draw_threshold(axes: Axes, spreads: Sequence[Spread], threshold: float) -> list[Line2D]:

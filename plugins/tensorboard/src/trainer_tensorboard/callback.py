@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
 
-from .event_files import cut_files, measure_files
+from .event_files import cut_files, measure_files, wait_for_later_name
 
 __all__ = ["TensorBoardCallback"]
 
@@ -103,6 +103,7 @@ class TensorBoardCallback(TrainerCallback):
         """Starts a file. A TensorBoard that is running hides what it has read beyond `step`."""
         from torch.utils.tensorboard import SummaryWriter
 
+        wait_for_later_name(directory)
         purge_step = None if step is None else step + 1
         self._writer = SummaryWriter(str(directory), purge_step=purge_step)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-__all__ = ["cut_files", "measure_files"]
+__all__ = ["cut_files", "measure_files", "wait_for_later_name"]
 
 _PATTERN: Final = "events.out.tfevents.*"
 
@@ -28,3 +29,14 @@ def cut_files(directory: Path, lengths: Mapping[str, int]) -> None:
             (directory / name).unlink()
         elif length > lengths[name]:
             os.truncate(directory / name, lengths[name])
+
+
+def wait_for_later_name(directory: Path) -> None:
+    """Waits, less than a second, until a new file is named behind those in `directory`.
+
+    TensorBoard reads files in the order of their names. Those begin with the second in which a file
+    was made; process and number that follow are not ordered (10 comes before 9).
+    """
+    now = time.time()
+    if any(name.split(".")[3] == f"{int(now):010d}" for name in measure_files(directory)):
+        time.sleep(int(now) + 1 - now)

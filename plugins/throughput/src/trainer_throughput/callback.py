@@ -64,10 +64,14 @@ class ThroughputCallback(TrainerCallback):
         self.window = window
         self.peak_tflops = peak_tflops
         self.flops_per_item = flops_per_item
-        self._start()
+        self._watch = Stopwatch(window)
+        self._unit: Unit | None = None
+        self._flops: float | None = None
+        self._updated = False
 
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
-        self._start()
+        self._watch = Stopwatch(self.window)
+        self._unit, self._flops, self._updated = None, self.flops_per_item, False
 
     @hookimpl(trylast=True)
     def on_epoch_start(self, trainer: TrainerProtocol, epoch: int) -> None:
@@ -92,50 +96,42 @@ class ThroughputCallback(TrainerCallback):
             return
         self._updated = False
         self._watch.end_update()
-        if self._watch.recent and trainer.step % self.interval == 0:
+        if trainer.step % self.interval == 0:
             total = Update.sum(self._watch.recent)
             values = {**self._rates(trainer, total), **self._step_times()}
             trainer.log({f"throughput/{name}": value for name, value in values.items()})
 
     @hookimpl(trylast=True)
     def should_stop_training(self, trainer: TrainerProtocol) -> None:
-        self._watch.restart_gap()  # what was logged since the update is no waiting for data
-
-    def on_validation_start(self, trainer: TrainerProtocol) -> None:
-        self._watch.drop_gap()
+        self._watch.restart_gap()  # logging and validation are over; next is a batch or a snapshot
 
     def on_snapshot_save(self, trainer: TrainerProtocol, epoch: int, step: int) -> None:
         self._watch.drop_gap()
 
+    @hookimpl(trylast=True)
     def on_snapshot_saved(
         self, trainer: TrainerProtocol, path: Path, epoch: int, step: int
     ) -> None:
-        self._watch.drop_gap()
+        self._watch.restart_gap()
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         if not self._watch.recent:
             return
         total, times = self._watch.total, self._step_times()
         values = self._rates(trainer, total)
-        rate = f"{self._unit}_per_s"
+        rate = values[f"{self._unit}_per_s"]
+        half, most, nearly_all = times.values()
         parts = [
-            f"{total.count:,} {self._unit} in {total.seconds:,.1f} s of training, "
-            f"{values[rate]:,.0f} a second",
-            "{step_ms_p50:,.1f} ms an update (90 % within {step_ms_p90:,.1f}, 99 % within "
-            "{step_ms_p99:,.1f})".format(**times),
-            f"{values['data_wait_share']:.1%} of it waiting for data",
+            f"{total.count:,} {self._unit} in {total.seconds:,.1f} s of training",
+            f"{rate:,.0f} a second",
+            f"{half:,.1f} ms an update (90 % within {most:,.1f}, 99 % within {nearly_all:,.1f})",
+            f"{values['data_wait_share']:.1%} waiting for data",
         ]
         if "mfu" in values:
             parts.append(f"MFU {values['mfu']:.1%}")
         if "peak_memory_gib" in values:
             parts.append(f"{values['peak_memory_gib']:,.2f} GiB of memory at most")
-        logger.info("throughput: %s.", "; ".join(parts))
-
-    def _start(self) -> None:
-        self._watch = Stopwatch(self.window)
-        self._unit: Unit | None = None
-        self._flops = self.flops_per_item
-        self._updated = False
+        logger.info("throughput: %s.", ", ".join(parts))
 
     def _find_flops(self, trainer: TrainerProtocol, batch: Any) -> None:
         if self._flops is None:

@@ -45,7 +45,7 @@ class Update:
 
 
 class Stopwatch:
-    """Times updates, all but the first, which warms up.
+    """Times updates. The first one, which warms up, is forgotten as soon as there is another.
 
     What happens between updates and is no waiting for data is left out: a gap counts from
     `start_gap` to the next batch, and not at all after `drop_gap`.
@@ -55,11 +55,11 @@ class Stopwatch:
         total: the sum of all.
     """
 
-    def __init__(self, window: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, window: int, clock: Callable[[], float] | None = None) -> None:
         self.recent: deque[Update] = deque(maxlen=window)
         self.total = Update()
-        self._clock = clock
-        self._is_warm = False
+        self._clock = clock or time.perf_counter
+        self._updates = 0
         self._gap: float | None = None
         self._batch: float | None = None
         self._update = Update()
@@ -94,10 +94,13 @@ class Stopwatch:
 
     def end_update(self) -> None:
         """The batch that is done was the last one of an update."""
-        if self._is_warm:
-            self.recent.append(self._update)
-            self.total = Update.sum([self.total, self._update])
-        self._is_warm, self._update = True, Update()
+        self._updates += 1
+        if self._updates == 2:
+            self.recent.clear()
+            self.total = Update()
+        self.recent.append(self._update)
+        self.total = Update.sum([self.total, self._update])
+        self._update = Update()
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

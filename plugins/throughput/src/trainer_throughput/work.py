@@ -43,7 +43,8 @@ def estimate_flops(model: torch.nn.Module, batch: Any) -> float | None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     layers = _read_config(model, "num_hidden_layers", "n_layer")
     width = _read_config(model, "hidden_size", "n_embd")
-    return 6.0 * parameters + 12.0 * layers * width * batch["input_ids"].shape[-1]
+    length = int(batch["input_ids"].shape[-1])
+    return 6.0 * parameters + 12.0 * layers * width * length
 
 
 def _first_dimension(value: Any) -> int:
