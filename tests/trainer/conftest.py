@@ -59,6 +59,25 @@ class Stream(IterableDataset):
             yield noisy(index)
 
 
+class Position(IterableDataset):
+    """An iterable data set that tells its position itself."""
+
+    def __init__(self):
+        self.position = 0
+
+    def __iter__(self):
+        while self.position < 22:
+            self.position += 1
+            yield noisy(self.position)
+        self.position = 0
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
 class Counting:
     """A loader of somebody's own, which tells its position itself."""
 
@@ -147,6 +166,8 @@ def make_loader(kind="map", workers=0):
         warnings.simplefilter("ignore", UserWarning)
         if kind == "stateful stream":
             return StatefulDataLoader(Stream(), **settings)
+        if kind == "stateful position":
+            return StatefulDataLoader(Position(), **settings)
         return StatefulDataLoader(Items(), shuffle=True, **settings)
 
 

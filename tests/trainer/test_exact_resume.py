@@ -26,6 +26,7 @@ CASES = {
     "loader of somebody's own": {"kind": "counting"},
     "torchdata": {"kind": "stateful"},
     "torchdata, iterable": {"kind": "stateful stream"},
+    "torchdata, iterable with a position": {"kind": "stateful position"},
 }
 WITH_WORKERS = {
     "2 workers": {"workers": 2},
@@ -60,12 +61,29 @@ def compare(tiny, directory, reference):
     assert final[0] == final[1]
 
 
-@pytest.mark.parametrize("kills", [1, 2, 5])
-@pytest.mark.parametrize("case", CASES)
+MANY = [("shuffled map", 2), ("shuffled map", 5), ("iterable", 2), ("iterable", 5)]
+
+
+@pytest.mark.parametrize(("case", "kills"), [*((case, 1) for case in CASES), *MANY])
 def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path, case, kills):
     chance = random.Random(f"{case} {kills}")
     run_to_the_end(tiny, tmp_path / "whole", CASES[case], 0, chance)
     assert run_to_the_end(tiny, tmp_path / "killed", CASES[case], kills, chance) >= 1
+    compare(tiny, tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_killed_again_in_the_same_epoch(tiny, tmp_path, case):
+    run_to_the_end(tiny, tmp_path / "whole", CASES[case], 0, random.Random(0))
+    for at in (18, 21, 23):
+
+        def work(at=at):
+            callbacks = [tiny.killer(at)]
+            trainer = tiny.trainer(tmp_path / "killed", callbacks=callbacks, **CASES[case])
+            trainer.train(resume="auto")
+
+        assert tiny.child(work).wait() in (-signal.SIGKILL, 0)
+    run_to_the_end(tiny, tmp_path / "killed", CASES[case], 0, random.Random(0))
     compare(tiny, tmp_path / "killed", tmp_path / "whole")
 
 

@@ -233,7 +233,7 @@ def test_a_failure_that_waits_is_not_raised_by_an_event_inside_its_own() -> None
 
     class Second(TrainerCallback):
         def on_epoch_start(self):
-            with pytest.raises(CallbackError, match="^Third"):
+            with pytest.raises(CallbackError, match=r"^Third"):
                 table.plain.on_log(trainer=None, metrics={}, step=0)
 
     class Third(TrainerCallback):
@@ -241,7 +241,7 @@ def test_a_failure_that_waits_is_not_raised_by_an_event_inside_its_own() -> None
             raise OSError("third")
 
     table = CallbackManager([First(), Second(), Third()]).table
-    with pytest.raises(CallbackError, match="^First"):
+    with pytest.raises(CallbackError, match=r"^First"):
         table.plain.on_epoch_start(trainer=None, epoch=0)
 
 

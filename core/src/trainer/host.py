@@ -38,16 +38,16 @@ class Host:
         callbacks: CallbackManager,
     ) -> None:
         self.config = config
-        self.device = find_device(config.device)
-        self.model = model.to(self.device)
+        self.device: torch.device = find_device(config.device)
+        self.model: nn.Module = model.to(self.device)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.callbacks = callbacks
         self.output_dir: Path | None = config.output_dir
-        self.progress = Progress()
+        self.progress: Progress = Progress()
         self.has_validation = False
-        self.last_update_of_epoch = False
-        self.keeper = SnapshotKeeper(config)
+        self.last_update_of_epoch: bool = False
+        self.keeper: SnapshotKeeper = SnapshotKeeper(config)
         self._gradients = Gradients(model)
         self._update_step = 0
         self._snapshot_requested = False

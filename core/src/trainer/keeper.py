@@ -28,7 +28,7 @@ from .writer import BackgroundWriter, HostCopier
 
 __all__ = ["SnapshotKeeper", "load_model_state"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 _MOST_FAILURES: Final = 3
 

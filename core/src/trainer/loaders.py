@@ -21,7 +21,7 @@ from .signals import WorkerShield
 
 __all__ = ["EmptyLoaderError", "EpochLoader", "check_loader"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 _END: Final = object()
 
@@ -117,7 +117,7 @@ class EpochLoader:
         return self._ahead if self.length is None else self._read_position()
 
     def _read_position(self) -> dict[str, Any] | None:
-        if not isinstance(self._loader, _Stateful):
+        if not _tells_position(self._loader):
             return None
         stream = None if self._stream is None else self._stream.state
         return {"loader": to_plain(self._loader.state_dict(), "loader"), "stream": stream}
@@ -132,7 +132,7 @@ class EpochLoader:
         self._stream = None
         if _draws_here(loader, self.length):
             self._stream = RandomStream(_make_seed(self._seed, epoch, "draws"))
-        if skip and state is not None and isinstance(loader, _Stateful):
+        if skip and state is not None and _tells_position(loader):
             loader.load_state_dict(state["loader"])
             batches = _draw_from(self._stream, loader)
             if self._stream is not None:
@@ -235,6 +235,15 @@ def _draw_each(stream: RandomStream, batches: Iterator[Any]) -> Iterator[Any]:
         if batch is _END:
             return
         yield batch
+
+
+def _tells_position(loader: Iterable[Any]) -> TypeGuard[_Stateful]:
+    """Whether the loader can be put where it was. One of torchdata over an iterable data set that
+    cannot tells a wrong position after a resume (0.11 counts what it passes over twice).
+    """
+    if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
+        return isinstance(loader, _Stateful) and isinstance(loader.dataset, _Stateful)
+    return isinstance(loader, _Stateful)
 
 
 def _works_by_indices(loader: Iterable[Any]) -> TypeGuard[DataLoader[Any]]:

@@ -36,7 +36,7 @@ from .validation import mean_loss
 
 __all__ = ["Trainer"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 _MOST_SKIPPED: Final = 10
 
@@ -87,7 +87,7 @@ class Trainer(Host):
         self._val = (
             None if val_loader is None else EpochLoader(val_loader, config.seed, "validation")
         )
-        self.has_validation = val_loader is not None
+        self.has_validation: bool = val_loader is not None
         self._loss_fn = loss_fn or default_loss
         self._forward = cast(nn.Module, torch.compile(model)) if config.compile else model
         self._precision = Precision(config.precision, self.device)

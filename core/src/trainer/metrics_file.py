@@ -21,7 +21,7 @@ from .config import TrainerConfig
 
 __all__ = ["MetricsFile", "core_callbacks"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 
 class MetricsFile(TrainerCallback):

@@ -22,7 +22,9 @@ class Precision:
         self._device = device.type
         self._plain = contextlib.nullcontext()
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-        self.scaler = torch.amp.GradScaler(self._device) if name == "fp16" else None
+        self.scaler: torch.amp.GradScaler | None = (
+            torch.amp.GradScaler(self._device) if name == "fp16" else None
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context of a forward pass."""

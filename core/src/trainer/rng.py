@@ -62,7 +62,7 @@ class RandomStream:
         random.seed(seed)
         numpy.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
-        self.state = read_rng(_CPU)
+        self.state: dict[str, Any] = read_rng(_CPU)
         restore_rng(outside, _CPU)
         self._outside = outside
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Resume", "Run"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 Resume: TypeAlias = bool | Literal["auto"] | str | Path
 Found: TypeAlias = tuple[Path, dict[str, Any], dict[str, Any]]

@@ -17,7 +17,7 @@ from .snapshot import make_directory
 
 __all__ = ["RunDirectory"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 _LOCK: Final = ".lock"
 _DIRECTORIES: Final = ("snapshots", "final", "weights")

@@ -27,8 +27,8 @@ class SignalFlags:
     """
 
     def __init__(self) -> None:
-        self.terminated = False
-        self.interrupted = False
+        self.terminated: bool = False
+        self.interrupted: bool = False
         self._earlier: dict[signal.Signals, Any] = {}
         self._pid = os.getpid()
         self._late: BaseException | None = None

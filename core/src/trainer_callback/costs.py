@@ -10,7 +10,7 @@ from typing import Final
 
 __all__ = ["PER_BATCH", "SAMPLE_EVERY", "CostMeter", "HookCost"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 PER_BATCH: Final = frozenset(
     {

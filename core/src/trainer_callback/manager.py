@@ -23,7 +23,7 @@ from .wrappers import wrap
 
 __all__ = ["CallbackManager", "HookTable", "Plugin"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 _REFUSING = frozenset({"on_train_start", "on_snapshot_load"})
 
@@ -85,7 +85,7 @@ class CallbackManager(pluggy.PluginManager):
         for plugin in reversed(self.plugins):  # pluggy calls the last registered first
             self._register(plugin)
         self._plain, self._timed = _Hooks({}), _Hooks({})
-        self.table = self._compile()
+        self.table: HookTable = self._compile()
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         """As pluggy, but overrides of a `TrainerCallback` need no marker."""

@@ -26,7 +26,7 @@ from .options import Option, add_flag, add_options, collect_options, read_option
 
 __all__ = ["InstalledPlugin", "create", "discover", "find_live", "read_one_off"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 
 class InstalledPlugin:

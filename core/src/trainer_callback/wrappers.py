@@ -18,7 +18,7 @@ from .errors import CallbackError
 
 __all__ = ["wrap"]
 
-logger = logging.getLogger("trainer")
+logger: logging.Logger = logging.getLogger("trainer")
 
 _OVER: Final = object()
 

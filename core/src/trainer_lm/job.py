@@ -30,7 +30,7 @@ from .text import load_text
 
 __all__ = ["run"]
 
-logger = logging.getLogger("trainer.lm")
+logger: logging.Logger = logging.getLogger("trainer.lm")
 
 _SAMPLE_TOKENS: Final = 200
 

@@ -40,12 +40,12 @@ class GPT(nn.Module):
             raise UsageError(
                 f"GPT: vocab_size must be at least 1, got {vocab_size}. Use that of the tokenizer."
             )
-        self.block_size = options.block_size
-        self.token_embedding = nn.Embedding(vocab_size, options.n_embd)
-        self.position_embedding = nn.Embedding(options.block_size, options.n_embd)
-        self.dropout = nn.Dropout(options.dropout)
-        self.blocks = nn.ModuleList(_Block(options) for _ in range(options.n_layer))
-        self.final_norm = nn.LayerNorm(options.n_embd, bias=False)
+        self.block_size: int = options.block_size
+        self.token_embedding: nn.Embedding = nn.Embedding(vocab_size, options.n_embd)
+        self.position_embedding: nn.Embedding = nn.Embedding(options.block_size, options.n_embd)
+        self.dropout: nn.Dropout = nn.Dropout(options.dropout)
+        self.blocks: nn.ModuleList = nn.ModuleList(_Block(options) for _ in range(options.n_layer))
+        self.final_norm: nn.LayerNorm = nn.LayerNorm(options.n_embd, bias=False)
         self.apply(_initialise)
         # Each layer adds two branches to the stream; scaled so, depth does not raise its variance.
         for name, parameter in self.named_parameters():

@@ -92,7 +92,7 @@ class CharTokenizer:
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
-        self.vocab_size = len(characters) + 1
+        self.vocab_size: int = len(characters) + 1
         self._codes = _code_points("\ufffd" + characters)  # id -> code point
         dtype = np.min_scalar_type(self.vocab_size - 1)
         # Code point -> id; the last entry stands for all that are higher.

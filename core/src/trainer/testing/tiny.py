@@ -31,7 +31,7 @@ class TinyTrainer(Protocol):
         *,
         batches: int = 4,
         validation: bool = True,
-        output_dir: Path | None = ...,
+        output_dir: Path | None = None,
         **config: Any,
     ) -> Trainer:
         """Returns a trainer; see `make_tiny_trainer`."""

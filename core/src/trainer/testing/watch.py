@@ -69,9 +69,9 @@ class SyncWatch(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.batches = 0
+        self.batches: int = 0
         self.waits: Counter[str] = Counter()
-        self.waiting_batches = 0
+        self.waiting_batches: int = 0
         self._seen: set[str] = set()
 
     def start_batch(self) -> None:

@@ -93,23 +93,29 @@ class EarlyStoppingCallback(TrainerCallback):
         require_choice("min_delta_mode", min_delta_mode, ("abs", "rel"))
         require_choice("check_on", check_on, ("validation", "epoch"))
         require_choice("on_resume_stopped", on_resume_stopped, ("stop", "continue"))
-        self.patience = require_count("patience", patience, 1, "to stop at the first miss")
-        self.min_delta = require_margin("min_delta", min_delta)
+        self.patience: int = require_count("patience", patience, 1, "to stop at the first miss")
+        self.min_delta: float = require_margin("min_delta", min_delta)
         self.min_delta_mode = min_delta_mode
         self.restore_best = restore_best
         self.monitor = monitor
         self.mode = require_mode(mode, monitor)
         self.check_on = check_on
-        self.start_from_epoch = require_count("start_from_epoch", start_from_epoch, 0, "for none")
-        self.min_epochs = require_count("min_epochs", min_epochs, 0, "for no minimum")
-        self.baseline = require_threshold("baseline", baseline)
-        self.stopping_threshold = require_threshold("stopping_threshold", stopping_threshold)
-        self.divergence_threshold = require_threshold("divergence_threshold", divergence_threshold)
+        self.start_from_epoch: int = require_count(
+            "start_from_epoch", start_from_epoch, 0, "for none"
+        )
+        self.min_epochs: int = require_count("min_epochs", min_epochs, 0, "for no minimum")
+        self.baseline: float | None = require_threshold("baseline", baseline)
+        self.stopping_threshold: float | None = require_threshold(
+            "stopping_threshold", stopping_threshold
+        )
+        self.divergence_threshold: float | None = require_threshold(
+            "divergence_threshold", divergence_threshold
+        )
         self.check_finite = check_finite
         self.strict = strict
         self.on_resume_stopped = on_resume_stopped
         self.state_key = state_key
-        self.state = self._new_state()
+        self.state: State = self._new_state()
         self._weights = BestWeights(state_key)
 
     @property

@@ -35,7 +35,8 @@ class EMACallback(TrainerCallback):
         swap_at_end: the finished model has the average; the snapshots keep the weights beside it
     """
 
-    before = ("early_stopping",)  # at the end it puts its best weights over the last average
+    # at the end it puts its best weights over the last average
+    before: tuple[str, ...] = ("early_stopping",)
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class EMACallback(TrainerCallback):
         self.use_buffers = use_buffers
         self.use_for_validation = use_for_validation
         self.swap_at_end = swap_at_end
-        self.updates = 0
+        self.updates: int = 0
         self._average: WeightAverage | None = None
 
     def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ class History:
     """
 
     def __init__(self, rows: Sequence[str], capacity: int) -> None:
-        self.rows = tuple(rows)
+        self.rows: tuple[str, ...] = tuple(rows)
         self.samples: list[Sample] = []
         self._capacity = capacity - capacity % 2
         self._share = 1

@@ -15,7 +15,7 @@ from .state import MonitorState
 
 __all__ = ["Report"]
 
-logger = logging.getLogger("trainer.gradient_monitor")
+logger: logging.Logger = logging.getLogger("trainer.gradient_monitor")
 
 _SHARE: Final = 50
 """Between two reports passes at least so many times what the last one took: 2 % of the run."""
@@ -31,8 +31,8 @@ class Report:
     """
 
     def __init__(self, folder: Path, vanish_threshold: float, clip_limit: float | None) -> None:
-        self.page = folder / "gradient_flow.html"
-        self.picture = folder / "gradient_flow.png"
+        self.page: Path = folder / "gradient_flow.html"
+        self.picture: Path = folder / "gradient_flow.png"
         self._vanish_threshold = vanish_threshold
         self._clip_limit = clip_limit
         self._can_draw = True

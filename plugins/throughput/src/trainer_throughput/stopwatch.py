@@ -57,7 +57,7 @@ class Stopwatch:
 
     def __init__(self, window: int, clock: Callable[[], float] | None = None) -> None:
         self.recent: deque[Update] = deque(maxlen=window)
-        self.total = Update()
+        self.total: Update = Update()
         self._clock = clock or time.perf_counter
         self._updates = 0
         self._gap: float | None = None
