@@ -102,7 +102,7 @@ def test_statistics_agree_with_float64(
 
 def test_clip_factor_rate_and_flow_ratio(make: Make, record_of: RecordOf, tmp_path: Path) -> None:
     monitor = GradientMonitorCallback(report=False, monitor_interval=4, monitor_at_snapshots=False)
-    witness, _ = run(make, tmp_path, monitor, max_grad_norm=0.15)
+    witness, _ = run(make, tmp_path, monitor, max_grad_norm=0.15, snapshot_interval=3)
     lines = record_of(tmp_path)
     assert len({line["clip_factor"] == 1.0 for line in lines}) == 2  # the limit is in between
     for line, end in zip(lines, range(4, 21, 4), strict=True):

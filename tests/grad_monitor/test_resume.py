@@ -53,15 +53,20 @@ def test_the_record_has_no_gap_and_no_double_line(make: Make, tmp_path: Path, st
     assert broken == whole
 
 
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [({}, 17), ({"monitor_interval": 7, "monitor_at_snapshots": False}, 5)],
+    ids=["snapshots measured", "snapshots in between"],
+)
 def test_the_state_in_the_last_snapshot_is_that_of_an_unbroken_run(
-    make: Make, tmp_path: Path
+    make: Make, tmp_path: Path, options: dict[str, Any], measured: int
 ) -> None:
-    make(monitor(), tmp_path / "whole", **CONFIG).train()
-    crash(make, tmp_path / "broken", 15)
-    crash_again = make(monitor(), tmp_path / "broken", others=[Crash(30)], **CONFIG)
+    make(monitor(**options), tmp_path / "whole", **CONFIG).train()
+    crash(make, tmp_path / "broken", 15, **options)
+    again = make(monitor(**options), tmp_path / "broken", others=[Crash(30)], **CONFIG)
     with pytest.raises(CallbackError, match="crash"):
-        crash_again.train(resume=True)
-    make(monitor(), tmp_path / "broken", **CONFIG).train(resume=True)
+        again.train(resume=True)
+    make(monitor(**options), tmp_path / "broken", **CONFIG).train(resume=True)
     whole, broken = (
         torch.load(tmp_path / name / "snapshots" / "step-00000040" / "state.pt", weights_only=True)[
             "callback_state"
@@ -69,7 +74,7 @@ def test_the_state_in_the_last_snapshot_is_that_of_an_unbroken_run(
         for name in ("whole", "broken")
     )
     assert broken == whole
-    assert whole["measured"] == 17  # 13 times 3, and 8, 16, 32, 40
+    assert whole["measured"] == measured
 
 
 def read_page(path: Path) -> dict[str, Any]:

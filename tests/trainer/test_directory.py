@@ -212,7 +212,7 @@ def test_options_that_differ_are_shown_and_never_applied(tiny, tmp_path, caplog)
 
 def test_a_run_is_no_snapshot(tiny, tmp_path):
     make_run(tiny, tmp_path / "run", epochs=1)
-    with pytest.raises(SnapshotError, match="is a run, not a snapshot. Its newest one is"):
+    with pytest.raises(SnapshotError, match=r"is a run, not a snapshot\. Its newest one is"):
         tiny.trainer(tmp_path / "new").train(resume=tmp_path / "run")
     with pytest.raises(SnapshotError, match="holds a finished model"):
         tiny.trainer(tmp_path / "new").train(resume=tmp_path / "run" / "final")

@@ -1,5 +1,5 @@
-"""kill -9 at any step: at most `snapshot_interval` updates are repeated; the final state is equal bit
-by bit, and so are the logs. Random moments come from a fixed seed.
+"""kill -9 at any step: at most `snapshot_interval` updates are repeated; the final state is equal
+bit by bit, and so are the logs. Random moments come from a fixed seed.
 """
 
 import random

@@ -151,10 +151,12 @@ def test_the_earlier_handler_of_sigterm_is_chained_and_put_back():
 
     before = signal.signal(signal.SIGTERM, earlier)
     try:
-        with pytest.raises(SystemExit, match="9"), SignalFlags() as flags:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert flags.terminated
-            assert called == [signal.SIGTERM]
+        flags = SignalFlags().__enter__()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert flags.terminated
+        assert called == [signal.SIGTERM]
+        with pytest.raises(SystemExit, match="9"):
+            flags.__exit__(None, None, None)
         assert signal.getsignal(signal.SIGTERM) is earlier
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -16,13 +16,12 @@ import pytest
 import torch
 
 from trainer import state_file
-from trainer.keeper import SnapshotKeeper
-from trainer_callback import SaveError
 from trainer.config import TrainerConfig
+from trainer.keeper import SnapshotKeeper
 from trainer.manifest import FORMAT, MANIFEST, read_manifest, seal, verify
 from trainer.snapshot import list_snapshots, remove_leftovers, save_bytes, write_snapshot
 from trainer.state_file import load_state, save_state
-from trainer_callback import SnapshotError
+from trainer_callback import SaveError, SnapshotError
 
 STATE = {"x": torch.arange(3), "name": "ä", "numbers": [1, 2.5, None, True]}
 FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {"val_loss": 0.5}}
@@ -35,7 +34,7 @@ def write(path, value=1):
 
 
 def run_to_system_call(child, number):
-    """Lets a traced `child` come to its n-th system call since it stopped itself, and kills it there.
+    """Lets a traced `child` come to its n-th system call since it stopped, and kills it there.
 
     Returns how many calls it made: fewer than `number` where it ended before.
     """

@@ -34,6 +34,8 @@ class EmptyLoaderError(RuntimeError):
 class _Stateful(Protocol):
     """A loader that can tell its position itself, such as torchdata's StatefulDataLoader."""
 
+    def __iter__(self) -> Iterator[Any]: ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -148,7 +150,7 @@ class EpochLoader:
     def _locate(self, error: Exception, epoch: int, batch: int) -> None:
         """Says where a loader failed, beside its own exception."""
         where = f"the {self._name} loader failed in epoch {epoch} at batch {batch}"
-        logger.error("%s: %s: %s", where, type(error).__name__, error)
+        logger.error("%s: %s: %s", where, type(error).__name__, str(error))
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(where)
 

@@ -139,7 +139,10 @@ class Trainer(Host):
                     resumed = False
             except BaseException as caught:  # Ctrl-C and SystemExit end a run like anything else
                 error = caught
-            return self._run.end(self._stop, error)
+            try:
+                return self._run.end(self._stop, error)
+            finally:
+                del error  # it holds this frame, and so the loader's workers
 
     def _start_epoch(self) -> bool:
         """Moves behind an epoch that is done; returns whether there is another one to train."""

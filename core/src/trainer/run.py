@@ -211,26 +211,35 @@ class Run:
             BaseException: what ended the run, if it was an exception; KeyboardInterrupt after
                 Ctrl-C.
         """
+        result, error = self._close(stop, error)
+        if error is None:
+            return result
+        try:
+            if isinstance(error, SnapshotError):
+                raise SaveError(str(error)) from error
+            raise error
+        finally:
+            del error  # it holds this frame and the loop's, and so the loader's workers
+
+    def _close(
+        self, stop: Stop | None, error: BaseException | None
+    ) -> tuple[TrainResult, BaseException | None]:
+        """Does what `end` says, and returns the result and what is to be raised."""
         trainer, hook = self._trainer, self._hook
+        resumable = stop is not None and stop.status in ("terminated", "interrupted")
         if error is None and stop is not None and stop.status == "interrupted":
             error = KeyboardInterrupt()
         if error is not None:
             raised = error
             self._tell(lambda: hook.on_exception(trainer=trainer, exception=raised))
-        resumable = stop is not None and stop.status in ("terminated", "interrupted")
         unsaved = self._tell(lambda: self._keeper.collect(wait=True, must_succeed=resumable))
-        if error is None or isinstance(unsaved, SnapshotError):
+        if error is None or (resumable and unsaved is not None):
             error = unsaved
         result = self._conclude(stop, error)
         late = self._tell(lambda: hook.on_train_end(trainer=trainer, result=result))
         if error is None and late is None and result.exit_code == 0 and self._keeper.can_write:
             late = self._tell(self._save_final)
-        error = error or late
-        if isinstance(error, SnapshotError):
-            raise SaveError(str(error)) from error
-        if error is not None:
-            raise error
-        return result
+        return result, error or late
 
     def _find(self, resume: Resume) -> Found | None:
         found = self._keeper.load_newest() if resume else None
@@ -301,7 +310,7 @@ class Run:
         try:
             call()
         except (CallbackError, SnapshotError, KeyboardInterrupt) as error:
-            logger.error("%s", error)
+            logger.error("%s", str(error))
             return error
         return None
 

@@ -96,7 +96,7 @@ class OptimizerOptions:
     """AdamW and the schedule of its learning rate.
 
     Args:
-        learning_rate: the highest rate, reached after the warm-up
+        learning_rate: the highest rate, reached after the warm-up; wider models want a lower one
         weight_decay: decay of the weight matrices, relative to the rate; vectors do not decay
         warmup_steps: updates over which the rate rises; none is a tenth of the run, at most 100
         lr_schedule: after the warm-up, cosine falls to a tenth, linear to 0, constant stays
@@ -104,7 +104,7 @@ class OptimizerOptions:
         beta2: decay of the running mean of the squared gradients
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup_steps: int | None = None
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -120,7 +120,9 @@ class GradientMonitorCallback(TrainerCallback):
             folder = trainer.output_dir / "gradient_flow"
             self._open(folder, trainer.step if resumed else 0, _clip_limit(trainer))
             where = f"record in {folder}"
-        logger.info("measures %d rows %s; %s.", len(self._groups), self._describe_plan(), where)
+        logger.info(
+            "gradients: measures %d rows %s; %s.", len(self._groups), self._describe_plan(), where
+        )
 
     def on_backward_end(self, trainer: TrainerProtocol) -> None:
         if self._is_due(trainer):
@@ -255,7 +257,7 @@ class GradientMonitorCallback(TrainerCallback):
         counts = state.count_measured(step, reading.clipped)
         facts = {"skipped": skipped, **counts, **describe_step(reading, _clip_limit(trainer))}
         # A loss scaler finds its scale by trying: what it skips is no news about the layers.
-        expected = False and getattr(trainer.config, "precision", None) == "fp16"
+        expected = skipped and getattr(trainer.config, "precision", None) == "fp16"
         known = {} if expected else verdicts
         state.history.add(reading, known, step=step, epoch=trainer.epoch, skipped=skipped)
         if self._record is not None:

@@ -95,7 +95,7 @@ def _draw_norm(axes: Axes, state: MonitorState, clip_limit: float | None) -> Non
     if clip_limit is not None:
         axes.axhline(clip_limit, color=_CLIP, linestyle="--", linewidth=1)
     _make_logarithmic(axes, "y", norms if clip_limit is None else [*norms, clip_limit])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("update", fontsize=9)
     _style(axes, "total norm of the gradient, before clipping")
 

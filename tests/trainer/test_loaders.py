@@ -1,0 +1,174 @@
+"""Loaders that are empty, dry up, fail or die; their order and position."""
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from trainer import ConfigError
+from trainer.loaders import EmptyLoaderError, EpochLoader
+
+DATA = TensorDataset(torch.arange(10.0))
+
+
+def batches_of(loader, epoch, **options):
+    return [
+        batch[0].tolist() for batch, _ in EpochLoader(loader, 3, "train").iterate(epoch, **options)
+    ]
+
+
+def test_an_empty_train_loader_is_refused_with_sizes_and_drop_last(tiny):
+    empty = DataLoader(tiny.items(3), batch_size=4, drop_last=True)
+    text = r"the train loader is empty \(3 items, batch size 4, drop_last=True\)"
+    with pytest.raises(ConfigError, match=text):
+        tiny.trainer(None, snapshot_interval=None, loader=empty)
+
+
+def test_an_empty_validation_loader_is_refused(tiny):
+    from trainer import Trainer
+
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(ConfigError, match="the validation loader is empty"):
+        Trainer(model, optimizer, [torch.ones(2, 4)], [])
+
+
+class Drying:
+    """Has batches in its first epoch only."""
+
+    def __init__(self):
+        self.left = [torch.ones(2, 4)] * 3
+
+    def __iter__(self):
+        while self.left:
+            yield self.left.pop()
+
+
+def test_a_loader_that_dries_up_in_epoch_2(tiny):
+    trainer = tiny.trainer(None, snapshot_interval=None, loader=Drying())
+    with pytest.raises(EmptyLoaderError, match="the train loader gave no batch in epoch 1"):
+        trainer.train()
+    assert trainer.step == 3
+
+
+def test_a_validation_loader_that_dries_up_gives_no_mean_over_zero_batches(tiny):
+    from trainer import Trainer
+
+    model = torch.nn.Linear(4, 1)
+    trainer = Trainer(
+        model,
+        torch.optim.SGD(model.parameters()),
+        [torch.ones(2, 4)],
+        Drying(),
+        loss_fn=lambda model, batch: model(batch).square().mean(),
+        discover=False,
+    )
+    with pytest.raises(EmptyLoaderError, match="the validation loader gave no batch"):
+        trainer.train()
+    assert [entry["val_loss"] for entry in trainer.progress.history if "val_loss" in entry] != [0.0]
+
+
+def test_a_loader_that_promised_more(tiny):
+    class Short(list):
+        def __len__(self):
+            return 5
+
+    trainer = tiny.trainer(None, snapshot_interval=None, loader=Short([torch.ones(2, 4)] * 3))
+    with pytest.raises(EmptyLoaderError, match="promised 5 batches in epoch 0 and gave 3"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_raises_also_in_a_worker(tiny, caplog, workers):
+    class Broken(tiny.items):
+        def __getitem__(self, index):
+            if index == 9:
+                raise ZeroDivisionError("item 9")
+            return super().__getitem__(index)
+
+    loader = DataLoader(Broken(), batch_size=4, num_workers=workers)
+    with pytest.raises(ZeroDivisionError, match="item 9"):
+        tiny.trainer(None, snapshot_interval=None, loader=loader).train()
+    assert "the train loader failed in epoch 0 at batch 2: ZeroDivisionError" in caplog.text
+
+
+def test_a_killed_worker_leaves_no_process(tiny, tmp_path):
+    class Deadly(tiny.items):
+        def __getitem__(self, index):
+            (tmp_path / f"worker-{os.getpid()}").touch()
+            if index == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    def work():
+        loader = DataLoader(Deadly(), batch_size=4, num_workers=2)
+        try:
+            tiny.trainer(None, snapshot_interval=None, loader=loader).train()
+        except RuntimeError as error:
+            (tmp_path / "error").write_text(str(error))
+        pids = [int(path.name[7:]) for path in tmp_path.glob("worker-*")]
+        end = time.monotonic() + 10
+        while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len(pids) == 2
+        return sum(Path(f"/proc/{pid}").exists() for pid in pids)
+
+    assert tiny.child(work).wait() == 0
+    assert "killed by signal: Killed" in (tmp_path / "error").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_is_a_function_of_seed_and_epoch(workers):
+    def order(epoch):
+        loader = DataLoader(DATA, batch_size=4, shuffle=True, num_workers=workers)
+        torch.rand(epoch + 1)
+        return batches_of(loader, epoch)
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert sorted(itertools.chain(*order(1))) == DATA.tensors[0].tolist()
+
+
+def test_batches_are_passed_over_without_loading_them():
+    loaded = []
+
+    class Watched(torch.utils.data.Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            loaded.append(index)
+            return torch.tensor([float(index)])
+
+    loader = DataLoader(Watched(), batch_size=2)
+    found = [batch.flatten().tolist() for batch, _ in EpochLoader(loader, 0, "train").iterate(0, 3)]
+    assert found == [[6.0, 7.0], [8.0, 9.0]]
+    assert loaded == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 5])
+def test_the_last_batch_is_marked_where_the_length_is_not_known(length):
+    class Items(IterableDataset):
+        def __iter__(self):
+            return iter(range(length))
+
+    loader = EpochLoader(DataLoader(Items(), batch_size=None), 0, "train")
+    if length == 0:
+        with pytest.raises(EmptyLoaderError):
+            list(loader.iterate(0))
+        return
+    assert [last for _, last in loader.iterate(0)] == [False] * (length - 1) + [True]
+
+
+def test_a_loader_that_draws_leaves_the_global_generators_alone(tiny):
+    loader = EpochLoader(tiny.loader("stream"), 0, "train")
+    torch.manual_seed(1)
+    list(loader.iterate(0))
+    found = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(found, torch.rand(3))

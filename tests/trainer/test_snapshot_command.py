@@ -1,0 +1,104 @@
+"""`trainer snapshot list|show|verify|prune PATH`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from trainer.cli import main
+from trainer.manifest import MANIFEST, read_manifest, seal
+from trainer.rundir import RunDirectory
+from trainer.snapshot import list_snapshots
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    place = tmp_path / "run"
+    assert tiny.child(lambda: tiny.trainer(place, epochs=1).train()).wait() == 0
+    return place
+
+
+def test_list_has_a_line_for_each_snapshot(run, capsys):
+    assert main(["snapshot", "list", str(run)]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    first = [line.split()[0] for line in lines if line[:1].strip()]
+    names = ["step-00000006", "step-00000004", "step-00000002", "final"]
+    assert first == ["snapshot", *names]
+    assert out.count("val_loss") == 2  # a validation came before the last one, and before final/
+
+
+def test_show_tells_step_plugins_options_and_sizes(run, capsys):
+    assert main(["snapshot", "show", str(run), "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert shown["path"].endswith("step-00000006")
+    assert shown["manifest"]["step"] == 6
+    assert shown["manifest"]["plugins"]["MetricsFile"]["distribution"] == "trainer-core"
+    assert shown["manifest"]["options"]["snapshot_interval"] == 2
+    assert shown["size"] > shown["manifest"]["files"]["state.pt"]["size"]
+    assert main(["snapshot", "show", str(run / "snapshots" / "step-00000002")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["step", "2"] in lines
+
+
+def test_verify_finds_what_is_damaged(run, capsys):
+    assert main(["snapshot", "verify", str(run)]) == 0
+    file = run / "snapshots" / "step-00000004" / "state.pt"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    capsys.readouterr()
+    assert main(["snapshot", "verify", str(run), "--json"]) == 1
+    problems = {each["path"]: each["problem"] for each in json.loads(capsys.readouterr().out)}
+    damaged = [path for path, problem in problems.items() if problem]
+    assert damaged == [str(file.parent)]
+    assert "SHA-256" in problems[str(file.parent)]
+
+
+def test_prune_keeps_the_newest_sound_ones(run, capsys):
+    (run / "snapshots" / "step-00000006" / "state.pt").write_bytes(b"")
+    (run / "snapshots" / ".tmp-step-00000008").mkdir()
+    assert main(["snapshot", "prune", str(run)]) == 0
+    left = sorted(path.name for path in (run / "snapshots").iterdir())
+    assert left == ["step-00000004"]
+    assert (run / "final" / MANIFEST).exists()
+    assert "removed" in capsys.readouterr().out
+
+
+def test_prune_never_removes_everything(run, capsys):
+    for path in list_snapshots(run / "snapshots"):
+        (path / "state.pt").unlink()
+    assert main(["snapshot", "prune", str(run)]) == 2
+    assert len(list_snapshots(run / "snapshots")) == 3
+    assert "none of the 3 snapshots" in capsys.readouterr().err
+
+
+def test_prune_leaves_a_run_that_goes_on_alone(run, capsys):
+    with RunDirectory(run):
+        assert main(["snapshot", "prune", str(run)]) == 2
+    assert "in use by process" in capsys.readouterr().err
+
+
+def test_no_snapshot_is_refused_in_one_line(tmp_path, capsys):
+    assert main(["snapshot", "list", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_words_of_a_snapshot_do_not_steer_the_terminal(run, capsys):
+    path = run / "snapshots" / "step-00000006"
+    facts = read_manifest(path)
+    (path / MANIFEST).write_bytes(seal({**facts, "versions": {"torch": "\x1b[2Jgone"}}))
+    assert main(["snapshot", "show", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\\x1b[2Jgone" in out
+
+
+def test_the_command_imports_no_torch(run):
+    code = (
+        "import sys; from trainer.cli import main; main(['snapshot', 'verify', sys.argv[1]]);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(run)], check=False).returncode == 0
