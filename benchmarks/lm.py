@@ -14,19 +14,22 @@ import math
 import resource
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import describe_machine, write_json
 from torch import nn
 
 from trainer import Trainer, TrainerConfig
+from trainer.loaders import EpochLoader
 from trainer_callback import TrainerCallback
 from trainer_lm.data import make_loaders
 from trainer_lm.memory import keep_freed_memory
 from trainer_lm.model import GPT, make_optimizer, make_scheduler
 from trainer_lm.options import ModelOptions, OptimizerOptions, TextOptions
-from trainer_lm.text import load_text
+from trainer_lm.text import Corpus, load_text
 
 MODEL = ModelOptions(block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0)
 OPTIMIZER = OptimizerOptions(learning_rate=1e-3, warmup_steps=100)
@@ -42,15 +45,13 @@ class Times(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def train_by_hand(text: TextOptions, corpus: object, steps: int) -> tuple[nn.Module, list[float]]:
+def train_by_hand(text: TextOptions, corpus: Corpus, steps: int) -> tuple[nn.Module, list[float]]:
     model, optimizer, scheduler, train, _ = build(text, corpus, steps)
+    batches = EpochLoader(train, 0, "train")  # so that both sides see the same batches
     model.train()
-    ends, step = [time.perf_counter()], 0
-    generator_epoch = 0
-    while step < steps:
-        seed_like_the_trainer(train, generator_epoch)
-        generator_epoch += 1
-        for batch in train:
+    ends, epoch = [time.perf_counter()], 0
+    while len(ends) <= steps:
+        for batch, _ in batches.iterate(epoch):
             loss = model(**batch)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -58,28 +59,22 @@ def train_by_hand(text: TextOptions, corpus: object, steps: int) -> tuple[nn.Mod
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
             ends.append(time.perf_counter())
-            step += 1
-            if step == steps:
+            if len(ends) > steps:
                 break
+        epoch += 1
     return model, ends
 
 
-def seed_like_the_trainer(loader: object, epoch: int) -> None:
-    from trainer.loaders import EpochLoader
-
-    next(iter(EpochLoader(loader, 0, "train").iterate(epoch)))  # type: ignore[arg-type]
-
-
-def build(text: TextOptions, corpus: object, steps: int) -> tuple:  # type: ignore[type-arg]
+def build(text: TextOptions, corpus: Corpus, steps: int) -> Any:
     torch.manual_seed(0)
-    train, validation, facts = make_loaders(corpus, text, MODEL.block_size)  # type: ignore[arg-type]
+    train, validation, facts = make_loaders(corpus, text, MODEL.block_size)
     model = GPT(facts.tokenizer.vocab_size, MODEL)
     optimizer = make_optimizer(model, OPTIMIZER)
     return model, optimizer, make_scheduler(optimizer, OPTIMIZER, steps), train, validation
 
 
 def train_by_trainer(
-    text: TextOptions, corpus: object, steps: int
+    text: TextOptions, corpus: Corpus, steps: int
 ) -> tuple[nn.Module, list[float], float]:
     model, optimizer, scheduler, train, validation = build(text, corpus, steps)
     times = Times()
@@ -100,7 +95,7 @@ def train_by_trainer(
 
 
 def tokens_per_second(ends: list[float], tokens: int) -> float:
-    steps = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    steps = [end - start for start, end in pairwise(ends)]
     return tokens / statistics.median(steps)
 
 

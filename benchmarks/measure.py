@@ -67,10 +67,9 @@ def print_table(title: str, rows: Mapping[str, Row], unit: str) -> None:
     print(f"| | median, {unit} | difference, {unit} (quartiles) | ratio |")
     print("| --- | ---: | ---: | ---: |")
     for name, row in rows.items():
-        spread = f"{row['difference_low']:.2f} … {row['difference_high']:.2f}"
-        print(
-            f"| {name} | {row['median']:.2f} | {row['difference']:.2f} ({spread}) | {row['ratio']:.2f} |"
-        )
+        spread = f"({row['difference_low']:.2f} … {row['difference_high']:.2f})"
+        difference = f"{row['difference']:.2f} {spread}"
+        print(f"| {name} | {row['median']:.2f} | {difference} | {row['ratio']:.2f} |")
 
 
 def describe_machine(packages: Sequence[str]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Checks that every public name of the public packages has a type, as a user's type checker sees it."""
+"""Checks that every public name has a type, as the type checker of a user sees it."""
 
 import json
 import os

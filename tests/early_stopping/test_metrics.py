@@ -111,6 +111,18 @@ def test_a_metric_that_another_callback_logs_is_seen_in_the_same_epoch(
     assert (callback.best_epoch, callback.best, trainer.model.updates) == (1, 0.9, 2)
 
 
+@pytest.mark.parametrize("logs_first", [True, False])
+def test_a_metric_that_another_callback_logs_is_seen_in_the_same_validation(
+    make_trainer, logs_first
+):
+    callback = EarlyStoppingCallback(patience=2, monitor="accuracy")
+    logs = Logs("on_validation_end", "accuracy", [0.1, 0.9, 0.8, 0.7, 1.0, 1.0])
+    callbacks = [logs, callback] if logs_first else [callback, logs]
+    losses = dict.fromkeys(range(1, 7), 1.0)
+    result = make_trainer(losses, callbacks, batches=6, eval_interval=1, epochs=1).train()
+    assert (result.steps, callback.best, callback.best_step) == (4, 0.9, 2)
+
+
 @pytest.mark.parametrize("check_on", ["validation", "epoch"])
 def test_a_metric_counts_only_when_it_has_a_new_value(make_trainer, check_on):
     callback = EarlyStoppingCallback(patience=2, monitor="accuracy", check_on=check_on)

@@ -167,6 +167,17 @@ def test_an_exception_does_not_restore(make_trainer):
     assert trainer.model.updates == 4
 
 
+@pytest.fixture
+def usual_signals():
+    """As in a terminal, even if the tests run in the background, where Ctrl-C is ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
 def test_ctrl_c_does_not_restore(make_trainer):
     trainer = make_trainer(LOSSES, [EarlyStoppingCallback(patience=9), Acts(signal.SIGINT)])
     with pytest.raises(KeyboardInterrupt):
@@ -174,6 +185,7 @@ def test_ctrl_c_does_not_restore(make_trainer):
     assert trainer.model.updates == 4
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_sigterm_does_not_restore(make_trainer):
     trainer = make_trainer(LOSSES, [EarlyStoppingCallback(patience=9), Acts(signal.SIGTERM)])
     assert trainer.train().status == "terminated"

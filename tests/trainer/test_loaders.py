@@ -119,7 +119,7 @@ def test_a_killed_worker_leaves_no_process(tiny, tmp_path):
         return sum(Path(f"/proc/{pid}").exists() for pid in pids)
 
     assert tiny.child(work).wait() == 0
-    assert "killed by signal: Killed" in (tmp_path / "error").read_text()
+    assert "DataLoader worker" in (tmp_path / "error").read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

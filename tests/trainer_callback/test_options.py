@@ -141,9 +141,7 @@ def test_help_comes_from_the_docstrings_of_class_and_constructor() -> None:
     assert "--pair X X (default: 0.9 0.99)" in text
 
 
-def test_a_docstring_that_cannot_be_parsed_costs_the_help_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_docstring_of_another_kind_costs_the_help_only() -> None:
     class Callback(TrainerCallback):
         """:param x y z w: broken"""
 

@@ -23,8 +23,7 @@ __all__ = ["Gradients"]
 
 
 class Gradients:
-    """The gradients of a model's parameters; tied weights count once, a missing gradient is not
-    zero.
+    """The gradients of a model: tied weights count once, a missing gradient is not zero.
 
     Args:
         model: the module that is trained. Its parameters are looked up once, here.
@@ -48,8 +47,7 @@ class Gradients:
 
     @property
     def known_norm(self) -> Tensor | None:
-        """The total norm that was last computed since `clear`, before clipping; None where
-        nobody asked for it."""
+        """The total norm of this update before clipping, or None where nobody asked for it."""
         return self._known_norm
 
     def clear(self) -> None:
@@ -57,8 +55,7 @@ class Gradients:
         self._seen, self._blocks, self._known_norm = [], None, None
 
     def total_norm(self) -> Tensor:
-        """Returns the 2-norm over all gradients, 0-dim float32 (float64 where a gradient is),
-        on their device."""
+        """Returns the 2-norm over all gradients, 0-dim, float32 (float64 where one of them is)."""
         self._known_norm = self._look().total_norm()
         return self._known_norm
 
@@ -94,8 +91,7 @@ class Gradients:
     def stats(
         self, groups: Mapping[str, Sequence[str]] | None = None, norm_type: float = 2.0
     ) -> GradientStats:
-        """Returns statistics of the gradients as they are now, one row per group; nothing leaves
-        the device.
+        """Returns statistics of the gradients as they are now, on their device, a row per group.
 
         Non-finite entries are counted in `nonfinite` and never averaged away: they make norm, rms,
         max_abs, mean and std of their row nan or inf. `zero_fraction` and `nonfinite` are finite
@@ -128,8 +124,7 @@ class Gradients:
         )
 
     def _look(self) -> Blocks:
-        """Returns this update's blocks: new ones only if a gradient was changed or replaced
-        since."""
+        """Returns this update's blocks: new ones only if a gradient changed since."""
         names, seen = [], []
         for name, parameter in self._parameters.items():
             gradient = parameter.grad
@@ -145,8 +140,7 @@ class Gradients:
     def _memberships(
         self, groups: Mapping[str, Sequence[str]] | None, owners: Sequence[str]
     ) -> tuple[tuple[str, ...], list[int], list[int]]:
-        """Returns the R rows in the model's order and, for each of M memberships, its block and
-        its row."""
+        """Returns the R rows in the model's order, and block and row of each membership (M)."""
         blocks_of: defaultdict[str, list[int]] = defaultdict(list)
         for block, name in enumerate(owners):
             blocks_of[name].append(block)

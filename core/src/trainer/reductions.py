@@ -124,51 +124,95 @@ def _norms(same: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def reduce(blocks: Blocks, wanted: set[int], norm_type: float) -> Tensor:
-    """Returns a row of sums for each block (B, 8), wide enough to be added up; unwanted rows hold
-    less.
+    """Returns a row of sums for each block (B, 8); those of unwanted blocks hold less.
 
     A block is read from memory once and reduced several times while the cache holds it. What takes
     more arithmetic (counting non-finite entries, squares around a mean far from zero) is done on a
-    CPU for the
-    blocks that need it, on a device for all: there, asking which would be a synchronisation.
+    CPU for the blocks that need it, on a device for all: there, asking which would be a
+    synchronisation.
     """
-    fresh = not blocks.norms
+    home = blocks.home
+    table = torch.zeros(
+        *(len(blocks.tensors), 8),
+        dtype=torch.float32 if home.type == "mps" else torch.float64,
+        device=home,
+    )
+    looked = _look_once(blocks, wanted, norm_type, table)
+    count, squares = table[:, _COUNT].clamp(min=1), table[:, _SQUARES]
+    squares.copy_(blocks.all_norms()).square_()
+    mean = table[:, _SUM] / count
+    table[:, _DEVIATION] = squares - mean.square() * count
+    if home.type == "cpu":
+        doubtful = (table[:, _DEVIATION] < 0.75 * squares) | ~table[:, _PEAK].isfinite()
+        looked = doubtful.nonzero().flatten().tolist()
+    _look_again({key: blocks.tensors[key] for key in looked}, mean, table)
+    return table
+
+
+def _look_once(blocks: Blocks, wanted: set[int], norm_type: float, table: Tensor) -> list[int]:
+    """Fills in what one read of each block tells, and its norm; returns the blocks looked at."""
+    is_fresh, scratch = not blocks.norms, torch.empty(0)
     order: list[int] = []
-    found: list[Tensor] = []
-    scratch = torch.empty(0)
+    found: list[tuple[Tensor, ...]] = []
     for keys, same in _stacks(dict(enumerate(blocks.tensors))):
-        if fresh:
+        if is_fresh:
             blocks.norms.update(zip(keys, _norms(same), strict=True))
         if same[0].numel() and not wanted.isdisjoint(keys):
             x = _matrix(same)
             if scratch.shape != x.shape or scratch.device != x.device:
                 scratch = torch.empty_like(x)
             order += keys
-            found.append(_first_look(x, scratch, norm_type))
-    wide = torch.float32 if blocks.home.type == "mps" else torch.float64
-    table = torch.zeros(len(blocks.tensors), 8, dtype=wide, device=blocks.home)
-    table[:, _SQUARES] = blocks.all_norms().to(wide).square()
-    _write(table, order, found, slice(_COUNT, _SQUARES))
-    count = table[:, _COUNT].clamp(min=1)
-    mean = table[:, _SUM] / count
-    table[:, _DEVIATION] = table[:, _SQUARES] - mean.square() * count
-    if blocks.home.type == "cpu":
-        inexact = table[:, _DEVIATION] < 0.75 * table[:, _SQUARES]
-        doubtful = inexact | ~table[:, _PEAK].isfinite()
-        order = doubtful.nonzero().flatten().tolist()
-    again = {key: blocks.tensors[key] for key in order}
-    order, found = [], []
-    for keys, same in _stacks(again):
+            found.append(_reduce_rows(x, scratch, norm_type))
+    if order:
+        sums, least, most, zeros, *powers = _gather(found, table)
+        counts = [blocks.tensors[key].numel() for key in order]
+        columns = [torch.tensor(counts).to(table), sums, torch.maximum(most, -least), zeros]
+        known = [_COUNT, _SUM, _PEAK, _ZEROS, _POWERS][: len(columns + powers)]
+        rows = torch.tensor(order, device=table.device)
+        for column, values in zip(known, columns + powers, strict=True):
+            table[rows, column] = values
+    return order
+
+
+def _look_again(blocks: Mapping[int, Tensor], mean: Tensor, table: Tensor) -> None:
+    """Fills in squares around the mean and the count of non-finite entries."""
+    order: list[int] = []
+    found: list[tuple[Tensor, ...]] = []
+    for keys, same in _stacks(blocks):
+        x = _matrix(same)
+        centred = x - mean[keys].to(x)[:, None]
         order += keys
-        found.append(_second_look(_matrix(same), mean[keys]))
-    _write(table, order, found, slice(_DEVIATION, _NONFINITE + 1))
-    return table
+        found.append((centred.square_().sum(1), torch.ne(x - x, 0, out=centred).sum(1)))
+    if order:
+        rows = torch.tensor(order, device=table.device)
+        table[rows, _DEVIATION], table[rows, _NONFINITE] = _gather(found, table)
 
 
-def _write(table: Tensor, rows: list[int], parts: Sequence[Tensor], columns: slice) -> None:
-    if rows:
-        values = torch.cat([part.to(table.device) for part in parts])
-        table[torch.tensor(rows, device=table.device), columns] = values.to(table.dtype)
+def _reduce_rows(x: Tensor, scratch: Tensor, norm_type: float) -> tuple[Tensor, ...]:
+    """Returns sum, least, most and zeros of each row of x (k, n), and its powers if need be.
+
+    Powers are of what the peak makes at most 1, so that no order of the norm over- or underflows.
+    """
+    if len(x) == 1:
+        least, most = (value[None] for value in x.aminmax())
+    else:  # along a dimension, aminmax is many times slower than the two
+        least, most = x.amin(1), x.amax(1)
+    zeros = torch.eq(x, 0, out=scratch).sum(1)  # into floats: several times as fast as into bools
+    if norm_type in (2.0, float("inf")):
+        return x.sum(1), least, most, zeros
+    peak = torch.maximum(most, -least)
+    unit = torch.where(peak > 0, peak, 1.0)[:, None]
+    powers = torch.abs(x, out=scratch).div_(unit).pow_(norm_type).sum(1)
+    return x.sum(1), least, most, zeros, powers
+
+
+def _gather(found: Sequence[tuple[Tensor, ...]], table: Tensor) -> list[Tensor]:
+    """Returns one vector per column, where and as wide as `table` is."""
+    home = table.device
+    return [
+        torch.cat([part.to(home) for part in parts]).to(table.dtype)
+        for parts in zip(*found, strict=True)
+    ]
 
 
 def _matrix(same: Sequence[Tensor]) -> Tensor:
@@ -178,37 +222,14 @@ def _matrix(same: Sequence[Tensor]) -> Tensor:
     return torch.stack([block.reshape(-1) for block in same]).float()
 
 
-def _first_look(x: Tensor, scratch: Tensor, norm_type: float) -> Tensor:
-    """Returns count, sum, peak, zeros and powers of each row of x (k, n): (k, 5).
-
-    Powers are of what the peak makes at most 1, so that no order of the norm over- or underflows.
-    """
-    if len(x) == 1:
-        least, most = x.aminmax()
-        peak = torch.maximum(most, least.neg())[None]
-    else:  # along a dimension, aminmax is many times slower than the two
-        peak = torch.maximum(x.amax(1), x.amin(1).neg())
-    zeros = torch.eq(x, 0, out=scratch).sum(1)  # into floats: several times as fast as into bools
-    if norm_type in (2.0, float("inf")):
-        powers = torch.zeros_like(peak)
-    else:
-        unit = torch.where(peak > 0, peak, 1.0)[:, None]
-        powers = torch.abs(x, out=scratch).div_(unit).pow_(norm_type).sum(1)
-    return torch.stack([torch.full_like(peak, x.shape[1]), x.sum(1), peak, zeros, powers], 1)
-
-
-def _second_look(x: Tensor, mean: Tensor) -> Tensor:
-    """Returns squares around the mean and the count of non-finite entries of each row of x (k,
-    n): (k, 2)."""
-    centred = x - mean.to(x)[:, None]
-    deviation = centred.square_().sum(1)
-    nonfinite = torch.ne(x - x, 0, out=centred).sum(1)
-    return torch.stack([deviation, nonfinite], 1)
-
-
 def combine(table: Tensor, row: Tensor, count: int, norm_type: float) -> Tensor:
-    """Returns the columns (R, C) in float32 from the sums of the M member blocks (M, 8) of R =
-    `count` rows."""
+    """Returns the columns (R, C) in float32 from the sums of the member blocks (M, 8).
+
+    Args:
+        row: the row of each member (M,).
+        count: R.
+        norm_type: order of the norm.
+    """
     sums = table.new_zeros(count, 8).index_add_(0, row, table)
     n = sums[:, _COUNT].clamp(min=1)
     mean = sums[:, _SUM] / n

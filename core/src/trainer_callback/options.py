@@ -160,11 +160,7 @@ def _read_help(target: type) -> dict[str, str]:
 
     helps: dict[str, str] = {}
     for text in (inspect.getdoc(_constructor(target)), target.__doc__):
-        try:
-            parsed = docstring_parser.parse(inspect.cleandoc(text or ""))
-        except docstring_parser.ParseError:  # help is missing then, not the plugin
-            continue
-        for parameter in parsed.params:
+        for parameter in docstring_parser.parse(inspect.cleandoc(text or "")).params:
             helps[parameter.arg_name] = " ".join((parameter.description or "").split())
     return helps
 

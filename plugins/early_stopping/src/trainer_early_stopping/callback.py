@@ -195,11 +195,10 @@ class EarlyStoppingCallback(TrainerCallback):
         val_loss: float | None,
         metrics: Mapping[str, float],
     ) -> None:
-        checked = self.check_on == "validation" and self.state.validated
-        self.state.validated = False
+        validated, self.state.validated = self.state.validated, False
         self.state.epochs_done = epoch + 1
         losses = {"train_loss": train_loss, "val_loss": val_loss}
-        value = None if checked else self._find_new(losses, metrics)
+        value = None if validated else self._find_new(losses, metrics)
         if value is not None:
             self._check(trainer, epoch, value)
         self._decide(epoch)  # min_epochs may be reached without a check

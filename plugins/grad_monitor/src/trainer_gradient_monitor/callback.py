@@ -28,8 +28,7 @@ __all__ = ["GradientMonitorCallback"]
 logger: logging.Logger = logging.getLogger("trainer.gradient_monitor")
 
 _MANY_SKIPPED: Final = 10
-"""In a row: a loss scaler that starts at 2**16 halves its scale that often at most before it finds
-one that works."""
+"""In a row: a loss scaler at its first scale, 2**16, rarely has to halve it as often."""
 
 
 class GradientMonitorCallback(TrainerCallback):
@@ -59,7 +58,7 @@ class GradientMonitorCallback(TrainerCallback):
         history: most measured updates that are kept in memory and drawn
     """
 
-    option_prefix = "gradient_"
+    option_prefix: ClassVar[str | None] = "gradient_"
     critical = False
 
     def __init__(
@@ -174,9 +173,7 @@ class GradientMonitorCallback(TrainerCallback):
             self._report.write_if_cheap(self.state, self._last)
 
     def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
-        if (
-            self._probe is not None
-        ):  # the update that was measured ended the run: say where it came from
+        if self._probe is not None:  # the measured update ended the run: say where it came from
             self.state.count_update(skipped=True)
             self._take(trainer, trainer.step + 1, skipped=True)
 
@@ -241,8 +238,7 @@ class GradientMonitorCallback(TrainerCallback):
         )
 
     def _take(self, trainer: TrainerProtocol, step: int, *, skipped: bool) -> None:
-        """Reads the probe and passes the numbers on: to history, record, log and the lines for
-        people."""
+        """Reads the probe and passes the numbers on to history, record, log and people."""
         assert self._probe is not None
         reading = self._last = self._probe.read(self._clipped)
         self._probe = self._clipped = None

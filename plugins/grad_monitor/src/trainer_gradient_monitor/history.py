@@ -110,8 +110,7 @@ class History:
         }
 
     def load_plain(self, plain: Mapping[str, Any]) -> None:
-        """Takes over what `to_plain` returned for the same rows; one with more samples than fit is
-        thinned."""
+        """Takes over what `to_plain` returned for the same rows, thinned if need be."""
         values = array("f")
         values.frombytes(plain["float32_values"] or b"")
         width = len(self.rows) * len(COLUMNS)
@@ -134,8 +133,7 @@ class History:
 
 
 def thin(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """Returns at most `most` samples that cover the same updates; of neighbours the most telling
-    stays."""
+    """Returns at most `most` samples that cover the same updates: of neighbours the worst."""
     together = -(-len(samples) // most) if samples else 1
     thinned = []
     for start in range(0, len(samples), together):

@@ -1,5 +1,4 @@
-"""One layer over the whole run, from the history: what the summary, the picture and the page
-show."""
+"""One layer over the whole run: what summary, picture and page show."""
 
 from __future__ import annotations
 
@@ -50,8 +49,7 @@ class Layer:
 
 
 def read_layers(state: MonitorState) -> list[Layer]:
-    """Returns the layers in the model's order; one that never had a gradient is there if it should
-    have had one."""
+    """Returns the layers that had a gradient, or should have had one, in the model's order."""
     width = len(COLUMNS)
     layers = []
     for index, name in enumerate(state.history.rows):

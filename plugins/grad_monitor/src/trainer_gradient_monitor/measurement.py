@@ -30,17 +30,17 @@ COLUMNS: Final = (
     "nonfinite",
     "update_ratio",
 )
-"""What is known of a row at a measured update. All but the last are of the gradient before
-clipping."""
+"""What is known of a row; all but the last are of the gradient before clipping."""
 
 LOWEST_BIN: Final = -24
 BINS: Final = 34
-"""Of log2 of the magnitude: below -24, one each from -24 to 7, and 8 and above. fp16 has nothing
-below 2**-24."""
+"""Of log2 of the magnitude: below -24, one each from -24 to 7, 8 and above.
+
+fp16 has nothing below 2**-24.
+"""
 
 _PIECE: Final = 1 << 20
-"""Elements: a float32 norm of as many is right to 1e-5, of 38 million it is 0.3 % too low on a
-CPU."""
+"""Elements: a float32 norm of so many is right to 1e-5; of 38 million it is 0.3 % too low."""
 
 _OWN = "parameter "
 """Put before a parameter's name, it names a group of that parameter alone."""
@@ -207,8 +207,10 @@ def _cut(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _histogram(trained: Mapping[str, Sequence[torch.nn.Parameter]]) -> torch.Tensor:
-    """Returns the share of each row's entries in each bin (R, H); zeros and non-finite entries are
-    in none."""
+    """Returns the share of each row's entries in each bin (R, H).
+
+    Zeros and non-finite entries are in none.
+    """
     import torch
 
     shares = []

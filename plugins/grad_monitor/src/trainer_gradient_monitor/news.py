@@ -38,8 +38,7 @@ def describe_disconnected(old: Sequence[str], new: Sequence[str]) -> str:
 
 
 def describe_nonfinite(reading: Reading) -> str:
-    """Returns where NaN and infinite gradients are, naming the first parameter; empty where all are
-    finite."""
+    """Returns where NaN and infinite gradients are, the first by name; empty where none is."""
     if reading.nonfinite:
         name, count = next(iter(reading.nonfinite.items()))
         return (

@@ -25,8 +25,7 @@ _SHOWN: Final = ("rms", "norm", "max_abs", "update_ratio", "zero_fraction")
 def render_page(
     state: MonitorState, last: Reading | None, vanish_threshold: float, clip_limit: float | None
 ) -> str:
-    """Returns the page: it opens from disk, needs no network, and follows the reader's light or
-    dark mode.
+    """Returns the page: one file, no network, light or dark as its reader has it.
 
     Args:
         last: what was measured last; its histogram is shown where it has one.
@@ -73,8 +72,7 @@ def _spread(spread: Spread) -> list[float | None]:
 
 
 def _heat(samples: list[Sample], rows: list[int], column: str) -> list[list[float | None]]:
-    """Returns for each layer one number per sample: null where it had no gradient, -1 where it was
-    not finite."""
+    """Returns a number per layer and sample: None for no gradient, -1 for one not finite."""
     values = [sample.column(column) for sample in samples]
     nonfinite = [sample.column("nonfinite") for sample in samples]
     return [[_cell(values[i][row], nonfinite[i][row]) for i in range(len(samples))] for row in rows]
@@ -94,8 +92,7 @@ def _describe_histogram(last: Reading | None) -> dict[str, Any] | None:
 
 
 def _short(value: Any) -> Any:
-    """Returns `value` with four digits a float, which is more than a colour shows; null where one
-    is not finite."""
+    """Returns `value` with four digits a float, and None for one that is not finite."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -66,8 +66,7 @@ def make_entry(
     epoch: int,
     facts: Mapping[str, object],
 ) -> dict[str, object]:
-    """Returns the line of one measured update. Numbers that are NaN or infinite become null when it
-    is written.
+    """Returns the line of one measured update; NaN and infinities are null once it is written.
 
     Args:
         facts: of the whole step.
@@ -129,8 +128,7 @@ def make_scalars(facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _finite(value: Any) -> Any:
-    """Returns `value` with every float cut to the seven digits that a float32 has, null where it is
-    not finite."""
+    """Returns `value` with the seven digits a float32 has, and None for what is not finite."""
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,5 +1,4 @@
-"""The picture and the page, written when they are asked for, and not so often that training feels
-it."""
+"""The picture and the page, and how often they are written."""
 
 from __future__ import annotations
 

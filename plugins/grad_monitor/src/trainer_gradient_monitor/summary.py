@@ -17,8 +17,7 @@ _HEADER: Final = ("layer", "verdict", "rms", "median", "lowest", "highest", "upd
 
 
 def summarize(state: MonitorState, page: Path | None) -> str:
-    """Returns the end of a run as text: the five worst layers, how often was clipped and skipped,
-    where the page is."""
+    """Returns the five worst layers, what was clipped and skipped, and where the page is."""
     layers = {layer.name: layer for layer in read_layers(state)}
     order = sort_worst(
         (layer.name, layer.verdict, layer.latest.get("rms", 0.0)) for layer in layers.values()

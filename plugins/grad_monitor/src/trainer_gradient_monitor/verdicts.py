@@ -62,8 +62,7 @@ def judge_all(
 
 
 def sort_worst(layers: Iterable[tuple[str, Verdict, float]]) -> list[str]:
-    """Returns the names, worst verdict first; within one the exploding by falling, all others by
-    rising rms.
+    """Returns the names, worst first: exploding ones by falling, all others by rising rms.
 
     Args:
         layers: name, verdict and rms of each.
