@@ -124,7 +124,6 @@ def test_resume_without_a_place_goes_on_with_the_last_run(command: Command, tmp_
         (["--resume", "no/such/place"], "no/such/place"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--no_plugin", "nobody"], "--no_plugin nobody: no such plugin is installed"),
-        (["--tensorboard"], "pip install trainer-plugin-tensorboard"),
     ],
 )
 def test_bad_input_is_refused_on_a_line_or_two(

@@ -12,6 +12,7 @@ import torch
 from trainer_callback import TrainerCallback
 from trainer_callback.discovery import find_version
 from trainer_callback.manager import Plugin
+from trainer_callback.saved_state import describe_writer
 
 from .config import TrainerConfig
 from .progress import Progress
@@ -71,9 +72,4 @@ def _describe(plugin: Plugin) -> dict[str, Any]:
             value = getattr(plugin.callback, name, ...)
             if value is None or isinstance(value, (bool, int, float, str)):
                 options[name] = value
-    return {
-        "name": plugin.name,
-        "distribution": plugin.distribution,
-        "version": plugin.version,
-        "options": options,
-    }
+    return {**describe_writer(plugin), "options": options}

@@ -17,6 +17,7 @@ from trainer_callback import (
     StateError,
     TrainerCallback,
 )
+from trainer_callback.saved_state import read_saved_state
 from trainer_callback.state import to_plain_state
 
 from .checkpoint import Checkpoint
@@ -134,8 +135,9 @@ class Run:
         )
         for line in list_differences(manifest, trainer.config, self._callbacks.plugins):
             logger.info("%s", line)
-        self._carry(state["callback_state"], manifest["plugins"])
+        states = self._deal_out(state["callback_state"], manifest["plugins"])
         checkpoint = {**state, "epoch": progress.epoch, "step": progress.step}
+        checkpoint["callback_state"] = states
         try:
             self._hook.on_snapshot_load(trainer=trainer, checkpoint=checkpoint)
         except BaseException as error:  # the others have loaded, and must hear of the end
@@ -314,15 +316,25 @@ class Run:
             return error
         return None
 
-    def _carry(self, states: Mapping[str, Any], plugins: Mapping[str, Any]) -> None:
-        """Keeps the state of callbacks that are not in this run, for later snapshots."""
-        present = {plugin.state_key for plugin in self._callbacks.plugins}
-        self._carried = {key: value for key, value in states.items() if key not in present}
-        for key in self._carried:
-            self._carried_plugins[key] = plugins.get(key, {})
-            logger.warning(
-                "the snapshot has state of %s, which is not in this run: it is carried along.", key
-            )
+    def _deal_out(self, states: Mapping[str, Any], writers: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what each callback is to get; keeps that of absent ones for later snapshots.
+
+        Raises:
+            PluginError: a callback cannot read what was saved under its key.
+        """
+        present = {plugin.state_key: plugin for plugin in self._callbacks.plugins}
+        dealt = dict(states)
+        for key in sorted({*states, *present}):
+            writer = writers.get(key, {})
+            state, verdict = read_saved_state(present.get(key), states.get(key), writer)
+            if verdict == "carried along":
+                self._carried[key], self._carried_plugins[key] = state, writer
+                logger.warning("the state of %s, which is not in this run, is carried along.", key)
+                continue
+            if state is not None:
+                dealt[key] = state
+            logger.info("%s: state %s.", present[key].label, verdict)
+        return dealt
 
 
 def _load_named(path: Path) -> Found:
