@@ -1,4 +1,4 @@
-"""`state.pt`: plain data and tensors <-> a file that `torch.load(weights_only=True)` can read."""
+"""`state.pt`: plain data and tensors <-> a file that torch.load with weights_only=True reads."""
 
 from __future__ import annotations
 
