@@ -1,19 +1,33 @@
-"""Folders of installed plugins, for tests of discovery and of commands."""
+"""Folders of installed plugins, for tests of discovery and of commands; logging left as found."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command sets handlers and levels of the whole process; the next test must not see it."""
+    root = logging.getLogger()
+    loggers = [root, *(logging.getLogger(name) for name in list(root.manager.loggerDict))]
+    levels = [(logger, logger.level) for logger in loggers]
+    handlers = root.handlers[:]
+    yield
+    root.handlers[:] = handlers
+    for logger, level in levels:
+        logger.setLevel(level)
 
 
 class Site:

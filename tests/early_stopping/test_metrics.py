@@ -116,7 +116,7 @@ def test_a_metric_that_another_callback_logs_is_seen_in_the_same_validation(
     make_trainer, logs_first
 ):
     callback = EarlyStoppingCallback(patience=2, monitor="accuracy")
-    logs = Logs("on_validation_end", "accuracy", [0.1, 0.9, 0.8, 0.7, 1.0, 1.0])
+    logs = Logs("on_validation_end", "accuracy", [0.1, 0.9, 0.8, 0.7, 0.6, 0.5])
     callbacks = [logs, callback] if logs_first else [callback, logs]
     losses = dict.fromkeys(range(1, 7), 1.0)
     result = make_trainer(losses, callbacks, batches=6, eval_interval=1, epochs=1).train()

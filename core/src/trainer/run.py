@@ -329,7 +329,10 @@ class Run:
             state, verdict = read_saved_state(present.get(key), states.get(key), writer)
             if verdict == "carried along":
                 self._carried[key], self._carried_plugins[key] = state, writer
-                logger.warning("the state of %s, which is not in this run, is carried along.", key)
+                logger.warning(
+                    "the snapshot has state of %s, which is not in this run: it is carried along.",
+                    key,
+                )
                 continue
             if state is not None:
                 dealt[key] = state
