@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from torch import nn
 from trainer_callback import SnapshotError
 
 from .config import TrainerConfig
+from .manifest import MANIFEST
 from .snapshot import (
     FileWriter,
     list_snapshots,
@@ -26,7 +27,10 @@ from .snapshot import (
 from .state_file import load_state, save_state
 from .writer import BackgroundWriter, HostCopier
 
-__all__ = ["SnapshotKeeper", "load_model_state"]
+__all__ = ["Found", "SnapshotKeeper", "load_model_state", "load_named"]
+
+Found: TypeAlias = tuple[Path, dict[str, Any], dict[str, Any]]
+"""Path, state and manifest of a snapshot."""
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -227,3 +231,18 @@ def _form(value: object) -> str:
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
     return f"of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
+
+
+def load_named(path: Path) -> Found:
+    """Returns path, state and manifest of the snapshot that was named explicitly.
+
+    Raises:
+        SnapshotError: it is none, or cannot be trusted.
+    """
+    if not (path / MANIFEST).exists() and (path / "snapshots").is_dir():
+        newest = next(iter(list_snapshots(path / "snapshots")), None)
+        raise SnapshotError(
+            f"{path} is a run, not a snapshot. "
+            + (f"Its newest one is {newest}." if newest else "It has none.")
+        )
+    return path, *load_state(path)

@@ -24,13 +24,13 @@ from .checkpoint import Checkpoint
 from .config import ConfigError
 from .facts import list_differences, read_facts
 from .final import save_safetensors
-from .manifest import MANIFEST
+from .keeper import Found, load_named
 from .progress import Progress
 from .result import Stop, TrainResult
 from .rng import seed_rng
 from .rundir import RunDirectory
-from .snapshot import list_snapshots, save_bytes
-from .state_file import load_state, save_state
+from .snapshot import save_bytes
+from .state_file import save_state
 
 if TYPE_CHECKING:
     from .host import Host
@@ -40,7 +40,6 @@ __all__ = ["Resume", "Run"]
 logger: logging.Logger = logging.getLogger("trainer")
 
 Resume: TypeAlias = bool | Literal["auto"] | str | Path
-Found: TypeAlias = tuple[Path, dict[str, Any], dict[str, Any]]
 """Path, state and manifest of a snapshot."""
 
 
@@ -76,7 +75,7 @@ class Run:
         place = self._trainer.config.output_dir
         self._named = None
         if not isinstance(resume, bool) and resume != "auto":
-            self._named = _load_named(Path(resume))
+            self._named = load_named(Path(resume))
         if place is None:
             yield
             return
@@ -338,14 +337,3 @@ class Run:
                 dealt[key] = state
             logger.info("%s: state %s.", present[key].label, verdict)
         return dealt
-
-
-def _load_named(path: Path) -> Found:
-    """Loads the snapshot that was named explicitly."""
-    if not (path / MANIFEST).exists() and (path / "snapshots").is_dir():
-        newest = next(iter(list_snapshots(path / "snapshots")), None)
-        raise SnapshotError(
-            f"{path} is a run, not a snapshot. "
-            + (f"Its newest one is {newest}." if newest else "It has none.")
-        )
-    return path, *load_state(path)
