@@ -273,7 +273,7 @@ class Trainer(Host):
     def _end_epoch(self) -> None:
         """An epoch's end, also of one that was cut short, whose snapshot is taken already."""
         progress, cut = self.progress, self._stop is not None
-        self.last_update_of_epoch = not cut  # after a resume behind the last update, too
+        self.last_update_of_epoch: bool = not cut  # after a resume behind the last update, too
         metrics = {} if self._val is None else self._validate()
         if metrics is None:  # a signal came: the epoch's end comes after the resume
             self._close_boundary()
