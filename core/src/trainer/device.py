@@ -1,12 +1,14 @@
-"""Names of devices -> devices that are there."""
+"""Names of devices -> devices that are there; and how many processes may share a run: one."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
 from .config import ConfigError
 
-__all__ = ["find_device"]
+__all__ = ["check_ranks", "find_device"]
 
 
 def find_device(name: str) -> torch.device:
@@ -29,3 +31,17 @@ def find_device(name: str) -> torch.device:
             "the best."
         )
     return torch.device(name)
+
+
+def check_ranks() -> None:
+    """Refuses to be one of several processes, as `torchrun` starts them.
+
+    Raises:
+        ConfigError: `WORLD_SIZE` is above 1. Each process would train a model of its own.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count.isdecimal() and int(count) > 1:
+        raise ConfigError(
+            f"this is one of {count} processes (WORLD_SIZE={count}), and a run has one: each would "
+            "train a model of its own. Start it without torchrun, or with --nproc-per-node 1."
+        )

@@ -14,7 +14,7 @@ from trainer_callback import GradientStats
 from trainer_callback.manager import CallbackManager
 
 from .config import TrainerConfig
-from .device import find_device
+from .device import check_ranks, find_device
 from .gradients import Gradients
 from .keeper import SnapshotKeeper
 from .progress import Progress
@@ -37,6 +37,7 @@ class Host:
         config: TrainerConfig,
         callbacks: CallbackManager,
     ) -> None:
+        check_ranks()
         self.config = config
         self.device: torch.device = find_device(config.device)
         self.model: nn.Module = model.to(self.device)
