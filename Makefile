@@ -41,5 +41,5 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(PIP) -e "./core[hf]" --group dev
+	$(PIP) -e "./core[hf,data]" --group dev
 	touch $@

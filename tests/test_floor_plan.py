@@ -21,13 +21,13 @@ FLOORS = {
         {"manager", "plugins"},
     ],
     "trainer": [
-        {"config", "progress", "result", "signals", "rng", "precision", "losses", "reductions"}
+        {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
         | {"manifest", "batches", "plugin_doctor"},
-        {"device", "gradients", "snapshot", "loaders", "metrics_file", "writer", "facts"}
+        {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer", "facts"}
         | {"plugin_report", "new_plugin"},
-        {"final", "state_file", "rundir", "decision", "validation", "console"},
-        {"keeper", "snapshot_report"},
-        {"host", "checkpoint", "snapshot_command"},
+        {"final", "state_file", "rundir", "decision", "losses", "shares", "console"},
+        {"keeper", "loaders", "snapshot_report"},
+        {"host", "checkpoint", "validation", "snapshot_command"},
         {"run"},
         {"loop"},
         {"cli"},

@@ -1,17 +1,338 @@
-"""Several processes in one run: refused, until the trainer can do it."""
+"""Several processes that train one model: each batch is seen once; they decide and end together."""
 
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 
-from trainer import ConfigError
+from trainer import ConfigError, Trainer, TrainerConfig
+from trainer.snapshot import list_snapshots
+from trainer.state_file import load_state
+from trainer_callback import SnapshotError, StopRequest, TrainerCallback
 
 
-def test_one_of_several_processes_is_refused_before_the_first_step(tiny, tmp_path, monkeypatch):
+def start(tiny, work, world_size=2):
+    """Starts `work(rank)` in as many processes, as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def join(rank):
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
+        try:
+            return work(rank)
+        finally:
+            torch.distributed.destroy_process_group()
+
+    return [tiny.child(lambda rank=rank: join(rank)) for rank in range(world_size)]
+
+
+def wait(children, seconds=60):
+    end = time.monotonic() + seconds
+    return [child.wait(max(1, end - time.monotonic())) for child in children]
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Items that tell which they are."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return torch.full((4,), float(index))
+
+
+class Seen(TrainerCallback):
+    """Writes down every batch, loss and decision of its rank."""
+
+    def __init__(self, place, rank):
+        self.file = place / f"rank-{rank}.jsonl"
+
+    def note(self, **facts):
+        with self.file.open("a") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    def on_batch_start(self, trainer, batch_idx, batch):
+        self.note(batch=batch[:, 0].tolist(), epoch=trainer.epoch)
+
+    def on_epoch_end(self, trainer, train_loss, val_loss):
+        self.note(train_loss=train_loss, val_loss=val_loss)
+
+    def on_train_end(self, trainer, result):
+        weights = nn.utils.parameters_to_vector(trainer.model.parameters()).tolist()
+        self.note(status=result.status, by=result.stopped_by, step=result.steps, weights=weights)
+
+
+def read(place, key, rank):
+    lines = map(json.loads, (place / f"rank-{rank}.jsonl").read_text().splitlines())
+    return [line[key] for line in lines if key in line]
+
+
+def make_plain(place, rank, *, items=22, workers=0, callbacks=(), loader=None, **config):
+    """A trainer without dropout, so that W processes do what one does with W batches an update."""
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    settings = {"epochs": 2, "seed": 5, **config}
+    return Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.001),
+        loader or DataLoader(Numbers(items), batch_size=4, shuffle=True, num_workers=workers),
+        DataLoader(Numbers(10), batch_size=4),
+        loss_fn=lambda model, batch: model(batch.double()).square().mean(),
+        config=TrainerConfig(**settings),
+        callbacks=[Seen(place, rank), *callbacks],
+        discover=False,
+    )
+
+
+@pytest.mark.parametrize(("workers", "steps"), [(0, 1), (0, 2), (2, 1)])
+def test_two_ranks_do_what_one_does_with_twice_the_batches_an_update(
+    tiny, tmp_path, workers, steps
+):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    alone.mkdir()
+    both.mkdir()
+    make_plain(alone, 0, items=32, gradient_accumulation_steps=2 * steps).train()
+
+    def work(rank):
+        settings = {"workers": workers, "gradient_accumulation_steps": steps}
+        return make_plain(both, rank, items=32, **settings).train().exit_code
+
+    assert wait(start(tiny, work)) == [0, 0]
+    (one,), (first,), (second,) = (
+        read(place, "weights", rank) for place, rank in ((alone, 0), (both, 0), (both, 1))
+    )
+    assert first == second
+    assert torch.allclose(torch.tensor(one), torch.tensor(first), rtol=0, atol=1e-12)
+    for key in ("train_loss", "val_loss"):
+        assert read(both, key, 0) == read(both, key, 1)
+        assert read(both, key, 0) == pytest.approx(read(alone, key, 0), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["map", "workers", "list", "own sampler", "divided already"])
+def test_each_batch_of_an_epoch_is_seen_by_one_rank(tiny, tmp_path, kind):
+    def loader(rank):
+        numbers = Numbers(22)  # 6 batches
+        if kind == "list":
+            return [torch.full((4, 4), float(index)) for index in range(7)]  # the last one is over
+        if kind == "divided already":
+            sampler = DistributedSampler(numbers, 2, rank)
+            return DataLoader(numbers, batch_size=4, sampler=sampler)
+        if kind == "own sampler":
+            return DataLoader(numbers, batch_size=4, sampler=range(21, -1, -1))
+        return DataLoader(numbers, batch_size=4, shuffle=True, num_workers=2 * (kind == "workers"))
+
+    def work(rank):
+        return make_plain(tmp_path, rank, loader=loader(rank), epochs=1).train().exit_code
+
+    assert wait(start(tiny, work)) == [0, 0]
+    batches = [read(tmp_path, "batch", rank) for rank in (0, 1)]
+    assert len(batches[0]) == len(batches[1]) == 3
+    seen = sorted(number for each in batches for batch in each for number in batch)
+    if kind == "list":
+        assert seen == sorted(float(index) for index in range(6) for _ in range(4))
+    else:
+        assert seen == [float(index) for index in range(22)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_draw_random_numbers_of_their_own(tiny, tmp_path, workers):
+    class Noise(Numbers):
+        def __getitem__(self, index):
+            return torch.rand(4)
+
+    def work(rank):
+        loader = DataLoader(Noise(8), batch_size=4, num_workers=workers)
+        return make_plain(tmp_path, rank, loader=loader, epochs=1).train().exit_code
+
+    assert wait(start(tiny, work)) == [0, 0]
+    assert read(tmp_path, "batch", 0) != read(tmp_path, "batch", 1)
+
+
+def test_all_ranks_validate_with_the_buffers_of_the_main_one(tiny, tmp_path):
+    class Buffers(TrainerCallback):
+        def on_validation_start(self, trainer):
+            means = trainer.model[2].running_mean.tolist()
+            with (tmp_path / f"rank-{trainer.rank}.jsonl").open("a") as file:
+                file.write(json.dumps({"means": means}) + "\n")
+
+    work = lambda rank: tiny.trainer(None, callbacks=[Buffers()], snapshot_interval=None).train()  # noqa: E731
+    assert wait(start(tiny, lambda rank: work(rank).exit_code)) == [0, 0]
+    assert read(tmp_path, "means", 0) == read(tmp_path, "means", 1) != []
+
+
+def test_fewer_batches_than_ranks_are_refused(tiny, tmp_path):
+    def work(rank):
+        with pytest.raises(ConfigError, match=r"has 1 batches for 2 processes \(4 items"):
+            make_plain(tmp_path, rank, items=4)
+
+    assert wait(start(tiny, work)) == [0, 0]
+
+
+@pytest.mark.parametrize("rank_that_asks", [0, 1])
+def test_one_rank_wants_to_stop(tiny, tmp_path, rank_that_asks):
+    class Stopper(TrainerCallback):
+        def should_stop_training(self, trainer):
+            if trainer.rank == rank_that_asks and trainer.step == 4:
+                return StopRequest("enough")
+            return None
+
+    def work(rank):
+        trainer = make_plain(tmp_path, rank, callbacks=[Stopper()], epochs=5)
+        return trainer.train().exit_code
+
+    assert wait(start(tiny, work)) == [0, 0]
+    for rank in (0, 1):
+        assert read(tmp_path, "step", rank) == [4]
+        assert read(tmp_path, "by", rank) == ["Stopper"]
+
+
+def test_a_snapshot_that_one_rank_asks_for_is_taken(tiny, tmp_path):
+    class Asker(TrainerCallback):
+        def on_step_end(self, trainer, skipped):
+            if trainer.rank == 1 and trainer.step == 2:
+                trainer.request_snapshot()
+
+    def work(rank):
+        trainer = make_plain(tmp_path, rank, callbacks=[Asker()], output_dir=tmp_path / "run")
+        return trainer.train().exit_code
+
+    assert wait(start(tiny, work)) == [0, 0]
+    names = [path.name for path in list_snapshots(tmp_path / "run" / "snapshots")]
+    assert names == ["step-00000006", "step-00000002"]
+
+
+@pytest.mark.parametrize("hook", ["on_step_end", "on_validation_start"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_rank(tiny, tmp_path, hook, number):
+    def strike(self, trainer):
+        if trainer.rank == 1 and trainer.epoch == 1 and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), number)
+
+    sender = type("Sender", (TrainerCallback,), {hook: strike, "sent": False})
+    place = tmp_path / "run"
+
+    def work(rank, resume=False, callbacks=()):
+        trainer = tiny.trainer(place, callbacks=callbacks, snapshot_interval=100)
+        return trainer.train(resume=resume).exit_code
+
+    started = time.monotonic()
+    codes = wait(start(tiny, lambda rank: work(rank, callbacks=[sender()])))
+    assert codes == [143 if number == signal.SIGTERM else 130] * 2
+    assert time.monotonic() - started < 20
+    (snapshot,) = list_snapshots(place / "snapshots")
+    assert load_state(snapshot)[0]["progress"]["epoch"] == 1
+    assert wait(start(tiny, lambda rank: work(rank, resume=True))) == [0, 0]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_rank_dies(tiny, tmp_path, victim):
+    whole, place = tmp_path / "whole", tmp_path / "run"
+
+    def work(place, rank, resume=False, kill=None):
+        callbacks = [tiny.killer(kill)] if rank == victim else []
+        return tiny.trainer(place, callbacks=callbacks).train(resume=resume).exit_code
+
+    assert wait(start(tiny, lambda rank: work(whole, rank))) == [0, 0]
+    codes = wait(start(tiny, lambda rank: work(place, rank, kill=25)))
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 1
+    for snapshot in list_snapshots(place / "snapshots"):
+        load_state(snapshot)  # no half one
+    assert wait(start(tiny, lambda rank: work(place, rank, resume="auto"))) == [0, 0]
+    one, other = tiny.newest_state(whole), tiny.newest_state(place)
+    assert len(one["other_ranks"]) == 1
+    one["callback_state"].pop("Killer", None)
+    other["callback_state"].pop("Killer", None)
+    assert tiny.difference(one, other) is None
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_both(tiny, tmp_path):
+    def work(rank):
+        trainer = make_plain(tmp_path, rank, on_nonfinite="skip")
+        loss_of = trainer._loss_fn
+        trainer._loss_fn = lambda model, batch: (
+            loss_of(model, batch) * (float("nan") if rank == 1 and trainer.step == 2 else 1)
+        )
+        return trainer.train().exit_code
+
+    assert wait(start(tiny, work)) == [0, 0]
+    weights = [read(tmp_path, "weights", rank) for rank in (0, 1)]
+    assert weights[0] == weights[1]
+    assert all(map(torch.isfinite, torch.tensor(weights[0][0])))
+
+
+def test_a_snapshot_of_two_ranks_is_refused_by_one(tiny, tmp_path):
+    work = lambda rank: tiny.trainer(tmp_path, epochs=1).train().exit_code  # noqa: E731
+    assert wait(start(tiny, work)) == [0, 0]
+    with pytest.raises(SnapshotError, match="written by 2 processes, and this run has 1"):
+        tiny.trainer(tmp_path, epochs=2).train(resume=True)
+
+
+def test_a_refusal_of_the_main_process_ends_all_of_them(tiny, tmp_path):
+    (tmp_path / "snapshots").mkdir()
+
+    def work(rank):
+        with pytest.raises(ConfigError, match="holds a run already"):
+            tiny.trainer(tmp_path).train()
+
+    assert wait(start(tiny, work)) == [0, 0]
+
+
+def test_early_stopping_restores_the_same_weights_on_all_ranks(tiny, tmp_path):
+    from trainer_early_stopping import EarlyStoppingCallback
+
+    class Worse(TrainerCallback):
+        """Spoils the weights of epoch 1 on each rank in a way of its own."""
+
+        def on_validation_start(self, trainer):
+            if trainer.epoch:
+                with torch.no_grad():
+                    next(trainer.model.parameters()).add_(10.0 + trainer.rank)
+
+    def work(rank):
+        stopping = EarlyStoppingCallback(patience=1)
+        trainer = make_plain(
+            tmp_path, rank, callbacks=[Worse(), stopping], epochs=5, output_dir=tmp_path / "run"
+        )
+        trainer.callbacks.plugins.sort(key=lambda plugin: plugin.name == "Seen")
+        code = trainer.train().exit_code
+        weights = nn.utils.parameters_to_vector(trainer.model.parameters())
+        (tmp_path / f"{rank}.json").write_text(json.dumps([weights.tolist(), stopping.best_epoch]))
+        return code
+
+    assert wait(start(tiny, work)) == [0, 0]
+    (first, best), (second, _) = (
+        json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert best == 0
+    assert first == second
+
+
+def test_ranks_that_cannot_find_each_other_are_refused_before_the_first_step(
+    tiny, tmp_path, monkeypatch
+):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"one of 2 processes .* without torchrun"):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match=r"one of 2 processes .*RANK is not\s+set"):
         tiny.trainer(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -22,20 +343,24 @@ def test_a_single_process_of_torchrun_trains(tiny, tmp_path, monkeypatch, count)
     assert tiny.trainer(tmp_path / "run").train().status == "finished"
 
 
-def test_torchrun_with_two_processes_ends_both_with_exit_2_and_no_snapshot(tmp_path):
+@pytest.mark.slow
+def test_train_lm_under_torchrun_writes_one_run(tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text("to be or not to be " * 400)
+    text.write_text("to be or not to be that is the question " * 400)
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainer_lm"]
-    words += ["--dataset", str(text), "--output_dir", str(tmp_path / "run"), "--max_steps", "2"]
+    words += ["--dataset", str(text), "--max_steps", "4", "--n_layer", "1", "--n_embd", "16"]
+    words += ["--early_stopping", "--gradient_monitor"]
     done = subprocess.run(
         [sys.executable, *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TRAINER_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)},
     )
-    assert done.returncode != 0
-    assert "this is one of 2 processes" in done.stderr
-    assert "exitcode  : 2" in done.stderr
-    assert not list(tmp_path.glob("run/snapshots/*"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation loss") == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert (run / "final" / "model.safetensors").exists()

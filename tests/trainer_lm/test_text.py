@@ -1,3 +1,6 @@
+import json
+import os
+import subprocess
 import sys
 import types
 
@@ -128,8 +131,8 @@ def test_a_folder_without_such_files_lists_what_is_there(tmp_path):
 
 
 def test_parquet_rows_are_lines(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
+    from pyarrow import parquet
 
     rows = [" = Title = \n", "", None, "no newline"]
     for name in ("train-00000-of-00001", "validation-00000-of-00001"):
@@ -142,8 +145,8 @@ def test_parquet_rows_are_lines(tmp_path):
 
 @pytest.mark.parametrize("column", [{"content": ["a"]}, {"text": [1]}])
 def test_parquet_without_a_text_column_names_its_columns(tmp_path, column):
-    parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
+    from pyarrow import parquet
 
     parquet.write_table(pyarrow.table(column), tmp_path / "a.parquet")
     with pytest.raises(
@@ -153,7 +156,6 @@ def test_parquet_without_a_text_column_names_its_columns(tmp_path, column):
 
 
 def test_damaged_parquet_is_refused(tmp_path):
-    pytest.importorskip("pyarrow.parquet")
     with pytest.raises(UsageError, match=r"a\.parquet is no sound parquet file"):
         load(write(tmp_path, a_parquet="PAR1 not really") / "a.parquet")
 
@@ -235,6 +237,35 @@ def test_other_names_are_hugging_face_datasets(hub, name, asked):
     corpus = load(name)
     assert hub.asked == [asked]
     assert (corpus.train, corpus.validation, corpus.name) == ("a\n\nb\n", "v\n", name)
+
+
+def test_the_library_datasets_itself_loads_wikitext(tmp_path, monkeypatch):
+    """From a clone of the repository where the library looks first; in a process of its own, since
+    the library asks for HF_HUB_OFFLINE when it is imported.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    clone = tmp_path / "Salesforce" / "wikitext"
+    (clone / "wikitext-2-raw-v1").mkdir(parents=True)
+    configs = [{"config_name": "wikitext-2-raw-v1", "data_dir": "wikitext-2-raw-v1"}]
+    (clone / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    for split, rows in {"train": ["a\n", "", "b\n"], "validation": ["v\n"]}.items():
+        table = pyarrow.table({"text": rows})
+        parquet.write_table(table, clone / "wikitext-2-raw-v1" / f"{split}-00000-of-00001.parquet")
+    code = (
+        "from trainer_lm.options import TextOptions; from trainer_lm.text import load_text;"
+        "corpus = load_text(TextOptions(dataset='wikitext'));"
+        "print([corpus.train, corpus.validation])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
+    )
+    assert done.stdout.splitlines()[-1:] == ["['a\\n\\nb\\n', 'v\\n']"], done.stderr
 
 
 def test_a_dataset_without_text_names_its_columns(hub):

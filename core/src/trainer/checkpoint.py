@@ -4,6 +4,7 @@ callback.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .keeper import load_model_state
 from .loaders import EpochLoader
 from .losses import LossMeter
 from .precision import Precision
+from .ranks import ALONE, Ranks
 from .rng import read_rng, restore_rng
 
 __all__ = ["Checkpoint"]
@@ -38,8 +40,10 @@ class Checkpoint:
         losses: LossMeter,
         loader: EpochLoader,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Keeps references; nothing is copied here."""
+        self._ranks = ranks
         self._model = model
         self._optimizer = optimizer
         self._scheduler = scheduler
@@ -52,7 +56,8 @@ class Checkpoint:
         self._in_place = True
 
     def read(self, *, mid_epoch: bool) -> dict[str, Any]:
-        """Returns the state now; tensors are those of the run, for the caller to copy.
+        """Returns the state now; tensors are those of the run, for the caller to copy. What the
+        other processes have of their own comes along, so all of them have to call this.
 
         Args:
             mid_epoch: the loader is inside an epoch, so its own position belongs to the state; the
@@ -69,12 +74,14 @@ class Checkpoint:
             "classes": self._classes(),
             "scaler": self._precision.state(),
             "losses": self._losses.state(),
-            "loader": None,
-            "rng": read_rng(self._device),
+            **self._own_parts(mid_epoch=mid_epoch),
         }
-        if mid_epoch:
-            parts["loader"] = self._loader.state() if self._in_place else self._loader_state
-        return {name: to_plain(part, name, copy_tensors=False) for name, part in parts.items()}
+        state = {name: to_plain(part, name, copy_tensors=False) for name, part in parts.items()}
+        state["other_ranks"] = []
+        if not self._ranks.is_alone:
+            own = {name: state[name] for name in ("loader", "rng")}
+            state["other_ranks"] = [_unpack(each) for each in self._ranks.gather(_pack(own))[1:]]
+        return state
 
     def load(self, state: Mapping[str, Any], path: Path) -> None:
         """Puts every object into `state`.
@@ -82,6 +89,12 @@ class Checkpoint:
         Raises:
             SnapshotError: it does not fit the model, the optimizer or the scheduler of this run.
         """
+        others = state.get("other_ranks", [])
+        if len(others) + 1 != self._ranks.world_size:
+            raise SnapshotError(
+                f"{path} was written by {len(others) + 1} processes, and this run has "
+                f"{self._ranks.world_size}: each would see other data. Start as many."
+            )
         load_model_state(self._model, state["model"], path)
         self._check_classes(state["classes"], path)
         try:
@@ -95,8 +108,9 @@ class Checkpoint:
                 "as the run that wrote it did."
             ) from error
         self._losses.load_state(state["losses"])
-        self._rng = state["rng"]
-        self._loader_state, self._in_place = state["loader"], False
+        own = state if self._ranks.is_main else others[self._ranks.rank - 1]
+        self._rng = own["rng"]
+        self._loader_state, self._in_place = own["loader"], False
 
     def restore_rng(self) -> None:
         """Puts the generators where the snapshot had them; callbacks may have drawn numbers since.
@@ -117,6 +131,13 @@ class Checkpoint:
             epoch, batch, self._loader_state, lambda: restore_rng(rng, self._device)
         )
 
+    def _own_parts(self, *, mid_epoch: bool) -> dict[str, Any]:
+        """Returns what each process has of its own."""
+        loader = None
+        if mid_epoch:
+            loader = self._loader.state() if self._in_place else self._loader_state
+        return {"loader": loader, "rng": read_rng(self._device)}
+
     def _classes(self) -> dict[str, str]:
         return {
             "optimizer": type(self._optimizer).__name__,
@@ -130,3 +151,13 @@ class Checkpoint:
                     f"{path} was written with the {part} {saved[part]}, and this run has {name}. "
                     "Build it as the run that wrote it did."
                 )
+
+
+def _pack(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _unpack(packed: bytes) -> Any:
+    return torch.load(io.BytesIO(packed), weights_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Final
 
 import numpy
 
@@ -13,10 +14,13 @@ from trainer_callback.manager import CallbackManager, Plugin
 
 from .config import TrainerConfig
 from .progress import Progress
-from .result import Stop
+from .ranks import ALONE, Ranks
+from .result import Status, Stop
 from .signals import SignalFlags
 
 __all__ = ["Decider"]
+
+_GRAVEST_FIRST: Final[tuple[Status, ...]] = ("terminated", "interrupted", "stopped", "finished")
 
 
 class Decider:
@@ -25,18 +29,34 @@ class Decider:
     """
 
     def __init__(
-        self, config: TrainerConfig, callbacks: CallbackManager, signals: SignalFlags
+        self,
+        config: TrainerConfig,
+        callbacks: CallbackManager,
+        signals: SignalFlags,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Starts the clock of `max_time`."""
+        self._ranks = ranks
         self._config = config
         self._callbacks = callbacks
         self._signals = signals
         self._started = time.monotonic()
 
-    @property
     def is_signalled(self) -> bool:
-        """Whether a signal has asked for the end; read between the batches of a validation."""
-        return self._signals.raised
+        """Returns whether a signal has asked for the end, in any process; asked between the batches
+        of a validation.
+        """
+        return bool(self._ranks.highest(self._signals.raised))
+
+    def agree(self, stop: Stop | None, *, snapshot_due: bool) -> tuple[Stop | None, bool]:
+        """Returns the end, and whether a snapshot is taken, that all processes agree on: what any
+        of them wants. Of several ends it is the gravest, of the lowest rank.
+        """
+        wanted = self._ranks.highest(2 if stop is not None else int(snapshot_due))
+        if wanted < 2:
+            return None, bool(wanted)
+        stops = [each for each in self._ranks.gather(stop) if each is not None]
+        return min(stops, key=lambda each: _GRAVEST_FIRST.index(each.status)), True
 
     def read_signals(self) -> Stop | None:
         """Returns the end that a signal asks for, or None; nobody else is asked."""

@@ -1,4 +1,4 @@
-"""Names of devices -> devices that are there; and how many processes may share a run: one."""
+"""Names of devices -> devices that are there."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from .config import ConfigError
 
-__all__ = ["check_ranks", "find_device"]
+__all__ = ["find_device"]
 
 
 def find_device(name: str) -> torch.device:
     """Returns the device `name`: `auto` (CUDA, then MPS, then the CPU), `cpu`, `cuda`, `cuda:N` or
-    `mps`.
+    `mps`. Where `torchrun` started several processes, `auto` and `cuda` are a card for each.
 
     Raises:
         ConfigError: there is no such device; the message lists those that there are.
@@ -24,24 +24,12 @@ def find_device(name: str) -> torch.device:
     if torch.backends.mps.is_available():
         available.append("mps")
     if name == "auto":
-        return torch.device(next((n for n in ("cuda", "mps") if n in available), "cpu"))
+        name = next((n for n in ("cuda", "mps") if n in available), "cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name not in available:
         raise ConfigError(
             f"there is no device {name!r}. This machine has {', '.join(available)}; `auto` takes "
             "the best."
         )
     return torch.device(name)
-
-
-def check_ranks() -> None:
-    """Refuses to be one of several processes, as `torchrun` starts them.
-
-    Raises:
-        ConfigError: `WORLD_SIZE` is above 1. Each process would train a model of its own.
-    """
-    count = os.environ.get("WORLD_SIZE", "1")
-    if count.isdecimal() and int(count) > 1:
-        raise ConfigError(
-            f"this is one of {count} processes (WORLD_SIZE={count}), and a run has one: each would "
-            "train a model of its own. Start it without torchrun, or with --nproc-per-node 1."
-        )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,20 +15,17 @@ from trainer_callback import GradientStats
 from trainer_callback.manager import CallbackManager
 
 from .config import TrainerConfig
-from .device import check_ranks, find_device
+from .device import find_device
 from .gradients import Gradients
 from .keeper import SnapshotKeeper
 from .progress import Progress
+from .ranks import Ranks, join_ranks
 
 __all__ = ["Host"]
 
 
 class Host:
     """What a callback may use of a trainer."""
-
-    rank: Final = 0
-    world_size: Final = 1
-    is_main_process: Final = True
 
     def __init__(
         self,
@@ -37,21 +35,37 @@ class Host:
         config: TrainerConfig,
         callbacks: CallbackManager,
     ) -> None:
-        check_ranks()
-        self.config = config
         self.device: torch.device = find_device(config.device)
+        self.ranks: Ranks = join_ranks(self.device.type)
+        place = self.ranks.on_main(lambda: config.output_dir)  # each may have chosen a fresh one
+        self.config: TrainerConfig = dataclasses.replace(config, output_dir=place)
         self.model: nn.Module = model.to(self.device)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.callbacks = callbacks
-        self.output_dir: Path | None = config.output_dir
+        self.output_dir: Path | None = place
         self.progress: Progress = Progress()
         self.has_validation = False
         self.last_update_of_epoch: bool = False
-        self.keeper: SnapshotKeeper = SnapshotKeeper(config)
+        self.keeper: SnapshotKeeper = SnapshotKeeper(self.config)
         self._gradients = Gradients(model)
         self._update_step = 0
         self._snapshot_requested = False
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, 0-based."""
+        return self.ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train together."""
+        return self.ranks.world_size
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.ranks.is_main
 
     @property
     def epoch(self) -> int:
@@ -107,12 +121,16 @@ class Host:
     def save_weights(self, name: str) -> str:
         """See `TrainerProtocol`."""
         facts = {"step": self.step, "epoch": self.epoch}
-        return self.keeper.save_weights(name, self.model, facts)
+        return self.ranks.on_main(lambda: self.keeper.save_weights(name, self.model, facts))
 
     def load_weights(self, name: str, digest: str, *, fallback_step: int | None = None) -> str:
         """See `TrainerProtocol`."""
-        return self.keeper.load_weights(name, digest, fallback_step, self.model)
+        keeper, model = self.keeper, self.model
+        source = self.ranks.on_main(lambda: keeper.load_weights(name, digest, fallback_step, model))
+        self.ranks.share([*model.parameters(), *model.buffers()])
+        return source
 
     def delete_weights(self, name: str) -> None:
         """See `TrainerProtocol`."""
-        self.keeper.delete_weights(name)
+        if self.is_main_process:
+            self.keeper.delete_weights(name)

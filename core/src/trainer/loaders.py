@@ -16,10 +16,12 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from trainer_callback.state import to_plain
 
 from .config import ConfigError
+from .ranks import ALONE, Ranks
 from .rng import RandomStream
+from .shares import BatchShare, divide, samplers_of
 from .signals import WorkerShield
 
-__all__ = ["EmptyLoaderError", "EpochLoader", "check_loader"]
+__all__ = ["EmptyLoaderError", "EpochLoader"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -48,11 +50,34 @@ class EpochLoader:
     its workers depend on nothing else. A loader that may draw from the global generators in this
     process gets a stream of its own, so that its first batches can be passed over without the
     model's draws between them.
+
+    Of several processes each gets its share of the batches; see `shares.divide`.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, name: str) -> None:
-        """Wraps `loader`; `name` is how messages call it."""
-        self._loader = loader
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        seed: int,
+        name: str,
+        ranks: Ranks = ALONE,
+        *,
+        in_step: bool = True,
+    ) -> None:
+        """Wraps `loader`.
+
+        Args:
+            name: how messages call it.
+            in_step: all processes get as many batches, so an incomplete last round is left out;
+                else their shares may differ by a batch, and be empty.
+
+        Raises:
+            ConfigError: it is known to be empty, or to have no batch for some process.
+        """
+        _check_loader(loader, name, ranks.world_size if in_step else 1)
+        self._loader, self._share = divide(loader, ranks, in_step=in_step)
+        self._may_be_empty = not in_step and not ranks.is_alone
+        is_own = self._loader is not loader  # what its workers load, no other process does
+        self._workers = f"workers of rank {ranks.rank}" if is_own and ranks.rank else "workers"
         self._seed = seed
         self._name = name
         self._stream: RandomStream | None = None
@@ -68,7 +93,7 @@ class EpochLoader:
         ):
             return None
         try:
-            return len(self._loader)  # type: ignore[arg-type]
+            return self._share.count(len(self._loader))  # type: ignore[arg-type]
         except TypeError:
             return None
 
@@ -101,7 +126,7 @@ class EpochLoader:
         except Exception as error:
             self._locate(error, epoch, count)
             raise
-        if count == 0:
+        if count == 0 and not self._may_be_empty:
             raise EmptyLoaderError(
                 f"the {self._name} loader gave no batch in epoch {epoch}. Is it an iterator that "
                 "is used up? Pass an iterable that can be started again."
@@ -130,7 +155,7 @@ class EpochLoader:
     def _start(self, epoch: int, skip: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
         """Returns the batches from `skip` on, all seeds set for `epoch`."""
         loader = self._loader
-        _seed_loader(loader, self._seed, epoch)
+        self._seed_loader(epoch)
         self._stream = None
         if _draws_here(loader, self.length):
             self._stream = RandomStream(_make_seed(self._seed, epoch, "draws"))
@@ -139,13 +164,31 @@ class EpochLoader:
             batches = _draw_from(self._stream, loader)
             if self._stream is not None:
                 self._stream.state = state["stream"]
-            return batches
+            return self._share.take(batches)
         if skip and self._stream is None and _works_by_indices(loader):
             return _pass_over_indices(loader, skip)
-        batches = _draw_from(self._stream, loader)
+        batches = self._share.take(_draw_from(self._stream, loader))
         for _ in range(skip):
             next(batches, None)
         return batches
+
+    def _seed_loader(self, epoch: int) -> None:
+        loader = self._loader
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        if not isinstance(loader, DataLoader):
+            return
+        loader.generator = torch.Generator().manual_seed(
+            _make_seed(self._seed, epoch, self._workers)
+        )
+        if not isinstance(loader.worker_init_fn, WorkerShield):
+            loader.worker_init_fn = WorkerShield(loader.worker_init_fn)
+        for sampler in samplers_of(loader):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+            elif hasattr(sampler, "generator"):
+                order = _make_seed(self._seed, epoch, "order")
+                sampler.generator = torch.Generator().manual_seed(order)
 
     def _locate(self, error: Exception, epoch: int, batch: int) -> None:
         """Says where a loader failed, beside its own exception."""
@@ -155,14 +198,10 @@ class EpochLoader:
             error.add_note(where)
 
 
-def check_loader(loader: Iterable[Any] | None, name: str) -> None:
-    """Refuses a loader that is known to be empty.
-
-    Raises:
-        ConfigError: its length is 0; the message has the sizes.
+def _check_loader(loader: Iterable[Any], name: str, least: int) -> None:
+    """Refuses a loader that is known to have fewer than `least` batches; the message has the
+    sizes.
     """
-    if loader is None:
-        return
     if not isinstance(loader, Iterable):
         raise ConfigError(
             f"the {name} loader is a {type(loader).__name__}, which cannot be iterated."
@@ -171,36 +210,16 @@ def check_loader(loader: Iterable[Any] | None, name: str) -> None:
         length = len(loader)  # type: ignore[arg-type]
     except TypeError:
         return
-    if length == 0:
+    if length < least:
         sizes = ""
         if isinstance(loader, DataLoader):
             sizes = f" (batch size {loader.batch_size}, drop_last={loader.drop_last})"
             if isinstance(loader.dataset, Sized):
                 sizes = f" ({len(loader.dataset)} items, {sizes[2:]}"
+        what = "is empty" if length == 0 else f"has {length} batches for {least} processes"
         raise ConfigError(
-            f"the {name} loader is empty{sizes}. Give it more data or a smaller batch size."
+            f"the {name} loader {what}{sizes}. Give it more data or a smaller batch size."
         )
-
-
-def _seed_loader(loader: Iterable[Any], seed: int, epoch: int) -> None:
-    if hasattr(loader, "set_epoch"):
-        loader.set_epoch(epoch)
-    if not isinstance(loader, DataLoader):
-        return
-    loader.generator = torch.Generator().manual_seed(_make_seed(seed, epoch, "workers"))
-    if not isinstance(loader.worker_init_fn, WorkerShield):
-        loader.worker_init_fn = WorkerShield(loader.worker_init_fn)
-    for sampler in _samplers(loader):
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
-        elif hasattr(sampler, "generator"):
-            sampler.generator = torch.Generator().manual_seed(_make_seed(seed, epoch, "order"))
-
-
-def _samplers(loader: DataLoader[Any]) -> list[Any]:
-    inner = getattr(loader.batch_sampler, "sampler", None)
-    found = [loader.sampler, loader.batch_sampler, inner]
-    return list({id(each): each for each in found if each is not None}.values())
 
 
 def _draws_here(loader: Iterable[Any], length: int | None) -> bool:
@@ -214,10 +233,10 @@ def _draws_here(loader: Iterable[Any], length: int | None) -> bool:
         return True
     if isinstance(loader.dataset, IterableDataset):
         return False
-    known = (SequentialSampler, BatchSampler)
+    known = (SequentialSampler, BatchSampler, BatchShare)
     return not all(
         type(sampler) in known or hasattr(sampler, "set_epoch") or hasattr(sampler, "generator")
-        for sampler in _samplers(loader)
+        for sampler in samplers_of(loader)
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from .checkpoint import Checkpoint
 from .config import TrainerConfig
 from .decision import Decider
 from .host import Host
-from .loaders import EpochLoader, check_loader
+from .loaders import EpochLoader
 from .losses import LossMeter, NonFiniteError, default_loss
 from .metrics_file import core_callbacks
 from .precision import Precision
@@ -77,21 +77,20 @@ class Trainer(Host):
             ConfigError: an unknown device, an empty loader.
             PluginError: a callback that cannot be used.
         """
-        check_loader(train_loader, "train")
-        check_loader(val_loader, "validation")
         config = config if config is not None else TrainerConfig()
         live = find_live() if discover else []
         manager = CallbackManager([*callbacks], [*live, *core_callbacks(config)])
         super().__init__(model, optimizer, scheduler, config, manager)
-        self._train = EpochLoader(train_loader, config.seed, "train")
-        self._val = (
-            None if val_loader is None else EpochLoader(val_loader, config.seed, "validation")
-        )
+        ranks, seed = self.ranks, config.seed
+        self._train = EpochLoader(train_loader, seed, "train", ranks)
+        self._val = None
+        if val_loader is not None:
+            self._val = EpochLoader(val_loader, seed, "validation", ranks, in_step=False)
         self.has_validation: bool = val_loader is not None
         self._loss_fn = loss_fn or default_loss
-        self._forward = cast(nn.Module, torch.compile(model)) if config.compile else model
+        self._trained, self._evaluated = ranks.prepare(model, compiled=config.compile)
         self._precision = Precision(config.precision, self.device)
-        self._losses = LossMeter()
+        self._losses = LossMeter(ranks)
         self._checkpoint = Checkpoint(
             model=model,
             optimizer=optimizer,
@@ -100,6 +99,7 @@ class Trainer(Host):
             losses=self._losses,
             loader=self._train,
             device=self.device,
+            ranks=ranks,
         )
         self._run = Run(self, self._checkpoint, artifacts or {})
         self._hook: TrainerCallback = manager.table.plain
@@ -122,7 +122,7 @@ class Trainer(Host):
             KeyboardInterrupt: after Ctrl-C, when the step is finished and the snapshot is durable.
         """
         with self._run.open(resume), SignalFlags() as signals:
-            self._decider = Decider(self.config, self.callbacks, signals)
+            self._decider = Decider(self.config, self.callbacks, signals, self.ranks)
             self._window, self._stop = 0, None
             resumed = self._run.restore(resume)
             self._update_step = self.step
@@ -131,7 +131,8 @@ class Trainer(Host):
                 self._hook.on_train_start(trainer=self, resumed=resumed)
                 if resumed:
                     self._checkpoint.restore_rng()
-                self._stop = self._decide() if resumed else self._decider.read_signals()
+                stop = self._decide() if resumed else self._decider.read_signals()
+                self._stop, _ = self._decider.agree(stop, snapshot_due=False)
                 if self._stop is not None:
                     self._run.keep(self.progress)
                 while self._stop is None and self._start_epoch():
@@ -167,7 +168,7 @@ class Trainer(Host):
                 self._log_update()
                 if not self.last_update_of_epoch:
                     self._after_update()
-        if not self._decider.is_signalled:
+        if not self._decider.is_signalled():
             self._end_epoch()
         elif self._stop is None:
             self._close_boundary()  # the epoch's end comes after the resume
@@ -182,7 +183,9 @@ class Trainer(Host):
             self._update_step = self.step + 1
         hook, used, batch_idx = self._hook, self.callbacks.table.used, self.progress.batch_in_epoch
         hook.on_batch_start(trainer=self, batch_idx=batch_idx, batch=batch)
-        loss = self._loss_of(batch)
+        is_last = self._window + 1 == steps or self.last_update_of_epoch
+        self.ranks.reduce_next(is_last)
+        loss = self._loss_of(self._trained, batch)
         detached = loss.detach()
         if "on_forward_end" in used:
             hook.on_forward_end(trainer=self, loss=detached.clone())
@@ -190,7 +193,7 @@ class Trainer(Host):
         self._precision.backward(loss if steps == 1 else loss / steps)
         self._window += 1
         self.progress.batch_in_epoch += 1
-        if self._window == steps or self.last_update_of_epoch:
+        if is_last:
             self._update()
         if "on_batch_end" in used:
             hook.on_batch_end(trainer=self, batch_idx=batch_idx, loss=detached.clone())
@@ -299,9 +302,16 @@ class Trainer(Host):
         """Returns `val_loss`, or None if a signal cut the validation short."""
         assert self._val is not None
         rng = read_rng(self.device)
+        self.ranks.share([*self.model.buffers()])
         self.model.eval()
         self._hook.on_validation_start(trainer=self)
-        loss = mean_loss(self._val, self._loss_of, self.device, lambda: self._decider.is_signalled)
+        loss = mean_loss(
+            self._val,
+            lambda batch: self._loss_of(self._evaluated, batch),
+            self.device,
+            self.ranks,
+            self._decider.is_signalled,
+        )
         metrics = {} if loss is None else {"val_loss": loss}
         if loss is None:  # it starts again after the resume, with the same random numbers
             restore_rng(rng, self.device)
@@ -310,14 +320,13 @@ class Trainer(Host):
         self.model.train()
         return metrics or None
 
-    def _loss_of(self, batch: Any) -> Tensor:
+    def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
         with self._precision.autocast():
-            return self._loss_fn(self._forward, batch)
+            return self._loss_fn(model, batch)
 
     def _close_boundary(self) -> None:
         """Decides whether the run ends here, then takes the snapshot that is due."""
-        self._stop = self._decide()
-        due = self.snapshot_due or self._stop is not None
+        self._stop, due = self._decider.agree(self._decide(), snapshot_due=self.snapshot_due)
         self._run.keep(self.progress if due else None)
         if due:
             self._snapshot_requested = False

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .ranks import ALONE, Ranks
+
 __all__ = ["LossMeter", "NonFiniteError", "default_loss"]
 
 
@@ -53,9 +55,12 @@ class _Sums:
 
 
 class LossMeter:
-    """Means of the training loss over the epoch and over the log interval, summed in float64."""
+    """Means of the training loss over the epoch and over the log interval, summed in float64, over
+    all processes.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._sums = _Sums()
         self._pending: list[Tensor] = []
 
@@ -70,14 +75,18 @@ class LossMeter:
         pending, self._pending = self._pending, []
         read = pending if norm is None else [*pending, norm]
         values = _read(read)
-        if not all(map(math.isfinite, values)):
+        total, count = sum(values[: len(pending)]), len(pending)
+        finite = all(map(math.isfinite, values))
+        if not self._ranks.is_alone:
+            total, summed, bad = self._ranks.total([total if finite else 0.0, count, not finite])
+            count, finite = int(summed), not bad
+        if not finite:
             return False
-        losses = values[: len(pending)]
-        total, sums = sum(losses), self._sums
+        sums = self._sums
         sums.epoch_sum += total
-        sums.epoch_count += len(losses)
+        sums.epoch_count += count
         sums.interval_sum += total
-        sums.interval_count += len(losses)
+        sums.interval_count += count
         return True
 
     def take_interval(self) -> float | None:

@@ -44,6 +44,8 @@ class MetricsFile(TrainerCallback):
         self._unwritten = state.get("unwritten", "").encode()
 
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
+        if not trainer.is_main_process:
+            return
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         if not resumed:
             self._length, self._unwritten = 0, b""
@@ -56,7 +58,7 @@ class MetricsFile(TrainerCallback):
         self._write(b"")
 
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
-        if self._file is None or not trainer.is_main_process:
+        if self._file is None:
             return
         line: dict[str, Any] = {"step": step, "epoch": trainer.epoch}
         for name, value in metrics.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -52,6 +53,7 @@ class Run:
         self._trainer = trainer
         self._callbacks = trainer.callbacks
         self._keeper = trainer.keeper
+        self._ranks = trainer.ranks
         self._checkpoint = checkpoint
         self._artifacts = {name: save_bytes(content) for name, content in artifacts.items()}
         self._named: Found | None = None
@@ -81,6 +83,12 @@ class Run:
             return
         if resume is True and not place.exists():
             self._find(resume)  # which says that there is nothing
+        with contextlib.ExitStack() as held:
+            self._ranks.on_main(lambda: held.enter_context(self._hold(place, resume)))
+            yield
+
+    @contextlib.contextmanager
+    def _hold(self, place: Path, resume: Resume) -> Iterator[None]:
         with RunDirectory(place) as directory:
             self._claim(directory, resume)
             self._keeper.clean()
@@ -125,7 +133,7 @@ class Run:
             logger.info("callbacks in call order: %s.", names)
         if found is None:
             trainer.progress = Progress()
-            seed_rng(trainer.config.seed)
+            seed_rng(trainer.config.seed + trainer.rank)  # as for dropout, not twice the same
             return False
         path, state, manifest = found
         trainer.progress = progress = self._load(path, state)
@@ -145,7 +153,8 @@ class Run:
         if self._named is None or self._is_own_snapshot:
             self._saved = progress.position
             self._untold = self._make_report(progress, path)
-            self._keeper.retain(path)
+            if trainer.is_main_process:
+                self._keeper.retain(path)
         return True
 
     def _load(self, path: Path, state: Mapping[str, Any]) -> Progress:
@@ -184,13 +193,10 @@ class Run:
             return
         facts = read_facts(progress, self._trainer.config, self._callbacks.plugins)
         facts["plugins"] = {**self._carried_plugins, **facts["plugins"]}
-        self._keeper.save(
-            progress.step,
-            self._collect(progress),
-            facts,
-            self._make_report(progress),
-            self._artifacts,
-        )
+        state = self._collect(progress)
+        if self._trainer.is_main_process:
+            report = self._make_report(progress)
+            self._keeper.save(progress.step, state, facts, report, self._artifacts)
         self._saved = progress.position
 
     def _make_report(self, progress: Progress, path: Path | None = None) -> Callable[..., None]:
@@ -227,19 +233,21 @@ class Run:
     ) -> tuple[TrainResult, BaseException | None]:
         """Does what `end` says, and returns the result and what is to be raised."""
         trainer, hook = self._trainer, self._hook
+        decided = error is None  # by all processes; an exception is one's own
         resumable = stop is not None and stop.status in ("terminated", "interrupted")
         if error is None and stop is not None and stop.status == "interrupted":
             error = KeyboardInterrupt()
         if error is not None:
             raised = error
             self._tell(lambda: hook.on_exception(trainer=trainer, exception=raised))
-        unsaved = self._tell(lambda: self._keeper.collect(wait=True, must_succeed=resumable))
+        write = partial(self._keeper.collect, wait=True, must_succeed=resumable)
+        unsaved = self._tell(partial(self._ranks.on_main, write) if decided else write)
         if error is None or (resumable and unsaved is not None):
             error = unsaved
         result = self._conclude(stop, error)
         late = self._tell(lambda: hook.on_train_end(trainer=trainer, result=result))
         if error is None and late is None and result.exit_code == 0 and self._keeper.can_write:
-            late = self._tell(self._save_final)
+            late = self._tell(partial(self._ranks.on_main, self._save_final))
         return result, error or late
 
     def _find(self, resume: Resume) -> Found | None:

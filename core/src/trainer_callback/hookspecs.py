@@ -165,8 +165,8 @@ class TrainerCallback:
 
     @_hookspec
     def should_stop_training(self, trainer: TrainerProtocol) -> bool | StopRequest | None:
-        """Asked of every callback after each update and each epoch end. Answers are OR-ed; nothing
-        is latched; so only read here.
+        """Asked of every callback after each update and each epoch end. Answers are OR-ed, over
+        processes too; nothing is latched; so only read here.
         """
 
     @_hookspec
@@ -181,7 +181,9 @@ class TrainerCallback:
     def on_snapshot_saved(
         self, trainer: TrainerProtocol, path: Path, epoch: int, step: int
     ) -> None:
-        """After the snapshot is durable under its final name, at the next boundary."""
+        """After the snapshot is durable under its final name, at the next boundary; of several
+        processes, in the main one.
+        """
 
     @_hookspec
     def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:

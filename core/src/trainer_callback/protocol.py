@@ -125,13 +125,19 @@ class TrainerProtocol(Protocol):
         ...
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Number of this process, 0-based; 0 in a run of one."""
+        ...
 
     @property
-    def world_size(self) -> int: ...
+    def world_size(self) -> int:
+        """Processes that train one model together."""
+        ...
 
     @property
-    def is_main_process(self) -> bool: ...
+    def is_main_process(self) -> bool:
+        """Whether this is the process that writes and prints: rank 0."""
+        ...
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Sends metrics (plain numbers) to `on_log` of every callback, and keeps them in
@@ -162,6 +168,8 @@ class TrainerProtocol(Protocol):
         """Writes weights and buffers of `model`, as safely as a snapshot, to
         `OUTPUT_DIR/weights/NAME/`, outside retention.
 
+        All processes have to call it; the main one writes.
+
         Returns:
             The digest of what was written, for `load_weights`.
 
@@ -171,7 +179,7 @@ class TrainerProtocol(Protocol):
         ...
 
     def load_weights(self, name: str, digest: str, *, fallback_step: int | None = None) -> str:
-        """Copies what `save_weights` wrote into `model`, bit by bit.
+        """Copies what `save_weights` wrote into `model`, bit by bit; all processes have to call it.
 
         Where it is gone or damaged, the weights of the snapshot of update `fallback_step` are taken
         if there is a sound one.

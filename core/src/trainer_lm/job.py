@@ -18,6 +18,7 @@ from trainer import Trainer, TrainResult
 from trainer.config import TrainerConfig
 from trainer.console import ProgressCallback
 from trainer.device import find_device
+from trainer.ranks import join_ranks
 from trainer.rng import seed_rng
 from trainer_callback.manager import Plugin
 
@@ -41,9 +42,11 @@ def run(settings: Settings) -> int:
     Raises:
         UsageError: refused before the first step.
     """
-    console = Console(stderr=True, quiet=settings.quiet)
-    _start_logging(console, settings)
     device = find_device(settings.training.device)
+    ranks = join_ranks(device.type)
+    quiet = settings.quiet or not ranks.is_main
+    console = Console(stderr=True, quiet=quiet)
+    _start_logging(console, settings, quiet=quiet)
     keep_freed_memory()
     seed_rng(settings.training.seed)
     training = _choose_precision(settings, device)
@@ -56,13 +59,13 @@ def run(settings: Settings) -> int:
     for note in facts.notes:
         logger.info("%s", note)
     model = GPT(facts.tokenizer.vocab_size, settings.model).to(device)
-    updates_per_epoch = math.ceil(len(train_loader) / training.gradient_accumulation_steps)
+    batches = len(train_loader) // ranks.world_size
+    updates_per_epoch = math.ceil(batches / training.gradient_accumulation_steps)
     total_steps = min(updates_per_epoch * training.epochs, training.max_steps or 2**62)
     optimizer = make_optimizer(model, settings.optimizer)
     tokens = settings.text.batch_size * settings.model.block_size
-    progress = ProgressCallback(
-        total_steps, tokens * training.gradient_accumulation_steps, "tokens", console
-    )
+    tokens *= training.gradient_accumulation_steps * ranks.world_size
+    progress = ProgressCallback(total_steps, tokens, "tokens", console)
     trainer = Trainer(
         model,
         optimizer,
@@ -85,14 +88,15 @@ def run(settings: Settings) -> int:
         f"{facts.validation_tokens:,}",
         f"{parameters:,}",
         device,
-        training.output_dir,
+        trainer.output_dir,
     )
     result = trainer.train(settings.resume)
-    _summarise(result, trainer, facts, model, show_costs=settings.plugin_costs)
+    if ranks.is_main:
+        _summarise(result, trainer, facts, model, show_costs=settings.plugin_costs)
     return result.exit_code
 
 
-def _start_logging(console: Console, settings: Settings) -> None:
+def _start_logging(console: Console, settings: Settings, *, quiet: bool) -> None:
     """Lines of the trainer, of this command and of the plugins in use go above the progress bar,
     others from warnings on.
     """
@@ -101,7 +105,7 @@ def _start_logging(console: Console, settings: Settings) -> None:
         handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    level = logging.WARNING if settings.quiet else logging.INFO
+    level = logging.WARNING if quiet else logging.INFO
     logging.getLogger("trainer").setLevel(level)
     for plugin in settings.plugins:
         logging.getLogger(type(plugin.callback).__module__.split(".")[0]).setLevel(level)

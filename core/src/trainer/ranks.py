@@ -1,0 +1,156 @@
+"""The processes that train one model together: their number, what they share and agree on.
+
+`torchrun` starts them and names them (RANK, WORLD_SIZE). Everything here is a fixed point that
+every process must come to, in the same order; alone, it costs a call and changes nothing. Rank 0 is
+the main process: what is written is written by it.
+
+Letters: W processes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from .config import ConfigError
+
+__all__ = ["ALONE", "Ranks", "join_ranks"]
+
+T = TypeVar("T")
+
+_NEEDED: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Ranks:
+    """This process among those of its run.
+
+    Attributes:
+        rank: 0-based number of this process.
+        world_size: W.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """Makes those of `group`, whose backend works on the CPU; None: there is one process."""
+        self._group = group
+        self.rank: int = 0 if group is None else dist.get_rank(group)
+        self.world_size: int = 1 if group is None else dist.get_world_size(group)
+        self._parallel: nn.parallel.DistributedDataParallel | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one process, so that there is nothing to agree on."""
+        return self._group is None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def highest(self, value: int) -> int:
+        """Returns the highest of all processes' values."""
+        if self._group is None:
+            return value
+        found = torch.tensor(int(value))
+        dist.all_reduce(found, dist.ReduceOp.MAX, self._group)
+        return int(found)
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Returns the sums of all processes' values, in float64; the same bits everywhere."""
+        if self._group is None:
+            return [*values]
+        sums = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(sums, dist.ReduceOp.SUM, self._group)
+        return cast(list[float], sums.tolist())
+
+    def gather(self, value: T) -> list[T]:
+        """Returns every process's value, by rank."""
+        if self._group is None:
+            return [value]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, self._group)
+        return found
+
+    def on_main(self, call: Callable[[], T]) -> T:
+        """Calls in the main process; returns, or raises, in all of them what that did."""
+        if self._group is None:
+            return call()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = call()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, dist.get_global_rank(self._group, 0), self._group)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return cast(T, outcome[0])
+
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Copies the main process's `tensors` into those of all others."""
+        if self._group is not None:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def prepare(self, model: nn.Module, *, compiled: bool) -> tuple[nn.Module, nn.Module]:
+        """Returns what to call in place of `model` in training, and in evaluation. The one for
+        training averages the gradients over all processes, which have the main one's weights now.
+        """
+        evaluated = cast(nn.Module, torch.compile(model)) if compiled else model
+        if self._group is None:
+            return evaluated, evaluated
+        device = next(model.parameters()).device
+        self._parallel = nn.parallel.DistributedDataParallel(
+            model, device_ids=None if device.type == "cpu" else [device]
+        )
+        trained = torch.compile(self._parallel) if compiled else self._parallel
+        return cast(nn.Module, trained), evaluated
+
+    def reduce_next(self, due: bool) -> None:
+        """Says before a forward pass whether its backward is to average the gradients: only the
+        last micro-batch of an update has to.
+        """
+        if self._parallel is not None:  # what its `no_sync` sets, without a context per batch
+            self._parallel.require_backward_grad_sync = due
+
+
+ALONE: Final = Ranks()
+"""A run of one process."""
+
+
+def join_ranks(device_type: str) -> Ranks:
+    """Returns this process's place among those that `torchrun` started, or in the process group
+    that is there already; `ALONE` where there is neither.
+
+    Raises:
+        ConfigError: WORLD_SIZE promises others, and nothing says how to find them.
+    """
+    if not dist.is_available():
+        return ALONE
+    if not dist.is_initialized():
+        count = os.environ.get("WORLD_SIZE", "1")
+        if not count.isdecimal() or int(count) < 2:
+            return ALONE
+        missing = [name for name in _NEEDED if name not in os.environ]
+        if missing:
+            raise ConfigError(
+                f"this is one of {count} processes (WORLD_SIZE={count}), and {missing[0]} is not "
+                "set, which says how to find the others. Start it with torchrun, or unset "
+                "WORLD_SIZE."
+            )
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        atexit.register(_leave)
+    if dist.get_world_size() < 2:
+        return ALONE
+    has_cpu = dist.get_backend() == "gloo"
+    return Ranks(dist.group.WORLD if has_cpu else dist.new_group(backend="gloo"))
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
