@@ -20,6 +20,7 @@ from trainer_callback.implementation import closest
 from trainer_callback.plugins import InstalledPlugin, discover, read_one_off
 
 from .settings import Settings, Sources
+from .threads import let_waiting_threads_sleep
 
 __all__ = ["main"]
 
@@ -41,6 +42,7 @@ class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    let_waiting_threads_sleep()
     try:
         settings = _read(_with_underscores(given))
         if settings is None:
