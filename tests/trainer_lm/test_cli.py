@@ -123,6 +123,7 @@ def test_resume_without_a_place_goes_on_with_the_last_run(command: Command, tmp_
         (["--resume"], "there is nothing to resume"),
         (["--resume", "no/such/place"], "no/such/place"),
         (["--config", "missing.yaml"], "missing.yaml"),
+        (["--config", "damaged.yaml"], "damaged.yaml"),
         (["--no_plugin", "nobody"], "--no_plugin nobody: no such plugin is installed"),
     ],
 )
@@ -130,6 +131,7 @@ def test_bad_input_is_refused_on_a_line_or_two(
     command: Command, tmp_path: Path, words: list[str], said: str
 ) -> None:
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "damaged.yaml").write_text("epochs: [1\n")
     before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
     code, out, err = command(*words)
     assert code == 2

@@ -36,7 +36,8 @@ _KNOWN_PLUGINS: Final = {
 
 class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]
     def error(self, message: str) -> None:
-        raise UsageError(f"{message}. See train-lm --help.")
+        text = " ".join(message.split()).rstrip(".")  # YAML's own has many lines
+        raise UsageError(f"{text}. See train-lm --help.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
