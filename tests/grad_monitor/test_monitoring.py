@@ -182,6 +182,41 @@ def test_updates_that_the_loss_scaler_skips_are_counted_and_no_alarm(
     assert set(monitor.state.verdicts.values()) == {"healthy"}
 
 
+def test_the_loss_scale_of_each_measured_update_is_recorded_logged_and_summed_up(
+    make: Make, record_of: RecordOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scales: list[float] = []
+
+    class Look(TrainerCallback):
+        def on_backward_end(self, trainer: Any) -> None:
+            scales.append(trainer.loss_scale)
+
+    def steep(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).float().square().mean() * 4.0
+
+    caplog.set_level("INFO", logger="trainer.gradient_monitor")
+    monitor = GradientMonitorCallback(monitor_interval=1)
+    options = {"precision": "fp16", "loss_fn": steep, "epochs": 1}
+    trainer = make(monitor, tmp_path, others=[Look()], **options)
+    trainer.train()
+    assert len(set(scales)) > 1
+    assert scales[-1] >= 16384.0  # as many digits as a scale has in practice
+    assert [line["loss_scale"] for line in record_of(tmp_path)] == scales
+    assert trainer.metrics["grad_loss_scale"] == scales[-1]
+    assert f"; the loss scale is {scales[-1]:g}." in caplog.records[-1].getMessage()
+    page = (tmp_path / "gradient_flow" / "gradient_flow.html").read_text()
+    assert f'"loss_scale":"{scales[-1]:g}"' in page
+
+
+def test_where_losses_are_not_scaled_there_is_no_scale(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    trainer = make(GradientMonitorCallback(report=False), tmp_path)
+    trainer.train()
+    assert record_of(tmp_path)[0]["loss_scale"] is None
+    assert "grad_loss_scale" not in trainer.metrics
+
+
 def test_ten_skipped_updates_in_a_row_are_warned_about_once(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ from .config import TrainerConfig
 from .device import check_ranks, find_device
 from .gradients import Gradients
 from .keeper import SnapshotKeeper
+from .precision import Precision
 from .progress import Progress
 
 __all__ = ["Host"]
@@ -50,6 +51,7 @@ class Host:
         self.last_update_of_epoch: bool = False
         self.keeper: SnapshotKeeper = SnapshotKeeper(config)
         self._gradients = Gradients(model)
+        self._precision = Precision(config.precision, self.device)
         self._update_step = 0
         self._snapshot_requested = False
 
@@ -72,6 +74,11 @@ class Host:
     def metrics(self) -> Mapping[str, float]:
         """The last known value of every metric; read-only."""
         return MappingProxyType(self.progress.metrics)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """See `TrainerProtocol`."""
+        return self._precision.loss_scale
 
     @property
     def snapshot_due(self) -> bool:

@@ -90,7 +90,7 @@ def _cut(values: Tensor) -> tuple[Tensor, ...]:
     size = values.numel()
     if size <= _CPU_BLOCK or size <= (limit := _block_limit(values.device)):
         return (values,)
-    return values.reshape(-1).split(limit)
+    return torch.split(values.reshape(-1), limit)
 
 
 def _by_kind(blocks: Mapping[int, Tensor]) -> Iterator[tuple[list[int], list[Tensor]]]:
