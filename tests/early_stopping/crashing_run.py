@@ -1,7 +1,8 @@
 """A run in a process of its own that may kill itself: `crashing_run.py DIRECTORY OPTIONS-AS-JSON`.
 
 Options: `losses`, one an epoch; `keep`, the number of snapshots; `early`, the options of early
-stopping; `kill`, the hook and the epoch in which the process dies. Each epoch's weights are noted
+stopping; `kill`, the hook and the epoch in which the process dies, or `rename` for the moment at
+which the file of the best weights is to get its name. Each epoch's weights are noted
 in DIRECTORY/epochs.jsonl as a digest; the end is told on standard output.
 """
 
@@ -46,6 +47,13 @@ class Witness(TrainerCallback):
 
     def on_snapshot_save(self, trainer, epoch, step):
         self.die_in("on_snapshot_save", epoch)
+
+    def on_train_start(self, trainer):
+        def audit(event, arguments):
+            if event == "os.rename" and "/weights/" in str(arguments[1]):
+                self.die_in("rename", trainer.epoch)
+
+        sys.addaudithook(audit)
 
     def die_in(self, hook, epoch):
         if self.kill == [hook, epoch]:

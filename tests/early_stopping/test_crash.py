@@ -82,6 +82,14 @@ def test_a_stopped_run_restores_them_again_when_it_is_resumed(run):
     assert {**first, "pid": 0} == {**second, "pid": 0}
 
 
+def test_a_kill_while_the_best_file_is_written_leaves_the_best_before(run, epochs, tmp_path):
+    options = {"losses": [1.0, 0.5, 0.4, 0.6, 0.7, 0.8], "keep": 1, "early": {"min_delta": 0.05}}
+    run(**options, kill=["rename", 2])
+    end = run(**{**options, "early": {"min_delta": 0.25}})  # 0.4 is no improvement now
+    assert end["digest"] == next(note["digest"] for note in epochs() if note["epoch"] == 1)
+    assert names_in(tmp_path / "run" / "weights") == ["early-stopping-step-00000008"]
+
+
 def test_a_kill_between_a_new_best_and_its_snapshot_leaves_the_best_before(run, epochs, tmp_path):
     losses = [1.0, 0.5, 0.4, 0.6, 0.7, 0.8]
     run(losses=losses, keep=1, early={}, kill=["on_snapshot_save", 2])

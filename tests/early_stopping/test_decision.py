@@ -1,8 +1,13 @@
 """Which value is an improvement, and when there is a reason to stop."""
 
 import math
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
+
+from trainer_early_stopping import EarlyStoppingCallback
 
 INF, NAN = math.inf, math.nan
 
@@ -173,6 +178,17 @@ def test_check_finite_stops_at_once(play, value):
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_without_check_finite_such_a_value_does_not_stop(play, value):
     assert play([1.0, value, 0.5]).epochs == 3
+
+
+def test_a_question_that_is_not_asked_changes_nothing():
+    asked, unasked = EarlyStoppingCallback(patience=3), EarlyStoppingCallback(patience=3)
+    host = SimpleNamespace(model=nn.Linear(1, 1))
+    for epoch, loss in enumerate([1.0, 2.0, 0.5, 2.0, 2.0, 2.0]):
+        for callback in (asked, unasked):
+            callback.on_epoch_end(host, epoch, 1.0, loss, {"val_loss": loss})
+        asked.should_stop_training(host)
+    assert asdict(unasked.state) == asdict(asked.state)
+    assert unasked.should_stop_training(host).reason == "patience"
 
 
 def test_should_stop_training_only_reads(play):

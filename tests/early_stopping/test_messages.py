@@ -123,7 +123,9 @@ def test_the_result_of_the_run_names_the_reason_and_the_callback(make_trainer):
     result = make_trainer([1.0, 2.0, 3.0], [EarlyStoppingCallback(patience=1)]).train()
     assert (result.status, result.stop_reason) == ("stopped", "patience")
     assert result.stopped_by in ("EarlyStoppingCallback", "early_stopping")
-    assert "val_loss 2 in epoch 1" in result.stop_detail
+    assert result.stop_detail == (
+        "val_loss 2 in epoch 1 is miss 1 in a row; the best was 1 in epoch 0."
+    )
 
 
 def test_one_line_names_epoch_and_value_of_what_was_restored(log):

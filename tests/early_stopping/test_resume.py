@@ -1,6 +1,7 @@
 """What early stopping knows after a resume, and what it forgets for a fresh run."""
 
 import copy
+import json
 import logging
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -52,6 +53,18 @@ def test_the_state_is_all_that_changes_while_it_runs(host):
     changed = {name for name, value in vars(callback).items() if value != before[name]}
     assert changed <= {"state", "_weights"}
     assert callback.on_snapshot_save(host, 0, 0) == asdict(callback.state)
+
+
+def test_a_snapshot_holds_all_of_it_and_the_best_file_with_its_digest(make_trainer, tmp_path):
+    config = {"output_dir": tmp_path, "snapshot_epochs": True}
+    make_trainer([1.0, 0.5, 0.75], [EarlyStoppingCallback()], **config).train()
+    snapshot = torch.load(tmp_path / "snapshots" / "step-00000003" / "state.pt", weights_only=True)
+    state = snapshot["callback_state"]["EarlyStoppingCallback"]
+    best = tmp_path / "weights" / state["best_file"]
+    expected = {"best": 0.5, "best_epoch": 1, "best_step": 2, "wait": 1, "last_value": 0.75}
+    expected["best_digest"] = json.loads((best / "manifest.json").read_text())["digest"]
+    expected["fingerprint"] = ("val_loss", "min", "abs")
+    assert {name: state[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("started_first", [True, False])

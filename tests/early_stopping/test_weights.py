@@ -342,13 +342,15 @@ def damage(path):
 
 def lose_best(directory, how):
     best = directory / "weights" / "early-stopping-step-00000002"
-    if how == "gone":
+    if how in ("gone", "exchanged"):
         shutil.rmtree(best)
-    else:
+    if how == "exchanged":  # a sound one, but not the one that the state refers to
+        shutil.copytree(directory / "snapshots" / "step-00000003", best)
+    elif how == "damaged":
         damage(best / "state.pt")
 
 
-@pytest.mark.parametrize("how", ["gone", "damaged"])
+@pytest.mark.parametrize("how", ["gone", "damaged", "exchanged"])
 def test_a_lost_file_is_a_warning_and_the_snapshot_of_its_step_is_used(
     make_trainer, tmp_path, caplog, how
 ):
@@ -362,7 +364,7 @@ def test_a_lost_file_is_a_warning_and_the_snapshot_of_its_step_is_used(
     assert any(r.levelno == logging.WARNING for r in caplog.records)
 
 
-@pytest.mark.parametrize("how", ["gone", "damaged"])
+@pytest.mark.parametrize("how", ["gone", "damaged", "exchanged"])
 def test_a_lost_file_without_such_a_snapshot_keeps_best_for_comparison_and_the_last_weights(
     make_trainer, tmp_path, caplog, how
 ):

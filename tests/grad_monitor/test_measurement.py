@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,62 @@ def test_statistics_agree_with_float64(
             }
             assert found.pop("verdict") == "healthy"
             assert found == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_every_name_of_a_gradient_says_that_it_is_before_clipping(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    monitor = GradientMonitorCallback(report=False, monitor_histogram=True)
+    _, trainer = run(make, tmp_path, monitor, max_grad_norm=1.0)
+    line = record_of(tmp_path)[-1]
+    about_gradients = set(line["layers"]) - {"name", "verdict", "update_ratio"}
+    about_gradients |= {name for name in line if "norm" in name or "ratio" in name}
+    about_gradients |= {name for name in line if "nonfinite" in name or "histogram" in name}
+    about_gradients |= {name for name in trainer.metrics if "norm" in name or "ratio" in name}
+    about_gradients.discard("grad_norm")  # the trainer's own
+    assert len(about_gradients) == 7 + 2 + 2 + 2
+    assert all(name.endswith("_pre_clip") for name in about_gradients)
+
+
+def test_without_update_ratio_and_histogram_there_is_none(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    run(make, tmp_path, GradientMonitorCallback(report=False, monitor_update_ratio=False))
+    line = record_of(tmp_path)[-1]
+    assert line["layers"]["update_ratio"] == [None] * 3
+    assert "histogram_pre_clip" not in line
+
+
+def test_only_measured_updates_copy_the_weights(make: Make, tmp_path: Path) -> None:
+    copies: list[int] = []
+
+    class Counting(GradientMonitorCallback):
+        def on_backward_end(self, trainer: Any) -> None:
+            with Calls() as calls:
+                super().on_backward_end(trainer)
+            copies.append(calls.counts["_to_copy"])
+
+    monitor = Counting(report=False, monitor_interval=5, monitor_at_snapshots=False)
+    run(make, tmp_path, monitor)
+    assert [step for step, count in enumerate(copies, 1) if count] == [5, 10, 15, 20]
+
+
+def test_nothing_is_hooked_onto_tensors_or_modules(make: Make, tmp_path: Path) -> None:
+    hooked: list[object] = []
+
+    class Look(TrainerCallback):
+        def on_backward_end(self, trainer: Any) -> None:
+            model = trainer.model
+            hooked.extend(p._backward_hooks for p in model.parameters())
+            hooked.extend(p._post_accumulate_grad_hooks for p in model.parameters())
+            for module in model.modules():
+                hooked.extend([module._forward_hooks, module._forward_pre_hooks])
+                hooked.extend([module._backward_hooks, module._backward_pre_hooks])
+
+    monitor = GradientMonitorCallback(report=False, monitor_interval=1)
+    make(monitor, tmp_path, others=[Look()]).train()
+    assert hooked
+    assert not any(hooked)
 
 
 def test_clip_factor_rate_and_flow_ratio(make: Make, record_of: RecordOf, tmp_path: Path) -> None:
@@ -229,15 +286,15 @@ def test_the_histogram_counts_magnitudes_in_powers_of_two(
     assert counts == pytest.approx(expected)
 
 
-class Reads(TorchDispatchMode):
-    """Counts reads of single numbers, and copies between devices or dtypes onto the CPU."""
+class Calls(TorchDispatchMode):
+    """Counts the operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.singles = 0
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.singles += func.overloadpacket.__name__ == "_local_scalar_dense"
+        self.counts[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -254,14 +311,14 @@ def test_a_measured_update_is_fetched_in_one_copy(
 
     class Counting(GradientMonitorCallback):
         def on_backward_end(self, trainer: Any) -> None:
-            with Reads() as self.reads:
+            with Calls() as calls:
                 super().on_backward_end(trainer)
-            singles.append(self.reads.singles)
+            singles.append(calls.counts["_local_scalar_dense"])
 
         def on_step_end(self, trainer: Any, skipped: bool) -> None:
-            with Reads() as self.reads:
+            with Calls() as calls:
                 super().on_step_end(trainer, skipped)
-            singles.append(self.reads.singles)
+            singles.append(calls.counts["_local_scalar_dense"])
 
     monkeypatch.setattr(torch.Tensor, "tolist", counting_to_list)
     monitor = Counting(monitor_interval=5, monitor_at_snapshots=False, monitor_histogram=True)

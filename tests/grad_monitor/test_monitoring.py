@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainer import Trainer
 from trainer_callback import TrainerCallback, UsageError
+from trainer_callback.options import read_options
 from trainer_gradient_monitor import GradientMonitorCallback
 
 Make = Callable[..., Trainer]
@@ -108,6 +109,21 @@ def test_a_change_of_verdict_is_one_line(
     ]
 
 
+def test_exploding_is_more_than_so_many_times_the_running_median_of_the_total_norm(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    scales = iter([1.0, 3.0, 2.0, 199.0, 251.0, 299.0])  # the medians before: 1, 2, 2, 2.5, 3
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).sum() * next(scales)
+
+    monitor = GradientMonitorCallback(report=False, monitor_interval=1, monitor_level="global")
+    model, batches = nn.Linear(8, 1), [torch.ones(1, 8)] * 6
+    make(monitor, tmp_path, model=model, batches=batches, loss_fn=loss, epochs=1).train()
+    verdicts = [line["layers"]["verdict"][0] for line in record_of(tmp_path)]
+    assert verdicts == [*["healthy"] * 4, "exploding", "healthy"]
+
+
 def poison(step: int, name: str, value: float = math.nan) -> TrainerCallback:
     """A callback that puts one bad entry into a gradient; it must come before the monitor."""
 
@@ -180,6 +196,41 @@ def test_updates_that_the_loss_scaler_skips_are_counted_and_no_alarm(
     assert [line["total_norm_pre_clip"] is None for line in lines] == skipped
     assert "NaN" not in caplog.text
     assert set(monitor.state.verdicts.values()) == {"healthy"}
+
+
+def test_the_loss_scale_of_each_measured_update_is_recorded_logged_and_summed_up(
+    make: Make, record_of: RecordOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scales: list[float] = []
+
+    class Look(TrainerCallback):
+        def on_backward_end(self, trainer: Any) -> None:
+            scales.append(trainer.loss_scale)
+
+    def steep(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).float().square().mean() * 4.0
+
+    caplog.set_level("INFO", logger="trainer.gradient_monitor")
+    monitor = GradientMonitorCallback(monitor_interval=1)
+    options = {"precision": "fp16", "loss_fn": steep, "epochs": 1}
+    trainer = make(monitor, tmp_path, others=[Look()], **options)
+    trainer.train()
+    assert len(set(scales)) > 1
+    assert scales[-1] >= 16384.0  # as many digits as a scale has in practice
+    assert [line["loss_scale"] for line in record_of(tmp_path)] == scales
+    assert trainer.metrics["grad_loss_scale"] == scales[-1]
+    assert f"; the loss scale is {scales[-1]:g}." in caplog.records[-1].getMessage()
+    page = (tmp_path / "gradient_flow" / "gradient_flow.html").read_text()
+    assert f'"loss_scale":"{scales[-1]:g}"' in page
+
+
+def test_where_losses_are_not_scaled_there_is_no_scale(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    trainer = make(GradientMonitorCallback(report=False), tmp_path)
+    trainer.train()
+    assert record_of(tmp_path)[0]["loss_scale"] is None
+    assert "grad_loss_scale" not in trainer.metrics
 
 
 def test_ten_skipped_updates_in_a_row_are_warned_about_once(
@@ -258,12 +309,32 @@ def test_a_monitor_that_is_never_due_is_refused() -> None:
         GradientMonitorCallback(report=False, monitor_at_snapshots=False)
 
 
-def test_the_flags_are_those_of_the_seed() -> None:
-    from trainer_callback.options import read_options
+SPECIFIED = {
+    "monitor_at_snapshots": True,
+    "monitor_interval": None,
+    "monitor_at_epochs": False,
+    "monitor_level": "layer",
+    "monitor_depth": 2,
+    "monitor_include": (),
+    "monitor_exclude": (),
+    "monitor_norm_type": 2.0,
+    "monitor_update_ratio": True,
+    "monitor_histogram": False,
+    "vanish_threshold": 1e-7,
+    "explode_threshold": 100.0,
+    "on_nonfinite": "warn",
+    "report": True,
+    "history": 512,
+}
 
+
+def test_every_option_is_a_flag_with_its_default_and_a_help_line() -> None:
     options = read_options(GradientMonitorCallback, GradientMonitorCallback.option_prefix or "")
-    flags = [option.flag for option in options]
-    assert "gradient_monitor_interval" in flags
-    assert "gradient_vanish_threshold" in flags
-    assert len(flags) == 15
+    assert {option.parameter: option.default for option in options} == SPECIFIED
+    assert [option.flag for option in options] == [f"gradient_{name}" for name in SPECIFIED]
     assert all(option.help for option in options)
+
+
+def test_every_option_is_a_plain_attribute() -> None:
+    monitor = GradientMonitorCallback()
+    assert {name: getattr(monitor, name) for name in SPECIFIED} == SPECIFIED

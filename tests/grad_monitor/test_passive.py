@@ -75,7 +75,9 @@ def test_gradients_are_left_as_they_were(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_5000_measured_steps(make: Make, tmp_path: Path) -> None:
+def test_memory_is_flat_over_5000_measured_steps(
+    make: Make, record_of: Callable[[Path], list[Any]], tmp_path: Path
+) -> None:
     blocks: list[int] = []
     kilobytes: list[int] = []
 
@@ -96,6 +98,7 @@ def test_memory_is_flat_over_5000_measured_steps(make: Make, tmp_path: Path) -> 
     make(monitor, tmp_path, others=[Weigh()], **options).train()
     assert monitor.state.measured == 5000
     assert len(monitor.state.history.samples) <= 64
+    assert len(record_of(tmp_path)) == 5000  # the full record is on disk
     for early, late in pairwise(blocks):
         assert late - early < 500  # objects, in 2,000 steps
     assert kilobytes[-1] - kilobytes[0] < 1500

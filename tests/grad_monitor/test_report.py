@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from trainer import Trainer
 from trainer_gradient_monitor import GradientMonitorCallback
+from trainer_gradient_monitor.layers import read_layers
 from trainer_gradient_monitor.measurement import BINS, COLUMNS, Reading
 from trainer_gradient_monitor.page import render_page
 from trainer_gradient_monitor.report import Report
@@ -61,6 +63,21 @@ def write_report(folder: Path, layers: int, decades: float = 7.0) -> Report:
     report = Report(folder, 1e-7, 1.0)
     report.write(*invent_run(layers, 30, decades))
     return report
+
+
+def draw(folder: Path, monkeypatch: pytest.MonkeyPatch, layers: int, decades: float) -> Figure:
+    """Writes picture and page of such a run; returns what is in the picture."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        save(figure, *arguments, **options)
+        drawn.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    report = write_report(folder, layers, decades)
+    assert report.picture.read_bytes().startswith(b"\x89PNG")
+    return drawn[0]
 
 
 def open_page(page: Path, profile: Path, *options: str, width: int = 1280) -> str:
@@ -116,6 +133,18 @@ def test_the_numbers_of_the_page_are_those_of_the_record(
 
 
 @needs_browser
+def test_the_page_draws_the_norm_the_clip_line_and_a_cell_per_layer_and_update(
+    make: Make, tmp_path: Path
+) -> None:
+    make(GradientMonitorCallback(monitor_interval=4), tmp_path, max_grad_norm=0.06).train()
+    page = tmp_path / "gradient_flow" / "gradient_flow.html"
+    document = open_page(page, tmp_path / "profile")
+    assert re.search(r'<path class="norm" d="M[\d. ]+(L[\d. ]+){4}"', document)
+    assert '<line class="clip" x1="' in document[document.index('id="norm"') :]
+    assert '<canvas width="5" height="3"' in document[document.index('id="heat"') :]
+
+
+@needs_browser
 @pytest.mark.parametrize(("layers", "width"), [(1, 400), (4, 1280), (150, 400), (150, 1280)])
 def test_the_page_opens_with_any_number_of_layers(tmp_path: Path, layers: int, width: int) -> None:
     page = tmp_path / "page.html"
@@ -155,19 +184,7 @@ def test_a_name_cannot_break_out_of_the_data(tmp_path: Path) -> None:
 def test_labels_of_the_picture_are_legible_and_apart(
     tmp_path: Path, layers: int, decades: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from matplotlib.figure import Figure
-
-    drawn: list[Figure] = []
-    save = Figure.savefig
-
-    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
-        save(figure, *arguments, **options)
-        drawn.append(figure)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    report = write_report(tmp_path, layers, decades)
-    assert report.picture.read_bytes().startswith(b"\x89PNG")
-    figure = drawn[0]
+    figure = draw(tmp_path, monkeypatch, layers, decades)
     labels = [label for axes in figure.axes for label in axes.get_yticklabels() if label.get_text()]
     names = [label for label in labels if "layers" in label.get_text()]
     assert len(names) == layers
@@ -184,6 +201,28 @@ def test_labels_of_the_picture_are_legible_and_apart(
         for left, right in pairwise(inside):
             assert round(left.y0) != round(right.y0) or left.x1 <= right.x0
     assert all(box.x0 >= whole.x0 for box in boxes)
+
+
+def test_the_picture_has_layers_in_order_with_median_range_and_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = draw(tmp_path, monkeypatch, layers=4, decades=7.0)
+    state, _ = invent_run(4, 30)
+    layers = read_layers(state)
+    norm, rms, _ = figure.axes
+    assert norm.get_yscale() == rms.get_xscale() == "log"
+    assert [label.get_text() for label in rms.get_yticklabels()] == [each.name for each in layers]
+    assert rms.yaxis.get_inverted()  # the first layer is at the top
+    ranges: dict[float, tuple[float, float]] = {}
+    for collection in rms.collections:
+        for (least, place), (most, _) in collection.get_segments():
+            ranges[place] = least, most
+    marks = [line for line in rms.lines if line.get_linestyle() == "None"]
+    medians = {y: x for line in marks for x, y in zip(*line.get_data(), strict=True)}
+    assert [ranges[i] for i in range(4)] == [(each.rms.least, each.rms.most) for each in layers]
+    assert [medians[i] for i in range(4)] == [each.rms.median for each in layers]
+    legend = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {layer.verdict for layer in layers} <= legend
 
 
 def test_the_picture_is_drawn_at_snapshots_and_at_the_end(make: Make, tmp_path: Path) -> None:

@@ -130,6 +130,19 @@ def test_non_finite_entries_are_counted_and_not_averaged_away(bad: float) -> Non
     assert found["a"] == pytest.approx(expect(known["a"]), rel=1e-5)
 
 
+def test_counts_are_added_up_in_float64() -> None:
+    many = 1 << 24  # the first count to which a float32 cannot add 1
+    known = {"a": torch.full((many,), math.nan), "b": torch.tensor([math.nan])}
+    known["c"] = known["b"].clone()
+    found = read(Gradients(make_model(**known)), {"all": list(known)})
+    assert found["all"]["nonfinite"] == many + 2
+
+
+def test_negative_zero_is_zero() -> None:
+    found = read(Gradients(make_model(a=torch.tensor([-0.0, 0.0, 1.0, -1.0]))))["a"]
+    assert (found["zero_fraction"], found["max_abs"]) == (0.5, 1.0)
+
+
 def test_a_missing_gradient_is_not_zero() -> None:
     model = make_model(a=torch.ones(3), frozen=None, lost=None)
     model.frozen.requires_grad_(False)

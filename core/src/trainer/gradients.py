@@ -113,11 +113,12 @@ class Gradients:
         table = reduce(blocks, set(block_index), norm_type)
         block = torch.tensor(block_index, dtype=torch.int64, device=table.device)
         row = torch.tensor(row_index, dtype=torch.int64, device=table.device)
+        self._known_norm = blocks.total_norm()
         return GradientStats(
             rows=rows,
             columns=COLUMNS,
             values=combine(table[block], row, len(rows), norm_type),
-            total_norm=self.total_norm().float(),
+            total_norm=self._known_norm.float(),
             disconnected=tuple(
                 name for name, p in self._parameters.items() if p.requires_grad and p.grad is None
             ),

@@ -18,6 +18,7 @@ from .config import TrainerConfig
 from .device import find_device
 from .gradients import Gradients
 from .keeper import SnapshotKeeper
+from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
 
@@ -49,6 +50,7 @@ class Host:
         self.last_update_of_epoch: bool = False
         self.keeper: SnapshotKeeper = SnapshotKeeper(self.config)
         self._gradients = Gradients(model)
+        self._precision = Precision(config.precision, self.device)
         self._update_step = 0
         self._snapshot_requested = False
 
@@ -86,6 +88,11 @@ class Host:
     def metrics(self) -> Mapping[str, float]:
         """The last known value of every metric; read-only."""
         return MappingProxyType(self.progress.metrics)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """See `TrainerProtocol`."""
+        return self._precision.loss_scale
 
     @property
     def snapshot_due(self) -> bool:

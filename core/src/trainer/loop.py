@@ -27,7 +27,6 @@ from .host import Host
 from .loaders import EpochLoader
 from .losses import LossMeter, NonFiniteError, default_loss
 from .metrics_file import core_callbacks
-from .precision import Precision
 from .result import Stop, TrainResult
 from .rng import read_rng, restore_rng
 from .run import Resume, Run
@@ -89,7 +88,6 @@ class Trainer(Host):
         self.has_validation: bool = val_loader is not None
         self._loss_fn = loss_fn or default_loss
         self._trained, self._evaluated = ranks.prepare(model, compiled=config.compile)
-        self._precision = Precision(config.precision, self.device)
         self._losses = LossMeter(ranks)
         self._checkpoint = Checkpoint(
             model=model,

@@ -25,6 +25,12 @@ class Precision:
         self.scaler: torch.amp.GradScaler | None = (
             torch.amp.GradScaler(self._device) if name == "fp16" else None
         )
+        self._scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied by before its backward pass; None where it is not scaled."""
+        return None if self.scaler is None else self._scale
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context of a forward pass."""
@@ -48,15 +54,15 @@ class Precision:
         if self.scaler is None:
             optimizer.step()
             return False
-        scale = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
-        return self.scaler.get_scale() < scale
+        before, self._scale = self._scale, self.scaler.get_scale()  # the one fetch of it
+        return self._scale < before
 
     def skip(self) -> None:
         """Closes an update whose gradients were unscaled and will not be used."""
         if self.scaler is not None:
-            self.scaler.update(self.scaler.get_scale())
+            self.scaler.update(self._scale)
 
     def state(self) -> dict[str, Any] | None:
         """Returns the scaler's state, or None."""
@@ -66,3 +72,4 @@ class Precision:
         """Goes on from the scaler of a snapshot; a run that had none starts with a fresh one."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(dict(state))
+            self._scale = self.scaler.get_scale()

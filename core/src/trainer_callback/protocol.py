@@ -110,6 +110,14 @@ class TrainerProtocol(Protocol):
         ...
 
     @property
+    def loss_scale(self) -> float | None:
+        """What the loss of the update under way is multiplied by, so that fp16 does not underflow;
+        from `on_step_end` on, that of the next one. None where losses are not scaled. No copy from
+        the device is made.
+        """
+        ...
+
+    @property
     def snapshot_due(self) -> bool:
         """Known before backward: a snapshot will follow the update now under way."""
         ...

@@ -33,7 +33,7 @@ _OTHER_METRIC: Final = (
     "early stopping watched %s before the resume and watches %s now: it starts afresh."
 )
 _STOPPED_AGAIN: Final = (
-    "early stopping had ended this run, and ends it again: %s "
+    "early stopping had ended this run, and ends it again: %s: %s "
     "Use --early_stop_on_resume_stopped continue to go on."
 )
 
@@ -276,7 +276,8 @@ class EarlyStoppingCallback(TrainerCallback):
         state.stop_reason = self._rule.reason_to_stop(state)
         state.stopped_epoch = None if state.stop_reason is None else epoch
         if state.stop_reason is not None and not asked:
-            logger.info("early stopping ends the run: %s", self._describe_stop())
+            reason = state.stop_reason
+            logger.info("early stopping ends the run: %s: %s", reason, self._describe_stop())
 
     def _describe_stop(self) -> str:
         return describe_stop(self.monitor, self._rule, self.state)
@@ -288,7 +289,7 @@ class EarlyStoppingCallback(TrainerCallback):
             state.wait, state.last_value = 0, None
         state.stop_reason = self._rule.reason_to_stop(state)
         if state.stop_reason is not None:
-            logger.info(_STOPPED_AGAIN, self._describe_stop())
+            logger.info(_STOPPED_AGAIN, state.stop_reason, self._describe_stop())
             return
         state.stopped_epoch = None
         logger.info("early stopping had ended this run; by its options now, it goes on.")

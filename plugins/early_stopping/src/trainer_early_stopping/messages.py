@@ -50,7 +50,7 @@ def describe_best(monitor: str, rule: Rule, state: State, earlier: float | None)
 
 
 def describe_stop(monitor: str, rule: Rule, state: State) -> str:
-    """Returns the reason, value and epoch of the end that `state` asks for, and the best."""
+    """Returns value and epoch of the end that `state` asks for, and the best; not its reason."""
     findings = {
         "patience": f"is miss {state.wait} in a row",
         "stopping_threshold": f"is better than {rule.stopping_threshold}",
@@ -61,7 +61,7 @@ def describe_stop(monitor: str, rule: Rule, state: State) -> str:
     best = "nothing was best"
     if state.best is not None:
         best = f"the best was {state.best:.6g} in epoch {state.best_epoch}"
-    return f"{state.stop_reason}: {value} {findings[state.stop_reason or 'patience']}; {best}."
+    return f"{value} {findings[state.stop_reason or 'patience']}; {best}."
 
 
 def _count(number: int, noun: str) -> str:

@@ -250,7 +250,7 @@ class GradientMonitorCallback(TrainerCallback):
             vanish_threshold=self.vanish_threshold,
             explode_limit=math.inf if median is None else self.explode_threshold * median,
         )
-        counts = state.count_measured(step, reading.clipped)
+        counts = state.count_measured(step, reading.clipped, reading.loss_scale)
         facts = {"skipped": skipped, **counts, **describe_step(reading, _clip_limit(trainer))}
         # A loss scaler finds its scale by trying: what it skips is no news about the layers.
         expected = skipped and getattr(trainer.config, "precision", None) == "fp16"

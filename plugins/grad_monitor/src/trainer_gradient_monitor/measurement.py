@@ -58,6 +58,7 @@ class Reading:
         nonfinite: parameter -> how many of its entries are NaN or infinite, where there are any.
         disconnected: parameters that require a gradient and got none.
         histogram: for each row the share of its entries in each of the H bins, or None.
+        loss_scale: what the loss was multiplied by; None where it was not scaled.
     """
 
     rows: tuple[str, ...]
@@ -67,6 +68,7 @@ class Reading:
     nonfinite: dict[str, int]
     disconnected: tuple[str, ...]
     histogram: list[list[float]] | None
+    loss_scale: float | None = None
 
 
 class Probe:
@@ -93,6 +95,7 @@ class Probe:
             update_ratio: keep a copy of the weights until `read`.
             histogram: count the magnitudes.
         """
+        self._loss_scale = trainer.loss_scale
         parameters = dict(trainer.model.named_parameters())
         own = {_OWN + name: (name,) for names in groups.values() for name in names}
         self._stats = trainer.gradient_stats({**groups, **own}, norm_type=norm_type)
@@ -146,6 +149,7 @@ class Probe:
             nonfinite=_nonfinite(table, stats),
             disconnected=self._disconnected,
             histogram=[list(bins[i : i + BINS]) for i in range(0, len(bins), BINS)] or None,
+            loss_scale=self._loss_scale,
         )
 
 

@@ -39,6 +39,7 @@ def render_page(
         "clipped": state.clipped,
         "counted": state.updates - state.updates_since,
         "skipped": state.skipped,
+        "loss_scale": None if state.loss_scale is None else f"{state.loss_scale:g}",
         "clip_limit": clip_limit,
         "vanish_threshold": vanish_threshold,
         "steps": [sample.step for sample in samples],

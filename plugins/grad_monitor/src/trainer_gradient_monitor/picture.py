@@ -51,7 +51,7 @@ def draw_picture(state: MonitorState, vanish_threshold: float, clip_limit: float
     ratios = [layer.update_ratio for layer in layers]
     columns = 2 if any(ratio.most for ratio in ratios) else 1
     heights = (_NORM_INCHES, max(1.0, _ROW_INCHES * len(layers)))
-    layout = ConstrainedLayoutEngine(h_pad=0.12)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=(10, sum(heights) + 2.6), dpi=120, layout=layout)
     FigureCanvasAgg(figure)
     figure.suptitle(_title(state, layers), x=0.012, ha="left", fontsize=12, color=_INK)

@@ -106,6 +106,7 @@ def describe_step(reading: Reading, clip_limit: float | None) -> dict[str, float
         "total_norm_pre_clip": norm,
         "clip_limit": clip_limit,
         "clip_factor": factor,
+        "loss_scale": reading.loss_scale,
         "flow_ratio_pre_clip": rms[0] / rms[-1] if len(rms) > 1 and rms[-1] else None,
     }
 
@@ -116,6 +117,7 @@ def make_scalars(facts: Mapping[str, Any]) -> dict[str, float]:
         "grad_norm_pre_clip": facts["total_norm_pre_clip"],
         "grad_flow_ratio_pre_clip": facts["flow_ratio_pre_clip"],
         "grad_skipped_updates": facts["skipped_updates"],
+        "grad_loss_scale": facts["loss_scale"],
     }
     if facts["clip_limit"] is not None:
         found["grad_clip_factor"] = facts["clip_factor"]

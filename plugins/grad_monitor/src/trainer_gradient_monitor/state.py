@@ -27,6 +27,7 @@ _FACTS: Final = (
     "nonfinite_in_a_row",
     "disconnected",
     "last_step",
+    "loss_scale",
 )
 
 
@@ -50,6 +51,7 @@ class MonitorState:
         nonfinite_in_a_row: of these, the last in a row.
         disconnected: parameters that got no gradient at the last measured update.
         last_step: the last measured update.
+        loss_scale: its loss scale; None where losses are not scaled.
     """
 
     fingerprint: dict[str, Any]
@@ -67,6 +69,7 @@ class MonitorState:
     nonfinite_in_a_row: int = 0
     disconnected: list[str] = field(default_factory=list)
     last_step: int = 0
+    loss_scale: float | None = None
 
     @classmethod
     def fresh(cls, fingerprint: dict[str, Any], rows: Sequence[str], capacity: int) -> MonitorState:
@@ -85,7 +88,9 @@ class MonitorState:
         self.skipped += skipped
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
 
-    def count_measured(self, step: int, clipped: int) -> dict[str, int]:
+    def count_measured(
+        self, step: int, clipped: int, loss_scale: float | None = None
+    ) -> dict[str, int]:
         """Takes note of a measured update.
 
         Args:
@@ -102,6 +107,7 @@ class MonitorState:
         }
         self.measured += 1
         self.last_step = step
+        self.loss_scale = loss_scale
         self.clipped += clipped
         self.clipped_since = self.updates_since = 0
         return counts

@@ -30,7 +30,8 @@ def summarize(state: MonitorState, page: Path | None) -> str:
         numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
         lines.append("  " + "  ".join([*texts, *numbers]))
     share = state.clipped / max(1, state.updates - state.updates_since)
-    lines.append(f"  clipped {share:.1%} of the updates, skipped {state.skipped}.")
+    scale = "" if state.loss_scale is None else f"; the loss scale is {state.loss_scale:g}"
+    lines.append(f"  clipped {share:.1%} of the updates, skipped {state.skipped}{scale}.")
     if page is not None:
         lines.append(f"  page: {page}")
     return "\n".join(lines)
