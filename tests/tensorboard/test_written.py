@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.metrics_file import read_logged
 from trainer_callback import TrainerCallback
 from trainer_gradient_monitor import GradientMonitorCallback
 from trainer_tensorboard import TensorBoardCallback
@@ -14,7 +15,7 @@ from trainer_tensorboard import TensorBoardCallback
 
 def test_every_logged_value_is_a_scalar_at_its_update(make, read, tmp_path):
     make(TensorBoardCallback(), output_dir=tmp_path).train()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in read_logged(tmp_path / "metrics.jsonl")]
     expected = {}
     for line in lines:
         step, _ = line.pop("step"), line.pop("epoch")
