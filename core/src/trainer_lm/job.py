@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Final
 
 import torch
 from rich.console import Console
@@ -18,6 +19,7 @@ from trainer.config import TrainerConfig
 from trainer.console import ProgressCallback
 from trainer.device import find_device
 from trainer.rng import seed_rng
+from trainer_callback.discovery import find_version
 from trainer_callback.manager import Plugin
 
 from .data import Facts, make_loaders
@@ -30,6 +32,8 @@ from .text import load_text
 __all__ = ["run"]
 
 logger: logging.Logger = logging.getLogger("trainer.lm")
+
+_CORE: Final = "trainer-core"
 
 
 def run(settings: Settings) -> int:
@@ -70,8 +74,8 @@ def run(settings: Settings) -> int:
         config=training,
         callbacks=[
             *settings.plugins,
-            Plugin(samples, "samples", "trainer-core"),
-            Plugin(progress, "progress", "trainer-core"),
+            Plugin(samples, "samples", _CORE, find_version(_CORE)),
+            Plugin(progress, "progress", _CORE, find_version(_CORE)),
         ],
         artifacts={
             "config.yaml": settings.as_yaml().encode(),
