@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.metrics_file import read_logged
 from trainer_callback import TrainerCallback
 from trainer_gradient_monitor import GradientMonitorCallback
 from trainer_tensorboard import TensorBoardCallback
 
+NAMES = ("weight", "bias")
+
 
 def test_every_logged_value_is_a_scalar_at_its_update(make, read, tmp_path):
     make(TensorBoardCallback(), output_dir=tmp_path).train()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in read_logged(tmp_path / "metrics.jsonl")]
     expected = {}
     for line in lines:
         step, _ = line.pop("step"), line.pop("epoch")
@@ -49,15 +52,41 @@ def test_configuration_and_model_are_text(make, read, tmp_path):
     assert "Linear(in_features=4" in texts["model"][0][1]
 
 
+def test_a_text_that_anybody_sends_is_there_as_it_is(make, read, tmp_path):
+    class Sends(TrainerCallback):
+        def on_epoch_end(self, trainer, epoch):
+            trainer.log_text("sample", f"# epoch {epoch}\n  *as it is*")
+
+    make(TensorBoardCallback(), Sends(), output_dir=tmp_path).train()
+    assert read(tmp_path).texts["sample"] == [
+        (5, "    # epoch 0\n      *as it is*"),  # a block of code, for TensorBoard shows Markdown
+        (10, "    # epoch 1\n      *as it is*"),
+    ]
+
+
 def test_histograms_come_every_so_many_epochs(make, read, tmp_path):
     trainer = make(TensorBoardCallback(histogram_epochs=2), output_dir=tmp_path, epochs=4)
     trainer.train()
     histograms = read(tmp_path).histograms
-    assert set(histograms) == {"weights/weight", "weights/bias"}
-    assert [event[:2] for event in histograms["weights/weight"]] == [(10, 4), (20, 4)]
+    assert set(histograms) == {f"{a}/{b}" for a in ("weights", "gradients") for b in NAMES}
+    for tag in ("weights/weight", "gradients/weight"):
+        assert [event[:2] for event in histograms[tag]] == [(10, 4), (20, 4)]
     least, most = histograms["weights/weight"][-1][2:]
     weight = trainer.model.weight
     assert (least, most) == (weight.min().item(), weight.max().item())
+
+
+def test_the_histogram_of_a_gradient_is_what_the_last_update_had(make, read, tmp_path):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_backward_end(self, trainer):
+            seen.append(trainer.model.weight.grad.clone())
+
+    callbacks = (TensorBoardCallback(histogram_epochs=1), Watch())
+    make(*callbacks, output_dir=tmp_path, epochs=1, max_grad_norm=1e-3).train()
+    [(_, _, least, most)] = read(tmp_path).histograms["gradients/weight"]
+    assert (least, most) == (seen[-1].min().item(), seen[-1].max().item())
 
 
 def test_by_default_there_are_no_histograms(make, read, tmp_path):

@@ -138,6 +138,38 @@ def test_one_plugin_is_shown_with_options_hooks_links_and_place(plugins: Any) ->
         assert words in text
 
 
+HAND_WRITTEN = (
+    LIVE
+    + """
+@hookimpl
+def add_options(parser):
+    parser.add_argument("--warm_up", type=int, default=3, metavar="N", help="updates before it")
+    parser.add_argument("--warm_loud", action="store_true", help="say it")
+"""
+)
+
+
+def test_options_that_a_plugin_adds_itself_are_listed_and_shown(site: Any) -> None:
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": HAND_WRITTEN})
+    assert read(site, "plugins")[0]["options"] == ["--warm_up", "--warm_loud"]
+    text = site.command("plugins", "show", "a").stdout
+    assert "--warm_up N  (default: 3)\n  updates before it\n" in text
+    assert "--warm_loud" in text
+
+
+def test_a_long_path_stands_behind_its_title(plugins: Any) -> None:
+    done = plugins.command("plugins", "show", "warmth", TRAINER_PLUGINS="warmth", COLUMNS="40")
+    assert f"file     {plugins.folder / 'trainer_warmth.py'}\n" in done.stdout
+
+
+def test_the_doctor_finds_an_option_that_train_lm_has_itself(site: Any) -> None:
+    source = HAND_WRITTEN.replace("--warm_up", "--batch_size")
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": source})
+    finding = find(site)["a"]
+    assert "a (dist-a 1.0) adds --batch_size, which is an option of train-lm" in finding["problem"]
+    assert "--no_plugin a" in finding["advice"]
+
+
 def test_a_broken_plugin_can_be_shown(plugins: Any) -> None:
     assert "gone" in plugins.command("plugins", "show", "broken").stdout
     assert read(plugins, "plugins", "show", "broken")["file"] is None

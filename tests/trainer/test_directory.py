@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from trainer import ConfigError
+from trainer.metrics_file import read_logged
 from trainer.rundir import RunDirectory
 from trainer.snapshot import list_snapshots
 from trainer_callback import SnapshotError, TrainerCallback
@@ -135,8 +136,7 @@ def test_a_directory_that_holds_a_run_is_refused_without_resume_or_overwrite(tin
         tiny.trainer(tmp_path / "run").train()
     make_run(tiny, tmp_path / "run", epochs=1, overwrite=True)
     assert (tmp_path / "run" / "mine.txt").exists()
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 7
+    assert len(read_logged(tmp_path / "run" / "metrics.jsonl")) == 7
 
 
 @pytest.mark.parametrize("resume", [True, "nowhere", "damaged"])

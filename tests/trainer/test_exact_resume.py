@@ -10,6 +10,7 @@ import pytest
 
 import trainer.checkpoint
 import trainer.loaders
+from trainer.metrics_file import read_logged
 
 CASES = {
     "shuffled map": {},
@@ -55,7 +56,7 @@ def run_to_the_end(tiny, directory, options, kills, chance):
 def compare(tiny, directory, reference):
     found = tiny.difference(tiny.newest_state(reference), tiny.newest_state(directory))
     assert found is None
-    logs = [(each / "metrics.jsonl").read_bytes() for each in (reference, directory)]
+    logs = [read_logged(each / "metrics.jsonl") for each in (reference, directory)]
     assert logs[0] == logs[1]
     final = [(each / "final" / "model.safetensors").read_bytes() for each in (reference, directory)]
     assert final[0] == final[1]

@@ -284,3 +284,9 @@ def test_default_loss_refuses_what_is_no_loss():
 def test_a_wrong_option_is_answered(options, text):
     with pytest.raises(ConfigError, match=re.escape(text)):
         TrainerConfig(**options)
+
+
+@pytest.mark.parametrize(("name", "text"), [("sample", 3), (None, "text")])
+def test_a_text_that_is_none_is_refused(tiny, name, text):
+    with pytest.raises(TypeError, match=r"must be a str, got (3|None)\. Use str"):
+        tiny.trainer(None, snapshot_interval=None).log_text(name, text)

@@ -68,6 +68,8 @@ def test_a_name_is_normalised(tmp_path: Path, name: str) -> None:
         ("../x", "cannot be the name of a plugin"),
         ("class", "'class' is a word of Python"),
         ("epochs", "--epochs is an option of train-lm already"),
+        ("batch-size", "--batch_size is an option of train-lm already"),
+        ("resume", "--resume is an option of train-lm already"),
         ("early-stopping", "a plugin 'early_stopping' is installed already"),
         ("trainer-plugin-grad-monitor", "trainer-plugin-grad-monitor is installed already"),
     ],

@@ -19,6 +19,7 @@ from trainer import state_file
 from trainer.config import TrainerConfig
 from trainer.keeper import SnapshotKeeper
 from trainer.manifest import FORMAT, MANIFEST, read_manifest, seal, verify
+from trainer.metrics_file import read_logged
 from trainer.snapshot import list_snapshots, remove_leftovers, save_bytes, write_snapshot
 from trainer.state_file import load_state, save_state
 from trainer_callback import SaveError, SnapshotError
@@ -322,7 +323,7 @@ def test_disk_full_once_training_goes_on_and_no_line_of_the_log_is_lost(tiny, tm
         tiny.trainer(tmp_path / "whole", callbacks=[tiny.killer()]).train()
 
     assert tiny.child(work).wait() == 0
-    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("full", "whole")]
+    logs = [read_logged(tmp_path / name / "metrics.jsonl") for name in ("full", "whole")]
     assert logs[0] == logs[1]
 
 

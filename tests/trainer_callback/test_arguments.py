@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from trainer import Trainer
+from trainer.metrics_file import read_logged
 from trainer_callback import TrainerCallback
 
 
@@ -70,7 +71,7 @@ def test_a_callback_that_changes_what_it_is_handed_changes_nothing(
     assert spoilt.history == sound.history
     assert spoilt.val_loss == sound.val_loss
     assert spoilt.callback_costs
-    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in "ab"]
+    metrics = [read_logged(tmp_path / name / "metrics.jsonl") for name in "ab"]
     assert metrics[0] == metrics[1]
 
 

@@ -78,10 +78,13 @@ def end_of(recorder: Any) -> list[str]:
 
 
 class Listener(TrainerCallback):
-    """Keeps what it is told at the end."""
+    """Sends a text, and keeps what it is told at the end."""
 
     def __init__(self, results: list[Any]) -> None:
         self.results = results
+
+    def on_epoch_end(self, trainer):
+        trainer.log_text("note", "an epoch is over")
 
     def on_train_end(self, result):
         self.results.append(result)
@@ -94,7 +97,7 @@ def test_ctrl_c_in_a_hook_is_the_users(
 ) -> None:
     callbacks, neighbours = place(position, make_faulty(hook, KeyboardInterrupt()), recorder)
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(*callbacks, writes="snapshot" in hook).train()
+        make_trainer(*callbacks, Listener([]), writes="snapshot" in hook).train()
     if hook != "on_train_end":
         assert all(end_of(each) == ["on_exception", "on_train_end"] for each in neighbours)
 
@@ -124,7 +127,7 @@ def test_a_callback_that_is_not_critical_is_switched_off_and_changes_no_bit(
     faulty = make_faulty(hook, error, critical=False)
     without = make_trainer(writes=False)
     without.train()
-    trainer = make_trainer(faulty, writes="snapshot" in hook)
+    trainer = make_trainer(faulty, Listener([]), writes="snapshot" in hook)
     result = trainer.train()
     assert result.status == "finished"
     if hook != "on_train_end":  # which is told the result, and so comes behind it

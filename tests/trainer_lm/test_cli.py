@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from trainer.metrics_file import read_logged
 from trainer_lm.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,7 +45,7 @@ def command(
 
 
 def metrics(place: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in read_logged(place / "metrics.jsonl")]
 
 
 def test_a_run_trains_and_writes_what_it_says(command: Command, tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ class Host:
         self.progress.metrics.update(values)
         self.callbacks.table.plain.on_log(trainer=self, metrics=values, step=self.step)
 
+    def log_text(self, name: str, text: str) -> None:
+        """Sends a text to `on_log_text` of every callback."""
+        for argument, value in (("name", name), ("text", text)):
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"log_text: {argument} must be a str, got {value!r}. Use str(...), or "
+                    "trainer.log for numbers."
+                )
+        self.callbacks.table.plain.on_log_text(trainer=self, name=name, text=text, step=self.step)
+
     def gradient_stats(
         self, groups: Mapping[str, Sequence[str]] | None = None, *, norm_type: float = 2.0
     ) -> GradientStats:

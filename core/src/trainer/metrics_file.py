@@ -1,5 +1,5 @@
 """`metrics.jsonl`: one line per log event, continued without a gap or a double line after a
-resume.
+resume, and behind them what the callbacks cost.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer_callback import TrainerCallback, TrainerProtocol
+from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
 from trainer_callback.discovery import find_version
 from trainer_callback.manager import Plugin
 
 from .config import TrainerConfig
 
-__all__ = ["MetricsFile", "core_callbacks"]
+__all__ = ["MetricsFile", "core_callbacks", "read_logged"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
 
 class MetricsFile(TrainerCallback):
-    """Writes every log event to `OUTPUT_DIR/metrics.jsonl`.
+    """Writes every log event to `OUTPUT_DIR/metrics.jsonl`, and the costs when the run ends.
 
     Its state is the length of the file at the snapshot, and the lines that could not be written
-    yet: a full disk does not end a run.
+    yet: a full disk does not end a run. The line of costs comes behind every snapshot, so that a
+    resume cuts it off: it is the last line or none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,17 +64,21 @@ class MetricsFile(TrainerCallback):
         line: dict[str, Any] = {"step": step, "epoch": trainer.epoch}
         for name, value in metrics.items():
             line[name] = value if math.isfinite(value) else str(value)  # JSON knows no NaN
-        self._write(json.dumps(line).encode() + b"\n")
+        self._write(_as_json(line))
 
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
     ) -> Mapping[str, object]:
         return {"length": self._length, "unwritten": self._unwritten.decode()}
 
+    @hookimpl(trylast=True)  # others may log something in the same event
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        if self._file is None:
+            return
+        line = {"step": trainer.step, "epoch": trainer.epoch}
+        self._write(_as_json({**line, "callback_costs": result.callback_costs}))
+        os.close(self._file)
+        self._file = None
 
     def _write(self, line: bytes) -> None:
         """Writes what is there to be written, whole lines or nothing."""
@@ -91,6 +96,20 @@ class MetricsFile(TrainerCallback):
             if not self._failed:
                 self._failed = True
                 logger.warning("%s: %s. Its lines wait in memory.", self.path, error.strerror)
+
+
+def read_logged(path: Path) -> list[bytes]:
+    """Returns the lines of the log events, which a resumed run has like one that was left alone;
+    the costs, which no two runs have in common, are left out.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and isinstance(json.loads(lines[-1]).get("callback_costs"), dict):
+        lines.pop()
+    return lines
+
+
+def _as_json(line: Mapping[str, object]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
 
 
 def core_callbacks(config: TrainerConfig) -> list[Plugin]:

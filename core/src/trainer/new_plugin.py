@@ -20,7 +20,7 @@ from typing import Final
 from trainer_callback import UsageError
 from trainer_callback.discovery import find_entries, find_version
 
-from .config import TrainerConfig
+from .command_flags import read_command_flags
 
 __all__ = ["main"]
 
@@ -48,9 +48,10 @@ _FUNCTION: Final[Mapping[str, str]] = {
 
 _NEXT: Final = """Wrote {folder}. Next:
   cd {folder}
-  pip install -e . pytest
+  pip install -e . pytest build
   pytest
-  train-lm {flag}--epochs 1
+  train-lm {flag}--max_steps 200
+  python -m build
 """
 
 
@@ -127,7 +128,7 @@ def _name(text: str, *, is_module: bool) -> _Names:
         )
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         raise UsageError(f"{name!r} is a word of Python. Use another name, such as {name}-watch.")
-    if name in {field.name for field in dataclasses.fields(TrainerConfig)}:
+    if name in read_command_flags(plugins=False):
         raise UsageError(
             f"--{name} is an option of train-lm already. Use another name, such as {name}-watch."
         )

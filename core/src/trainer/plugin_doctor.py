@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +14,11 @@ from trainer_callback.manager import Plugin
 from trainer_callback.order import arrange
 from trainer_callback.plugins import InstalledPlugin
 
+from .command_flags import read_command_flags
+
 __all__ = ["examine"]
 
 _CORE: Final = "trainer-core"
-_HELP: Final = "from trainer_lm.cli import main; raise SystemExit(main(['--help']))"
 
 
 def examine(plugins: Sequence[InstalledPlugin], config: str | None = None) -> list[dict[str, str]]:
@@ -105,6 +103,7 @@ def _read_flags(plugin: InstalledPlugin) -> list[str]:
 
 def _find_same_flags(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
     owners: dict[str, InstalledPlugin] = {}
+    own = {f"--{name}" for name in read_command_flags(plugins=False)} if plugins else set()
     for plugin in plugins:
         if plugin.problem is not None:
             continue
@@ -113,6 +112,11 @@ def _find_same_flags(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, s
         except PluginError as error:
             advice = f"block it: --no_plugin {plugin.entry.flag}"
             yield _finding(plugin.entry.name, str(error), advice)
+            continue
+        if reserved := [flag for flag in flags if flag in own]:
+            problem = f"{plugin.label} adds {reserved[0]}, which is an option of train-lm itself."
+            advice = f"block it: --no_plugin {plugin.entry.flag}; its author can rename the option"
+            yield _finding(plugin.entry.name, problem, advice)
             continue
         taken = [flag for flag in flags if owners.setdefault(flag, plugin) is not plugin]
         if taken:
@@ -156,7 +160,7 @@ def _find_unknown_options(
         raise UsageError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(options, dict):
         raise UsageError(f"--config {path} is no list of options. Write lines such as `epochs: 3`.")
-    known = _read_command_flags()
+    known = read_command_flags(plugins=True)
     for option in map(str, options):
         if option.removeprefix("no_") in known:
             continue
@@ -167,13 +171,3 @@ def _find_unknown_options(
             yield _finding("", problem, advice)
         else:
             yield _finding(owner.entry.name, problem, str(owner.problem))
-
-
-def _read_command_flags() -> set[str]:
-    """Asks `train-lm --help`: who knows all options is above this room, and has its own imports."""
-    answer = subprocess.run(
-        [sys.executable, "-c", _HELP], capture_output=True, text=True, check=False
-    )
-    if answer.returncode != 0:
-        raise UsageError(f"train-lm cannot say which options it has: {answer.stderr.strip()}")
-    return set(re.findall(r"^\s+(?:-\w, )?--(\w+)", answer.stdout, re.MULTILINE))

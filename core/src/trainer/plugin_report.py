@@ -100,7 +100,7 @@ def _read_facts(plugin: InstalledPlugin) -> dict[str, Any]:
         "status": plugin.kind,
         "problem": plugin.problem,
         "hooks": plugin.hooks,
-        "options": [f"--{option.flag}" for option in plugin.options],
+        "options": [option["flag"] for option in _read_options(plugin)],
     }
 
 
@@ -113,7 +113,29 @@ def _read_details(plugin: InstalledPlugin) -> dict[str, Any]:
         "file": _find_file(plugin.target),
         "links": found.links if found is not None else {},
         "state_version": getattr(plugin.target, "state_version", 1),
-        "options": [_read_option(option) for option in plugin.options],
+        "options": _read_options(plugin),
+    }
+
+
+def _read_options(plugin: InstalledPlugin) -> list[dict[str, Any]]:
+    """Returns the options derived from the constructor, then those of its own `add_options`."""
+    derived = [_read_option(option) for option in plugin.options]
+    parser = argparse.ArgumentParser(add_help=False)
+    with contextlib.suppress(PluginError, argparse.ArgumentError):  # the doctor tells
+        plugin.add_options(parser)
+    known = {option["flag"] for option in derived} | {f"--{plugin.entry.flag}"}
+    known |= {flag.replace("--", "--no_", 1) for flag in known}
+    added = [a for a in parser._actions if a.option_strings and a.option_strings[0] not in known]
+    return [*derived, *map(_read_action, added)]
+
+
+def _read_action(action: argparse.Action) -> dict[str, Any]:
+    return {
+        "flag": action.option_strings[0],
+        "type": "" if action.nargs == 0 else str(action.metavar or action.dest.upper()),
+        "default": None if action.required else show(action.default),
+        "required": action.required,
+        "help": action.help or "",
     }
 
 
@@ -175,10 +197,10 @@ def _write_details(facts: Mapping[str, Any]) -> str:
         ("file", facts["file"]),
     ):
         if value:
-            lines += _wrap(f"{title:9}{value}", 9)
+            lines += _wrap(value, 9, f"{title:9}")
     for option in facts["options"]:
         default = "required" if option["required"] else f"default: {option['default']}"
-        lines += ["", f"--{option['flag'].lstrip('-')} {option['type']}  ({default})"]
+        lines += ["", f"{option['flag']} {option['type']}  ({default})"]
         lines += _wrap(f"  {option['help']}") if option["help"] else []
     return "\n".join(lines) + "\n"
 
@@ -199,11 +221,12 @@ _WRITERS: Final[Mapping[str, Callable[[Any], str]]] = {
 }
 
 
-def _wrap(text: str, indent: int = 4) -> list[str]:
+def _wrap(text: str, indent: int = 4, start: str = "") -> list[str]:
     width = min(shutil.get_terminal_size((80, 24)).columns, _WIDEST)
     return textwrap.wrap(
         text,
         max(width, 40),
+        initial_indent=start,
         subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,

@@ -18,7 +18,6 @@ from trainer_callback import (
     StateError,
     TrainerCallback,
 )
-from trainer_callback.saved_state import read_saved_state
 from trainer_callback.state import to_plain_state
 
 from .checkpoint import Checkpoint
@@ -32,6 +31,7 @@ from .rng import seed_rng
 from .rundir import RunDirectory
 from .snapshot import save_bytes
 from .state_file import save_state
+from .state_table import Deal, deal_out
 
 if TYPE_CHECKING:
     from .host import Host
@@ -57,8 +57,7 @@ class Run:
         self._checkpoint = checkpoint
         self._artifacts = {name: save_bytes(content) for name, content in artifacts.items()}
         self._named: Found | None = None
-        self._carried: dict[str, Any] = {}
-        self._carried_plugins: dict[str, Any] = {}
+        self._deal = Deal()
         self._saved: tuple[int, bool, bool] | None = None
         self._untold: Callable[[], None] | None = None
 
@@ -125,7 +124,7 @@ class Run:
             PluginError: a callback refuses its state.
         """
         trainer = self._trainer
-        self._carried, self._carried_plugins = {}, {}
+        self._deal = Deal()
         self._saved, self._untold = None, None
         found = self._named or self._find(resume)
         if self._callbacks.plugins:
@@ -142,9 +141,14 @@ class Run:
         )
         for line in list_differences(manifest, trainer.config, self._callbacks.plugins):
             logger.info("%s", line)
-        states = self._deal_out(state["callback_state"], manifest["plugins"])
+        self._deal = deal_out(
+            state["callback_state"],
+            manifest["plugins"],
+            self._callbacks.plugins,
+            self._callbacks.implementers("on_snapshot_save"),
+        )
         checkpoint = {**state, "epoch": progress.epoch, "step": progress.step}
-        checkpoint["callback_state"] = states
+        checkpoint["callback_state"] = self._deal.states
         try:
             self._hook.on_snapshot_load(trainer=trainer, checkpoint=checkpoint)
         except BaseException as error:  # the others have loaded, and must hear of the end
@@ -192,7 +196,7 @@ class Run:
         if progress is None or not due:
             return
         facts = read_facts(progress, self._trainer.config, self._callbacks.plugins)
-        facts["plugins"] = {**self._carried_plugins, **facts["plugins"]}
+        facts["plugins"] = {**self._deal.carried_writers, **facts["plugins"]}
         state = self._collect(progress)
         if self._trainer.is_main_process:
             report = self._make_report(progress)
@@ -265,7 +269,7 @@ class Run:
     def _collect(self, progress: Progress) -> dict[str, Any]:
         state = self._checkpoint.read(mid_epoch=progress.is_mid_epoch)
         state["progress"] = progress.state()
-        state["callback_state"] = dict(self._carried)
+        state["callback_state"] = dict(self._deal.carried)
         answers = self._callbacks.table.ask_state(
             trainer=self._trainer, epoch=progress.epoch, step=progress.step
         )
@@ -322,26 +326,3 @@ class Run:
             logger.error("%s", str(error))
             return error
         return None
-
-    def _deal_out(self, states: Mapping[str, Any], writers: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what each callback is to get; keeps that of absent ones for later snapshots.
-
-        Raises:
-            PluginError: a callback cannot read what was saved under its key.
-        """
-        present = {plugin.state_key: plugin for plugin in self._callbacks.plugins}
-        dealt = dict(states)
-        for key in sorted({*states, *present}):
-            writer = writers.get(key, {})
-            state, verdict = read_saved_state(present.get(key), states.get(key), writer)
-            if verdict == "carried along":
-                self._carried[key], self._carried_plugins[key] = state, writer
-                logger.warning(
-                    "the snapshot has state of %s, which is not in this run: it is carried along.",
-                    key,
-                )
-                continue
-            if state is not None:
-                dealt[key] = state
-            logger.info("%s: state %s.", present[key].label, verdict)
-        return dealt

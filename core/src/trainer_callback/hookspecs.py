@@ -164,6 +164,12 @@ class TrainerCallback:
         """
 
     @_hookspec
+    def on_log_text(self, trainer: TrainerProtocol, name: str, text: str, step: int) -> None:
+        """Every `trainer.log_text(name, text)`: a text for people, such as a sample of a language
+        model. For writers, as `on_log` is.
+        """
+
+    @_hookspec
     def should_stop_training(self, trainer: TrainerProtocol) -> bool | StopRequest | None:
         """Asked of every callback after each update and each epoch end. Answers are OR-ed, over
         processes too; nothing is latched; so only read here.

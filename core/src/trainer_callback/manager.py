@@ -98,6 +98,10 @@ class CallbackManager(pluggy.PluginManager):
             return table.timed, table.ask_timed_stop
         return table.plain, table.ask_stop
 
+    def implementers(self, hook: str) -> set[str]:
+        """Returns the names of the plugins that implement `hook`."""
+        return {implementation.plugin_name for implementation in self._implementations(hook)}
+
     def costs(self) -> dict[str, dict[str, dict[str, float]]]:
         """Returns plugin name -> hook -> `calls` and `seconds` in this process; hooks of the batch
         are scaled up from their sample. A wrapper's own time is not measured.

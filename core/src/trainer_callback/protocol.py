@@ -153,6 +153,17 @@ class TrainerProtocol(Protocol):
         """
         ...
 
+    def log_text(self, name: str, text: str) -> None:
+        """Sends a text for people to `on_log_text` of every callback; nothing keeps it.
+
+        Args:
+            name: what it is, such as `sample`; the same each time.
+
+        Raises:
+            TypeError: `name` or `text` is no str.
+        """
+        ...
+
     def gradient_stats(
         self,
         groups: Mapping[str, Sequence[str]] | None = None,

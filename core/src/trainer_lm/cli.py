@@ -219,6 +219,11 @@ def _refuse(argument: str, parser: _Parser, plugins: Sequence[InstalledPlugin]) 
     for plugin in plugins:
         if plugin.problem is not None and name.startswith(plugin.entry.name.replace("-", "_")):
             raise UsageError(f"{flag} cannot be used: {plugin.problem}")
+        if plugin.kind == "live" and name == plugin.entry.flag:
+            raise UsageError(
+                f"{flag} is no option: {plugin.label} is live in every run. Leave {flag} out; "
+                f"--no_plugin {name} is a run without it."
+            )
     flags = [text for action in parser._actions for text in action.option_strings]
     hint = closest(
         flag, [text for text in flags if not text.startswith("--no_") or flag.startswith("--no_")]
@@ -230,4 +235,6 @@ def _refuse(argument: str, parser: _Parser, plugins: Sequence[InstalledPlugin]) 
                 f"{flag} belongs to a plugin that is not installed: pip install {distribution}"
             )
     what = f"there is no option {flag}." if flag.startswith("-") else f"what is {argument!r}?"
-    raise UsageError(f"{what}{hint} See train-lm --help.")
+    raise UsageError(
+        f"{what}{hint} See train-lm --help, and trainer plugins for what is installed."
+    )

@@ -20,12 +20,13 @@ from trainer.console import ProgressCallback
 from trainer.device import find_device
 from trainer.ranks import join_ranks
 from trainer.rng import seed_rng
+from trainer_callback.discovery import find_version
 from trainer_callback.manager import Plugin
 
 from .data import Facts, make_loaders
 from .memory import keep_freed_memory
 from .model import GPT, make_optimizer, make_scheduler
-from .sample import generate_text
+from .samples import SampleCallback
 from .settings import Settings
 from .text import load_text
 
@@ -33,7 +34,7 @@ __all__ = ["run"]
 
 logger: logging.Logger = logging.getLogger("trainer.lm")
 
-_SAMPLE_TOKENS: Final = 200
+_CORE: Final = "trainer-core"
 
 
 def run(settings: Settings) -> int:
@@ -66,6 +67,7 @@ def run(settings: Settings) -> int:
     tokens = settings.text.batch_size * settings.model.block_size
     tokens *= training.gradient_accumulation_steps * ranks.world_size
     progress = ProgressCallback(total_steps, tokens, "tokens", console)
+    samples = SampleCallback(facts.tokenizer, settings.samples.sample_interval)
     trainer = Trainer(
         model,
         optimizer,
@@ -73,7 +75,11 @@ def run(settings: Settings) -> int:
         val_loader,
         scheduler=make_scheduler(optimizer, settings.optimizer, total_steps),
         config=training,
-        callbacks=[*settings.plugins, Plugin(progress, "progress", "trainer-core")],
+        callbacks=[
+            *settings.plugins,
+            Plugin(samples, "samples", _CORE, find_version(_CORE)),
+            Plugin(progress, "progress", _CORE, find_version(_CORE)),
+        ],
         artifacts={
             "config.yaml": settings.as_yaml().encode(),
             "tokenizer.json": json.dumps(facts.tokenizer.to_dict()).encode(),
@@ -92,7 +98,7 @@ def run(settings: Settings) -> int:
     )
     result = trainer.train(settings.resume)
     if ranks.is_main:
-        _summarise(result, trainer, facts, model, show_costs=settings.plugin_costs)
+        _summarise(result, trainer, facts, samples, show_costs=settings.plugin_costs)
     return result.exit_code
 
 
@@ -120,7 +126,12 @@ def _choose_precision(settings: Settings, device: torch.device) -> TrainerConfig
 
 
 def _summarise(
-    result: TrainResult, trainer: Trainer, facts: Facts, model: GPT, *, show_costs: bool
+    result: TrainResult,
+    trainer: Trainer,
+    facts: Facts,
+    samples: SampleCallback,
+    *,
+    show_costs: bool,
 ) -> None:
     console = Console(highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -136,10 +147,9 @@ def _summarise(
         table.add_row("", f"{facts.bits_per_byte(val_loss):.4f} bits per byte")
     for name in result.switched_off:
         table.add_row("switched off", f"{name} failed and was not critical")
-    if result.status in ("finished", "stopped"):
+    if samples.final_text is not None:
         console.print("\n[bold]Sample[/bold]")
-        text = generate_text(model, facts.tokenizer, "", _SAMPLE_TOKENS)
-        console.print(text, markup=False)
+        console.print(samples.final_text, markup=False)
         console.print()
     if show_costs:
         console.print(_costs(result))

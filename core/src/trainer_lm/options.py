@@ -13,7 +13,7 @@ from typing import Literal
 
 from trainer_callback import UsageError
 
-__all__ = ["ModelOptions", "OptimizerOptions", "TextOptions"]
+__all__ = ["ModelOptions", "OptimizerOptions", "SampleOptions", "TextOptions"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,21 @@ class OptimizerOptions:
             )
         _require_within("--beta1", self.beta1, 0.0, 1.0, "0.9")
         _require_within("--beta2", self.beta2, 0.0, 1.0, "0.99")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """The samples of text, which go to writers such as TensorBoard.
+
+    Args:
+        sample_interval: updates between two samples of text; none is one at the end of the run
+    """
+
+    sample_interval: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sample_interval is not None:
+            _require_at_least("--sample_interval", self.sample_interval, 1)
 
 
 def _require_at_least(flag: str, value: int, least: int) -> None:

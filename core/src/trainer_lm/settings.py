@@ -19,7 +19,7 @@ from trainer_callback.manager import Plugin
 from trainer_callback.options import Option, add_options, collect_options, read_options
 from trainer_callback.plugins import InstalledPlugin
 
-from .options import ModelOptions, OptimizerOptions, TextOptions
+from .options import ModelOptions, OptimizerOptions, SampleOptions, TextOptions
 
 __all__ = ["Settings", "Sources"]
 
@@ -50,6 +50,7 @@ _GROUPS: Final[Mapping[str, type]] = {
     "model": ModelOptions,
     "optimizer": OptimizerOptions,
     "training": TrainerConfig,
+    "samples": SampleOptions,
 }
 
 
@@ -87,7 +88,7 @@ class Settings:
     """A run's options, checked.
 
     Attributes:
-        text, model, optimizer, training: the four groups of the command's own options.
+        text, model, optimizer, training, samples: the groups of the command's own options.
         plugins: the callbacks that the options ask for, live ones included.
         values: flag -> value, of every option of the command and of the plugins in use.
         origins: flag -> where the value came from.
@@ -100,6 +101,7 @@ class Settings:
     model: ModelOptions
     optimizer: OptimizerOptions
     training: TrainerConfig
+    samples: SampleOptions
     plugins: list[Plugin]
     values: Mapping[str, Any]
     origins: Mapping[str, str]

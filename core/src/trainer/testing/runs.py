@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from trainer import Trainer, TrainResult
+from trainer.metrics_file import read_logged
 from trainer_callback import CallbackError, PluginError, StateError, UsageError
 
 from .compare import find_difference, read_attributes
@@ -42,7 +43,7 @@ class Outcome:
         state: of the callback, in the last snapshot; None where it has none.
         attributes: of the callback, in the end, as far as they are plain data.
         changed: names of the attributes that were others when the callback was made.
-        metrics: the lines of `metrics.jsonl`.
+        metrics: the lines of `metrics.jsonl`, without the costs.
         weights: of the model, at the end.
     """
 
@@ -136,14 +137,13 @@ def play(
     trainer = build([callback, *settings.pop("also", ())], place, **settings)
     result = train(trainer, resume=resume)
     after = read_attributes(callback)
-    lines = (place / "metrics.jsonl").read_text().splitlines()
     decisions = {name: getattr(result, name) for name in _DECISIONS}
     return Outcome(
         {**decisions, "history": [dict(entry) for entry in result.history]},
         read_state(trainer, callback),
         after,
         frozenset(n for n in after if find_difference(before.get(n), after[n], n) is not None),
-        [json.loads(line) for line in lines],
+        [json.loads(line) for line in read_logged(place / "metrics.jsonl")],
         {name: value.clone() for name, value in trainer.model.state_dict().items()},
     )
 

@@ -6,11 +6,14 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
 
 from .event_files import cut_files, measure_files, wait_for_later_name
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TensorBoardCallback"]
 
@@ -20,11 +23,12 @@ logger: Final = logging.getLogger("trainer.tensorboard")
 class TensorBoardCallback(TrainerCallback):
     """Writes what the run logs to `OUTPUT_DIR/tensorboard`, for `tensorboard --logdir OUTPUT_DIR`.
 
-    Scalars are whatever anybody logs: losses, learning rate, gradient statistics, throughput. The
-    configuration and the model are there as text. A resumed run has every point once.
+    Scalars are whatever anybody logs: losses, learning rate, gradient statistics, throughput; texts
+    too, such as samples of a language model, beside the configuration and the model. A resumed run
+    has every point once.
 
     Args:
-        histogram_epochs: epochs between two histograms of each weight; 0 for none
+        histogram_epochs: epochs between two histograms of each weight and gradient; 0 for none
     """
 
     critical = False
@@ -69,6 +73,17 @@ class TensorBoardCallback(TrainerCallback):
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
 
+    def on_log_text(self, trainer: TrainerProtocol, name: str, text: str, step: int) -> None:
+        if self._writer is not None:
+            self._writer.add_text(name, _indent(text), step)
+
+    def on_backward_end(self, trainer: TrainerProtocol) -> None:
+        if self._writer is None or not trainer.last_update_of_epoch or not self._is_due(trainer):
+            return
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.grad is not None:
+                self._add_histogram(f"gradients/{name}", parameter.grad, trainer.step + 1)
+
     def on_epoch_end(
         self,
         trainer: TrainerProtocol,
@@ -79,12 +94,9 @@ class TensorBoardCallback(TrainerCallback):
     ) -> None:
         if self._writer is None:
             return
-        if self.histogram_epochs and (epoch + 1) % self.histogram_epochs == 0:
+        if self._is_due(trainer):
             for name, parameter in trainer.model.named_parameters():
-                values = parameter.detach().float().flatten().cpu()
-                values = values[values.isfinite()]
-                if values.numel():  # TensorBoard fails at an empty histogram
-                    self._writer.add_histogram(f"weights/{name}", values, trainer.step)
+                self._add_histogram(f"weights/{name}", parameter, trainer.step)
         self._writer.flush()
 
     def on_snapshot_save(
@@ -98,6 +110,16 @@ class TensorBoardCallback(TrainerCallback):
     @hookimpl(trylast=True)  # others may log something in the same event
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         self._close()
+
+    def _is_due(self, trainer: TrainerProtocol) -> bool:
+        """Whether this epoch has histograms."""
+        return self.histogram_epochs > 0 and (trainer.epoch + 1) % self.histogram_epochs == 0
+
+    def _add_histogram(self, name: str, tensor: torch.Tensor, step: int) -> None:
+        values = tensor.detach().float().flatten().cpu()
+        values = values[values.isfinite()]
+        if values.numel():  # TensorBoard fails at an empty histogram
+            self._writer.add_histogram(name, values, step)
 
     def _open(self, directory: Path, step: int | None) -> None:
         """Starts a file. A TensorBoard that is running hides what it has read beyond `step`."""

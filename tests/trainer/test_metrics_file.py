@@ -1,0 +1,54 @@
+"""`metrics.jsonl`: the log events, and behind them what the callbacks cost."""
+
+import json
+import signal
+
+from trainer.metrics_file import read_logged
+from trainer_callback import TrainerCallback, hookimpl
+
+
+def read(place):
+    return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+
+
+class LogsLast(TrainerCallback):
+    @hookimpl(trylast=True)
+    def on_train_end(self, trainer):
+        trainer.log({"late": 1.0})
+
+
+def test_the_last_line_has_the_costs_of_each_plugin_and_hook(tiny, tmp_path):
+    result = tiny.trainer(tmp_path, callbacks=[tiny.killer(), LogsLast()]).train()
+    *others, last = read(tmp_path)
+    assert last == {"step": 18, "epoch": 3, "callback_costs": result.callback_costs}
+    assert last["callback_costs"]["Killer"]["on_epoch_end"]["calls"] == 3
+    assert others[-1]["late"] == 1.0
+
+
+def test_a_run_that_fails_has_its_costs_too(tiny, tmp_path):
+    class Fails(TrainerCallback):
+        def on_epoch_end(self, trainer, epoch):
+            raise RuntimeError("no")
+
+    assert tiny.child(lambda: tiny.trainer(tmp_path, callbacks=[Fails()]).train()).wait() == 1
+    assert read(tmp_path)[-1]["callback_costs"]["metrics_file"]["on_log"]["calls"] == 7
+
+
+def test_a_resume_cuts_off_the_costs_of_the_run_before_it(tiny, tmp_path):
+    tiny.trainer(tmp_path, max_steps=5).train()
+    assert "callback_costs" in read(tmp_path)[-1]
+    child = tiny.child(lambda: tiny.trainer(tmp_path, callbacks=[tiny.killer(2)]).train(True))
+    assert child.wait() == -signal.SIGKILL
+    assert not any("callback_costs" in line for line in read(tmp_path))
+
+
+def test_an_ended_run_that_is_resumed_has_one_line_of_costs(tiny, tmp_path):
+    for steps in (5, 18):
+        tiny.trainer(tmp_path, max_steps=steps).train(resume="auto")
+    assert ["callback_costs" in line for line in read(tmp_path)] == [*21 * [False], True]
+
+
+def test_a_metric_of_that_name_is_no_line_of_costs(tmp_path):
+    line = b'{"step": 1, "epoch": 0, "callback_costs": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(line)
+    assert read_logged(tmp_path / "metrics.jsonl") == [line]

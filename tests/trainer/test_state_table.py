@@ -1,0 +1,71 @@
+"""The table at a resume: what became of the state of each callback."""
+
+import pytest
+
+from trainer_callback import PluginError, TrainerCallback
+from trainer_callback.discovery import find_version
+from trainer_callback.manager import Plugin
+
+
+class Keeps(TrainerCallback):
+    """Has a state; another class with the same code is made for each name."""
+
+    def on_snapshot_save(self, trainer, epoch, step):
+        return {"step": step}
+
+
+def make(name, version="1.0", **attributes):
+    callback = type(name.capitalize(), (Keeps,), attributes)()
+    return Plugin(callback, name, f"dist-{name}", version)
+
+
+def table(caplog):
+    texts = [text for text in caplog.messages if text.startswith("state of the callbacks:")]
+    assert len(texts) == 1
+    return [tuple(line.strip().split("  ")) for line in texts[0].splitlines()[1:]]
+
+
+def resume(tiny, place, caplog, *callbacks):
+    """A run of one epoch with `old`, `gone` and `same`, which is then resumed with `callbacks`."""
+    first = [make("old"), make("gone", "0.9"), make("same")]
+    tiny.trainer(place, callbacks=first, epochs=1).train()
+    caplog.set_level("INFO")
+    tiny.trainer(place, callbacks=callbacks, epochs=2).train(resume=True)
+
+
+def cells(rows):
+    return {who: verdict.strip() for who, *_, verdict in rows}
+
+
+def test_each_callback_has_a_row_with_its_verdict(tiny, tmp_path, caplog):
+    def migrate(self, state, old_version):
+        return {**state, "from": old_version}
+
+    class Stateless(TrainerCallback):
+        pass
+
+    newer = make("old", "2.0", state_version=2, migrate_state=migrate)
+    resume(tiny, tmp_path, caplog, newer, make("same"), make("new"), Stateless())
+    assert cells(table(caplog)) == {
+        "old (dist-old 2.0)": "migrated",
+        "same (dist-same 1.0)": "restored",
+        "new (dist-new 1.0)": "fresh",
+        f"metrics_file (trainer-core {find_version('trainer-core')})": "restored",
+        "Gone (dist-gone 0.9)": "carried along",
+    }
+
+
+def test_every_refusal_is_in_the_table_and_the_first_one_ends_the_resume(tiny, tmp_path, caplog):
+    class Old(Keeps):
+        state_version = 2
+
+    class Same(Keeps):
+        pass
+
+    others = Plugin(Old(), "old", "dist-old", "2.0"), Plugin(Same(), "same", "dist-other", "1.0")
+    with pytest.raises(
+        PluginError, match=r"old \(dist-old 2\.0\) cannot read the snapshot's state"
+    ):
+        resume(tiny, tmp_path, caplog, *others)
+    assert list(cells(table(caplog)).values())[:2] == ["refused", "refused"]
+    assert "the snapshot's state 'Same' was written by dist-same 1.0" in caplog.text
