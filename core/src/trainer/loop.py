@@ -23,6 +23,7 @@ from .batches import move_to_device
 from .checkpoint import Checkpoint
 from .config import TrainerConfig
 from .decision import Decider
+from .gradients import drop_gradients
 from .host import Host
 from .loaders import EpochLoader, check_loader
 from .losses import LossMeter, NonFiniteError, default_loss
@@ -221,7 +222,7 @@ class Trainer(Host):
             self.scheduler.step()
         progress.step += 1
         hook.on_step_end(trainer=self, skipped=skipped)
-        self.optimizer.zero_grad(set_to_none=True)
+        drop_gradients(self.optimizer)
         self._gradients.clear()
         self._window = 0
 
