@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 import torch
@@ -89,9 +90,9 @@ class Trainer(Host):
             None if val_loader is None else EpochLoader(val_loader, config.seed, "validation")
         )
         self.has_validation: bool = val_loader is not None
-        self._loss_fn = loss_fn or default_loss
-        self._forward = cast(nn.Module, torch.compile(model)) if config.compile else model
+        forward = cast(nn.Module, torch.compile(model)) if config.compile else model
         self._precision = Precision(config.precision, self.device)
+        self._loss_of = self._precision.wrap(partial(loss_fn or default_loss, forward))
         self._losses = LossMeter()
         self._checkpoint = Checkpoint(
             model=model,
@@ -180,7 +181,7 @@ class Trainer(Host):
         steps = self.config.gradient_accumulation_steps
         if self._window == 0:
             self._hook, self._ask = self.callbacks.start_update()
-            self._update_step = self.step + 1
+            self._update_step = self.progress.step + 1
         hook, used, batch_idx = self._hook, self.callbacks.table.used, self.progress.batch_in_epoch
         hook.on_batch_start(trainer=self, batch_idx=batch_idx, batch=batch)
         loss = self._loss_of(batch)
@@ -194,7 +195,8 @@ class Trainer(Host):
         if self._window == steps or self.last_update_of_epoch:
             self._update()
         if "on_batch_end" in used:
-            hook.on_batch_end(trainer=self, batch_idx=batch_idx, loss=detached.clone())
+            own = detached if self._window == 0 else detached.clone()  # after an update it is read
+            hook.on_batch_end(trainer=self, batch_idx=batch_idx, loss=own)
 
     def _update(self) -> None:
         hook, config, progress = self._hook, self.config, self.progress
@@ -246,7 +248,7 @@ class Trainer(Host):
         self._precision.skip()
 
     def _log_update(self) -> None:
-        if self.step % self.config.log_interval == 0:
+        if self.progress.step % self.config.log_interval == 0:
             metrics = {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
             loss = self._losses.take_interval()
             if loss is not None:
@@ -311,17 +313,16 @@ class Trainer(Host):
         self.model.train()
         return metrics or None
 
-    def _loss_of(self, batch: Any) -> Tensor:
-        with self._precision.autocast():
-            return self._loss_fn(self._forward, batch)
-
     def _close_boundary(self) -> None:
         """Decides whether the run ends here, then takes the snapshot that is due."""
         self._stop = self._decide()
+        if self.output_dir is None:
+            return
         due = self.snapshot_due or self._stop is not None
         self._run.keep(self.progress if due else None)
         if due:
             self._snapshot_requested = False
 
     def _decide(self) -> Stop | None:
-        return self._decider.decide(self.progress, self._ask(trainer=self))
+        asks = "should_stop_training" in self.callbacks.table.used
+        return self._decider.decide(self.progress, self._ask(trainer=self) if asks else ())
