@@ -1,6 +1,7 @@
 # Two commands: `make train` and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PACKAGES := core $(sort $(wildcard plugins/*))
@@ -26,11 +27,11 @@ check: $(VENV)/.dev  ## lint, format, types
 wheels: $(VENV)/.dev  ## build every wheel, and try them in an empty environment
 	$(BIN)/python tests/check_wheels.py dist
 
-bench: $(VENV)/.dev  ## measure, side by side with others
-	$(BIN)/python benchmarks/run.py
+bench: $(PEERS)/.peers  ## measure, side by side with others; about 15 minutes
+	$(PEERS)/bin/python benchmarks/run.py
 
 clean:  ## remove what these commands made
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) dist .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,4 +43,17 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(PIP) -e "./core[hf,data]" --group dev
+	touch $@
+
+# The other trainers, in an environment of their own. One that cannot be installed, or only with
+# another torch, is left out: it is named here, and in the tables. fastai brings a torchvision that
+# may be built for another torch; none of the benchmarks needs one.
+$(PEERS)/.peers: benchmarks/peers.txt $(PROJECTS) constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt $(addprefix -e ./,$(PACKAGES))
+	for peer in $$(sed '/^#/d' benchmarks/peers.txt); do \
+		$(PEERS)/bin/python -m pip install --quiet -c constraints.txt -c benchmarks/peers.txt \
+			$$peer || echo "left out: $$peer"; \
+	done
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@

@@ -1,21 +1,41 @@
-"""What one hook call costs: plain pluggy, ours, and a list of bound methods, with 0, 1, 5 and 20
-implementations.
+"""What one hook call costs: a list of bound methods, ours, plain pluggy and the peers' dispatchers,
+with 0, 1, 5 and 20 implementations that take two arguments and do nothing.
 
 Bar: ours at most 1.5 times the list of bound methods.
 """
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Callable
 
 import pluggy
-from measure import describe_machine, print_table, read_arguments, run_rounds, summarise, write_json
+from measure import (
+    Row,
+    is_installed,
+    make_parser,
+    print_table,
+    run_rounds,
+    summarise,
+    write_json,
+)
+from peer_dispatchers import PEERS
 
 from trainer_callback import TrainerCallback, hookimpl
 from trainer_callback.manager import CallbackManager
 
-CALLS = 2_000
+CALLS = 200
+BASE = "list of bound methods"
+CASES = {
+    "0": (0, False),
+    "1": (1, False),
+    "5": (5, False),
+    "20": (20, False),
+    "5 and a wrapper": (5, True),
+}
+"""Title -> number of implementations, and whether a wrapper stands around them."""
 
 
 class Listener(TrainerCallback):
@@ -33,6 +53,8 @@ class Wrapper(TrainerCallback):
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
+    """Returns what runs `call` a few times and returns the µs of one."""
+
     def run() -> float:
         start = time.perf_counter()
         for _ in range(CALLS):
@@ -42,7 +64,7 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
     return run
 
 
-def make_ways(count: int, *, wrapper: bool) -> dict[str, Callable[[], float]]:
+def make_calls(count: int, *, wrapper: bool) -> dict[str, Callable[[], object]]:
     listeners: list[TrainerCallback] = [Listener(number) for number in range(count)]
     methods = [listener.on_batch_end for listener in listeners]
 
@@ -57,22 +79,45 @@ def make_ways(count: int, *, wrapper: bool) -> dict[str, Callable[[], float]]:
         plain.register(callback)
     ours = CallbackManager(everybody).table.plain.on_batch_end
     theirs = plain.hook.on_batch_end
-    return {
-        "a list of bound methods": timed(call_list),
-        "ours": timed(lambda: ours(trainer=None, batch_idx=0, loss=None)),  # type: ignore[arg-type]
-        "plain pluggy": timed(lambda: theirs(trainer=None, batch_idx=0, loss=None)),
+    calls: dict[str, Callable[[], object]] = {
+        BASE: call_list,
+        "ours": lambda: ours(trainer=None, batch_idx=0, loss=None),  # type: ignore[arg-type]
+        "plain pluggy": lambda: theirs(trainer=None, batch_idx=0, loss=None),
     }
+    if not wrapper:
+        peers = {
+            name: make(count) for name, (module, make) in PEERS.items() if is_installed(module)
+        }
+        calls |= peers
+    return calls
 
 
 def main() -> None:
-    arguments = read_arguments(str(__doc__), rounds=101)
-    results = {}
-    for count, wrapper in ((0, False), (1, False), (5, False), (20, False), (5, True)):
-        title = f"{count} implementations" + (" and a wrapper" if wrapper else "")
-        figures = run_rounds(make_ways(count, wrapper=wrapper), arguments.rounds)
-        results[title] = summarise(figures, "a list of bound methods")
-        print_table(title, results[title], "µs")
-    write_json(arguments.json, {**describe_machine(["pluggy", "trainer-core"]), "results": results})
+    arguments = make_parser(__doc__, rounds=101).parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    results: dict[str, dict[str, Row]] = {}
+    for title, (count, wrapper) in CASES.items():
+        ways = {name: timed(call) for name, call in make_calls(count, wrapper=wrapper).items()}
+        results[title] = summarise(run_rounds(ways, arguments.rounds), BASE)
+    left_out = sorted(name for name, (module, _) in PEERS.items() if not is_installed(module))
+    print_results(results)
+    print(f"\nLeft out, not installed: {', '.join(left_out) or 'none'}.")
+    write_json(arguments.json, results, left_out=left_out, rounds=arguments.rounds)
+
+
+def print_results(results: dict[str, dict[str, Row]]) -> None:
+    print("µs per hook call, and as a multiple of the list of bound methods.")
+    rows = []
+    for name in results["0"]:
+        cells = [
+            f"{rows_of[name]['median']:.2f} ({rows_of[name]['ratio']:.2f} x)"
+            if name in rows_of
+            else "-"
+            for rows_of in results.values()
+        ]
+        rows.append([name, *cells])
+    print_table(("implementations", *results), rows)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ FLOORS = {
     ],
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
-        | {"manifest", "batches", "plugin_doctor"},
+        | {"manifest", "batches", "command_flags", "state_table"},
         {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer", "facts"}
-        | {"plugin_report", "new_plugin"},
+        | {"plugin_report", "plugin_doctor", "new_plugin"},
         {"final", "state_file", "rundir", "decision", "losses", "shares", "console"},
         {"keeper", "loaders", "snapshot_report"},
         {"host", "checkpoint", "validation", "snapshot_command"},

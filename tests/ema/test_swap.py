@@ -43,7 +43,8 @@ def test_a_callback_that_was_given_first_finds_the_average_at_the_start_too(make
 def test_the_validation_loss_is_that_of_the_average(make, weights, average_of):
     trainer = make(EMACallback(decay=0.9), weights)
     result = trainer.train()
-    loss = trainer._loss_fn(trainer.model.eval(), next(iter(trainer._val.iterate(0)))[0])
+    trainer.model.eval()
+    loss = trainer._loss_of(next(iter(trainer._val.iterate(0)))[0])
     assert result.val_loss == loss.item()
 
 

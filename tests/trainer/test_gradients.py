@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.gradients import Gradients
+from trainer.gradients import Gradients, drop_gradients
 
 
 @pytest.fixture(autouse=True)
@@ -305,3 +305,29 @@ def test_a_group_of_an_unknown_parameter_is_refused_with_names_that_exist() -> N
 def test_a_norm_of_no_order_is_refused(norm_type: float) -> None:
     with pytest.raises(ValueError, match="norm_type must be above 0"):
         Gradients(make_model(a=torch.ones(1))).stats(norm_type=norm_type)
+
+
+def test_dropped_gradients_are_none_also_in_groups_that_came_later() -> None:
+    model, late = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.add_param_group({"params": list(late.parameters())})
+    late(model(torch.ones(1, 2))).sum().backward()
+    drop_gradients(optimizer)
+    assert all(p.grad is None for p in [*model.parameters(), *late.parameters()])
+
+
+def test_an_optimizer_with_a_zero_grad_of_its_own_has_it_called() -> None:
+    calls = []
+
+    class Own(torch.optim.SGD):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            calls.append(set_to_none)
+            super().zero_grad(set_to_none)
+
+    model = nn.Linear(2, 2)
+    optimizer = Own(model.parameters(), lr=0.1)
+    drop_gradients(optimizer)
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    plain.zero_grad = lambda set_to_none=True: calls.append("patched")  # type: ignore[assignment]
+    drop_gradients(plain)
+    assert calls == [True, "patched"]

@@ -1,6 +1,8 @@
 """Several processes that train one model: each batch is seen once; they decide and end together."""
 
+import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -85,7 +87,9 @@ def read(place, key, rank):
     return [line[key] for line in lines if key in line]
 
 
-def make_plain(place, rank, *, items=22, workers=0, callbacks=(), loader=None, **config):
+def make_plain(
+    place, rank, *, items=22, workers=0, callbacks=(), loader=None, loss_fn=None, **config
+):
     """A trainer without dropout, so that W processes do what one does with W batches an update."""
     torch.manual_seed(7)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
@@ -95,7 +99,7 @@ def make_plain(place, rank, *, items=22, workers=0, callbacks=(), loader=None, *
         torch.optim.SGD(model.parameters(), lr=0.001),
         loader or DataLoader(Numbers(items), batch_size=4, shuffle=True, num_workers=workers),
         DataLoader(Numbers(10), batch_size=4),
-        loss_fn=lambda model, batch: model(batch.double()).square().mean(),
+        loss_fn=loss_fn or (lambda model, batch: model(batch.double()).square().mean()),
         config=TrainerConfig(**settings),
         callbacks=[Seen(place, rank), *callbacks],
         discover=False,
@@ -267,11 +271,13 @@ def test_one_rank_dies(tiny, tmp_path, victim):
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_both(tiny, tmp_path):
     def work(rank):
-        trainer = make_plain(tmp_path, rank, on_nonfinite="skip")
-        loss_of = trainer._loss_fn
-        trainer._loss_fn = lambda model, batch: (
-            loss_of(model, batch) * (float("nan") if rank == 1 and trainer.step == 2 else 1)
-        )
+        losses = itertools.count()
+
+        def loss_fn(model, batch):
+            bad = rank == 1 and next(losses) == 2
+            return model(batch.double()).square().mean() * (math.nan if bad else 1.0)
+
+        trainer = make_plain(tmp_path, rank, on_nonfinite="skip", loss_fn=loss_fn)
         return trainer.train().exit_code
 
     assert wait(start(tiny, work)) == [0, 0]

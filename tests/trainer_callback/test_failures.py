@@ -202,7 +202,7 @@ def test_an_error_of_the_loop_is_not_masked_by_on_exception(
     make_trainer: Callable[..., Trainer],
 ) -> None:
     trainer = make_trainer(make_faulty("on_exception", OSError("second")))
-    trainer._loss_fn = lambda model, batch: 1 / 0
+    trainer._loss_of = lambda batch: 1 / 0
     with pytest.raises(ZeroDivisionError):
         trainer.train()
 

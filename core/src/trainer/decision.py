@@ -76,7 +76,7 @@ class Decider:
         Raises:
             CallbackError: an answer is no answer.
         """
-        asked = self._read(answers)
+        asked = self._read(answers) if answers else None
         config = self._config
         signalled = self.read_signals()
         if signalled is not None:

@@ -19,7 +19,7 @@ from trainer_callback import GradientStats
 
 from .reductions import COLUMNS, Blocks, combine, reduce
 
-__all__ = ["Gradients"]
+__all__ = ["Gradients", "drop_gradients"]
 
 
 class Gradients:
@@ -162,6 +162,20 @@ class Gradients:
         rows = tuple(sorted(members, key=lambda group: members[group][0]))
         pairs = [(block, row) for row, group in enumerate(rows) for block in members[group]]
         return rows, [block for block, _ in pairs], [row for _, row in pairs]
+
+
+def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Sets the gradients of the optimizer's parameters to None.
+
+    As `zero_grad` does, but without the record for the profiler that it opens each time: 15 µs. An
+    optimizer with a `zero_grad` of its own has that called.
+    """
+    if getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
+        optimizer.zero_grad(set_to_none=True)
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def _same(old: Sequence[tuple[Tensor, int]], new: Sequence[tuple[Tensor, int]]) -> bool:

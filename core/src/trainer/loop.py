@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -23,6 +24,7 @@ from .batches import move_to_device
 from .checkpoint import Checkpoint
 from .config import TrainerConfig
 from .decision import Decider
+from .gradients import drop_gradients
 from .host import Host
 from .loaders import EpochLoader
 from .losses import LossMeter, NonFiniteError, default_loss
@@ -86,8 +88,10 @@ class Trainer(Host):
         if val_loader is not None:
             self._val = EpochLoader(val_loader, seed, "validation", ranks, in_step=False)
         self.has_validation: bool = val_loader is not None
-        self._loss_fn = loss_fn or default_loss
-        self._trained, self._evaluated = ranks.prepare(model, compiled=config.compile)
+        trained, evaluated = ranks.prepare(model, compiled=config.compile)
+        loss_fn = loss_fn or default_loss
+        self._loss_of = self._precision.wrap(partial(loss_fn, trained))
+        self._val_loss_of = self._precision.wrap(partial(loss_fn, evaluated))
         self._losses = LossMeter(ranks)
         self._checkpoint = Checkpoint(
             model=model,
@@ -178,12 +182,12 @@ class Trainer(Host):
         steps = self.config.gradient_accumulation_steps
         if self._window == 0:
             self._hook, self._ask = self.callbacks.start_update()
-            self._update_step = self.step + 1
+            self._update_step = self.progress.step + 1
         hook, used, batch_idx = self._hook, self.callbacks.table.used, self.progress.batch_in_epoch
         hook.on_batch_start(trainer=self, batch_idx=batch_idx, batch=batch)
         is_last = self._window + 1 == steps or self.last_update_of_epoch
         self.ranks.reduce_next(is_last)
-        loss = self._loss_of(self._trained, batch)
+        loss = self._loss_of(batch)
         detached = loss.detach()
         if "on_forward_end" in used:
             hook.on_forward_end(trainer=self, loss=detached.clone())
@@ -194,7 +198,8 @@ class Trainer(Host):
         if is_last:
             self._update()
         if "on_batch_end" in used:
-            hook.on_batch_end(trainer=self, batch_idx=batch_idx, loss=detached.clone())
+            own = detached if self._window == 0 else detached.clone()  # after an update it is read
+            hook.on_batch_end(trainer=self, batch_idx=batch_idx, loss=own)
 
     def _update(self) -> None:
         hook, config, progress = self._hook, self.config, self.progress
@@ -222,7 +227,7 @@ class Trainer(Host):
             self.scheduler.step()
         progress.step += 1
         hook.on_step_end(trainer=self, skipped=skipped)
-        self.optimizer.zero_grad(set_to_none=True)
+        drop_gradients(self.optimizer)
         self._gradients.clear()
         self._window = 0
 
@@ -246,7 +251,7 @@ class Trainer(Host):
         self._precision.skip()
 
     def _log_update(self) -> None:
-        if self.step % self.config.log_interval == 0:
+        if self.progress.step % self.config.log_interval == 0:
             metrics = {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
             loss = self._losses.take_interval()
             if loss is not None:
@@ -305,7 +310,7 @@ class Trainer(Host):
         self._hook.on_validation_start(trainer=self)
         loss = mean_loss(
             self._val,
-            lambda batch: self._loss_of(self._evaluated, batch),
+            self._val_loss_of,
             self.device,
             self.ranks,
             self._decider.is_signalled,
@@ -318,16 +323,15 @@ class Trainer(Host):
         self.model.train()
         return metrics or None
 
-    def _loss_of(self, model: nn.Module, batch: Any) -> Tensor:
-        with self._precision.autocast():
-            return self._loss_fn(model, batch)
-
     def _close_boundary(self) -> None:
         """Decides whether the run ends here, then takes the snapshot that is due."""
         self._stop, due = self._decider.agree(self._decide(), snapshot_due=self.snapshot_due)
+        if self.output_dir is None:
+            return
         self._run.keep(self.progress if due else None)
         if due:
             self._snapshot_requested = False
 
     def _decide(self) -> Stop | None:
-        return self._decider.decide(self.progress, self._ask(trainer=self))
+        asks = "should_stop_training" in self.callbacks.table.used
+        return self._decider.decide(self.progress, self._ask(trainer=self) if asks else ())

@@ -115,8 +115,8 @@ class LossMeter:
 
 
 def _read(scalars: list[Tensor]) -> list[float]:
-    if not scalars or scalars[0].device.type == "cpu":
-        return [scalar.item() for scalar in scalars]
+    if not scalars or scalars[0].is_cpu:
+        return list(map(Tensor.item, scalars))
     double = any(scalar.dtype == torch.float64 for scalar in scalars)
     dtype = torch.float64 if double else torch.float32
     values: list[float] = torch.stack([scalar.to(dtype) for scalar in scalars]).tolist()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         """Makes the precision `fp32`, `bf16` or `fp16` for `device`."""
         self._device = device.type
-        self._plain = contextlib.nullcontext()
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
         self.scaler: torch.amp.GradScaler | None = (
             torch.amp.GradScaler(self._device) if name == "fp16" else None
@@ -32,11 +30,11 @@ class Precision:
         """What the loss is multiplied by before its backward pass; None where it is not scaled."""
         return None if self.scaler is None else self._scale
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Returns the context of a forward pass."""
+    def wrap(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Returns `forward` in this arithmetic; itself where there is nothing to do."""
         if self._dtype is None:
-            return self._plain
-        return torch.autocast(self._device, self._dtype)
+            return forward
+        return cast("Callable[..., Tensor]", torch.autocast(self._device, self._dtype)(forward))
 
     def backward(self, loss: Tensor) -> None:
         """Backward pass of the scaled loss."""

@@ -53,6 +53,7 @@ class CostMeter:
         self._costs: dict[tuple[str, str], HookCost] = {}
         self._first: dict[tuple[str, str], HookCost] = {}
         self._updates = self._samples = 0
+        self._next = 1
         self._started: float | None = None
         self._elapsed = 0.0
         self._named: set[str] = set()
@@ -63,15 +64,10 @@ class CostMeter:
 
     def start_update(self) -> bool:
         """Ends the update before, and returns whether the one that starts is to be timed."""
-        if self._started is not None:
-            self._end_sample(time.perf_counter() - self._started)
-        if self._updates == 1:
-            self._first = {key: replace(cost) for key, cost in self._costs.items()}
-        timed = self._updates == 0 or self._updates % SAMPLE_EVERY == 1
-        self._started = time.perf_counter() if timed and self._updates else None
-        self._samples += timed and self._updates > 0
         self._updates += 1
-        return timed
+        if self._updates < self._next:  # most updates end here
+            return False
+        return self._start_sample()
 
     def totals(self) -> dict[str, dict[str, dict[str, float]]]:
         """Returns plugin name -> hook -> `calls` and `seconds`; hooks of the batch are scaled up
@@ -89,6 +85,22 @@ class CostMeter:
                 "seconds": first.seconds + (cost.seconds - first.seconds) * factor,
             }
         return result
+
+    def _start_sample(self) -> bool:
+        """Ends the update that was timed, if any; `_next` is the update to look at again."""
+        if self._started is not None:
+            self._end_sample(time.perf_counter() - self._started)
+        if self._updates == 2:
+            self._first = {key: replace(cost) for key, cost in self._costs.items()}
+        timed = self._updates == 1 or self._updates % SAMPLE_EVERY == 2
+        if not timed:
+            self._next = self._updates + SAMPLE_EVERY - 1
+            return False
+        self._next = self._updates + 1
+        if self._updates > 1:
+            self._started = time.perf_counter()
+            self._samples += 1
+        return True
 
     def _end_sample(self, elapsed: float) -> None:
         self._started = None
