@@ -24,8 +24,17 @@ FLOORS = {
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
         | {"manifest", "batches", "command_flags", "state_table"},
         {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer", "facts"}
-        | {"plugin_report", "plugin_doctor", "new_plugin"},
-        {"final", "state_file", "rundir", "decision", "losses", "shares", "console"},
+        | {"plugin_doctor", "new_plugin"},
+        {
+            "final",
+            "state_file",
+            "rundir",
+            "decision",
+            "losses",
+            "shares",
+            "console",
+            "plugin_report",
+        },
         {"keeper", "loaders", "snapshot_report"},
         {"host", "checkpoint", "validation", "snapshot_command"},
         {"run"},
