@@ -49,7 +49,7 @@ class Blocks:
         self.names: list[str] = []
         self.home = home
         self.norms: dict[int, Tensor] = {}
-        self._total_norm: Tensor | None = None
+        self._all_norms: Tensor | None = None
         for name, gradient in gradients:
             pieces = _cut(_values(gradient))
             self.tensors += pieces
@@ -57,19 +57,21 @@ class Blocks:
 
     def all_norms(self) -> Tensor:
         """Returns the 2-norm of every block (B,), float32 (float64 where a block is)."""
+        if not self.tensors:
+            return torch.zeros(0, device=self.home)
         if not self.norms:
             for keys, same in _by_kind(dict(enumerate(self.tensors))):
                 self.norms.update(zip(keys, _norms(same), strict=True))
-        if not self.tensors:
-            return torch.zeros(0, device=self.home)
-        return torch.stack([self.norms[key].to(self.home) for key in range(len(self.tensors))])
+        if self._all_norms is None:
+            norms = [self.norms[key].to(self.home) for key in range(len(self.tensors))]
+            self._all_norms = torch.stack(norms)
+        return self._all_norms
 
     def total_norm(self) -> Tensor:
         """Returns the 2-norm over all blocks, 0-dim; the norm of norms, as in
         `torch.nn.utils.get_total_norm`."""
-        if self._total_norm is None:
-            self._total_norm = torch.linalg.vector_norm(self.all_norms())
-        return self._total_norm
+        total: Tensor = torch.linalg.vector_norm(self.all_norms())
+        return total
 
 
 def _values(gradient: Tensor) -> Tensor:
