@@ -22,10 +22,10 @@ FLOORS = {
     ],
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "losses", "reductions"}
-        | {"manifest", "batches", "plugin_doctor"},
+        | {"manifest", "batches", "command_flags", "state_table"},
         {"device", "gradients", "snapshot", "loaders", "metrics_file", "writer", "facts"}
-        | {"plugin_report", "new_plugin"},
-        {"final", "state_file", "rundir", "decision", "validation", "console"},
+        | {"plugin_doctor", "new_plugin"},
+        {"final", "state_file", "rundir", "decision", "validation", "console", "plugin_report"},
         {"keeper", "snapshot_report"},
         {"host", "checkpoint", "snapshot_command"},
         {"run"},

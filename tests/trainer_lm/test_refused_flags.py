@@ -26,3 +26,18 @@ def test_a_flag_of_a_plugin_that_is_gone_leads_to_what_is_installed(site: Any) -
     said = refuse(site, "--loss_spike")
     assert "there is no option --loss_spike." in said
     assert "trainer plugins for what is installed" in said
+
+
+def test_what_a_plugin_wants_of_every_run_is_refused_naming_it(site: Any) -> None:
+    wants = "@hookimpl\ndef add_options(parser): parser.add_argument('warmth')\n"
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": LIVE + wants})
+    said = refuse(site, "--print_config")
+    assert "a (dist-a 1.0) adds 'warmth', which every run would have to give" in said
+    assert "--no_plugin a" in said
+
+
+def test_a_flag_of_a_known_plugin_that_is_blocked_says_so(site: Any) -> None:
+    site.install("trainer-plugin-early-stopping", plugins={"early_stopping": "m:C"})
+    said = refuse(site, "--early_stop_patience", "3", "--no_plugin", "early_stopping")
+    assert "--early_stop_patience cannot be used: " in said
+    assert "is blocked by --no_plugin" in said
