@@ -1,4 +1,4 @@
-"""What `train-lm` says of a flag that it does not have, where plugins are installed."""
+"""What `train-lm` refuses because of the plugins that are installed, or are not."""
 
 from __future__ import annotations
 
@@ -41,3 +41,27 @@ def test_a_flag_of_a_known_plugin_that_is_blocked_says_so(site: Any) -> None:
     said = refuse(site, "--early_stop_patience", "3", "--no_plugin", "early_stopping")
     assert "--early_stop_patience cannot be used: " in said
     assert "is blocked by --no_plugin" in said
+
+
+def test_a_broken_plugin_is_a_warning_and_with_strict_plugins_a_refusal(site: Any) -> None:
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": "import gone"})
+    done = site.python("-c", TRAIN_LM, "--print_config")
+    assert done.returncode == 0
+    assert "train-lm: warning: entry point 'a' of dist-a 1.0 could not be imported" in done.stderr
+    said = refuse(site, "--print_config", "--strict_plugins")
+    assert "entry point 'a' of dist-a 1.0 could not be imported" in said
+    assert "--no_plugin a" in said
+
+
+def test_the_flag_of_a_broken_plugin_is_refused_with_the_reason(site: Any) -> None:
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": "import gone"})
+    assert "--a cannot be used: entry point 'a' of dist-a 1.0" in refuse(site, "--a")
+
+
+def test_a_plugin_that_is_not_on_the_allow_list_is_not_loaded(site: Any) -> None:
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": "import gone"})
+    words = ("-c", TRAIN_LM, "--print_config")
+    assert site.python(*words, TRAINER_PLUGINS="b").stderr == ""
+    done = site.python(*words, "--a", TRAINER_PLUGINS="b")
+    assert done.returncode == 2
+    assert "--a cannot be used: blocked by TRAINER_PLUGINS" in done.stderr
