@@ -25,16 +25,8 @@ FLOORS = {
         | {"manifest", "batches", "command_flags", "state_table"},
         {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer", "facts"}
         | {"plugin_doctor", "new_plugin"},
-        {
-            "final",
-            "state_file",
-            "rundir",
-            "decision",
-            "losses",
-            "shares",
-            "console",
-            "plugin_report",
-        },
+        {"final", "state_file", "rundir", "decision", "losses", "shares", "console"}
+        | {"plugin_report"},
         {"keeper", "loaders", "snapshot_report"},
         {"host", "checkpoint", "validation", "snapshot_command"},
         {"run"},

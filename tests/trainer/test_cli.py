@@ -170,6 +170,29 @@ def test_the_doctor_finds_an_option_that_train_lm_has_itself(site: Any) -> None:
     assert "--no_plugin a" in finding["advice"]
 
 
+@pytest.mark.parametrize("added", ['"warmth"', '"--warmth", required=True'])
+def test_the_doctor_finds_what_every_run_would_have_to_give(site: Any, added: str) -> None:
+    source = HAND_WRITTEN.replace('"--warm_loud"', added).replace(', action="store_true"', "")
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": source})
+    assert "which every run would have to give" in find(site)["a"]["problem"]
+
+
+def test_the_doctor_goes_on_where_a_file_cannot_be_checked(site: Any) -> None:
+    source = HAND_WRITTEN.replace("--warm_up", "--batch_size")
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": source})
+    (site.folder / "run.yaml").write_text("epochs: 3\n")
+    found = find(site, "--config", str(site.folder / "run.yaml"))
+    assert "run.yaml cannot be checked" in found[""]["problem"]
+    assert "--batch_size" in found["a"]["problem"]
+
+
+def test_the_doctor_finds_a_state_version_that_is_no_count(site: Any) -> None:
+    source = CALLBACK.replace("state_version = 4", "state_version = '4'")
+    site.install("dist-a", plugins={"a": "m_a:Callback"}, modules={"m_a": source})
+    problem = find(site)["a"]["problem"]
+    assert "state_version must be an integer of at least 1, got '4'" in problem
+
+
 def test_a_broken_plugin_can_be_shown(plugins: Any) -> None:
     assert "gone" in plugins.command("plugins", "show", "broken").stdout
     assert read(plugins, "plugins", "show", "broken")["file"] is None

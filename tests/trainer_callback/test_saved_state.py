@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer_callback import PluginError, TrainerCallback
-from trainer_callback.manager import Plugin
+from trainer_callback.manager import CallbackManager, Plugin
 from trainer_callback.saved_state import describe_writer, read_saved_state
 
 STATE = {"best": 0.5}
@@ -101,6 +101,11 @@ def test_code_that_is_not_installed_shares_state_with_its_installed_self(
 def test_a_state_version_that_is_no_count_is_refused(version: object) -> None:
     with pytest.raises(PluginError, match="state_version must be an integer"):
         describe_writer(make(version))
+
+
+def test_such_a_state_version_is_refused_before_training() -> None:
+    with pytest.raises(PluginError, match="state_version must be an integer of at least 1, got 0"):
+        CallbackManager([make(0)])
 
 
 def test_a_module_has_a_state_version_too() -> None:

@@ -239,3 +239,27 @@ def test_a_finished_model_gives_samples_and_an_unfinished_one_is_refused(
     code, _, err = command("--sample", "empty", tiny=False)
     assert code == 2
     assert "holds no finished model" in err
+
+
+def test_the_costs_of_the_plugins_are_printed_when_asked_for(command: Command) -> None:
+    job = ["--max_steps", 3, "--early_stopping", "--overwrite", "--output_dir", "run"]
+    assert "Plugin costs" not in command(*job)[1]
+    rows = [line.split() for line in command(*job, "--plugin_costs")[1].splitlines()]
+    assert ["plugin", "hook", "calls", "seconds", "µs", "per", "call"] in rows
+    assert ["early_stopping", "on_epoch_end", "1"] in [row[:3] for row in rows]
+
+
+def test_a_callback_that_was_switched_off_is_named_at_the_end(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "trainer_fails.py").write_text(
+        "from trainer_callback import TrainerCallback\n"
+        "class Fails(TrainerCallback):\n"
+        "    critical = False\n"
+        "    def on_step_end(self):\n"
+        "        raise OSError('no disk')\n"
+    )
+    code, out, _ = command("--callback", "trainer_fails:Fails", "--max_steps", 2)
+    assert code == 0
+    assert "switched off" in out
+    assert "fails failed and was not critical" in out

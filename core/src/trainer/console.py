@@ -21,7 +21,7 @@ class ProgressCallback(TrainerCallback):
     """Shows loss, validation loss, speed and time left."""
 
     critical = False
-    state_key = "trainer.progress"  # the class name is left to plugins
+    state_key: str | None = "trainer.progress"  # the class name is left to plugins
 
     def __init__(
         self,

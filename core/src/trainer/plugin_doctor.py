@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ def examine(plugins: Sequence[InstalledPlugin], config: str | None = None) -> li
     findings = [
         *_find_broken(plugins),
         *_find_wrong_core(plugins),
-        *_find_same_flags(plugins),
+        *_find_wrong_flags(plugins),
         *_find_cycle(plugins),
         *_find_unknown_names(plugins),
     ]
@@ -89,40 +89,46 @@ class _Flags:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.required: list[str] = []
 
     def add_argument(self, *names: str, **settings: Any) -> object:
         self.names += [name for name in names if name.startswith("-")]
+        if settings.get("required") or not names[0].startswith("-"):
+            self.required.append(names[0])
         return None
 
 
-def _read_flags(plugin: InstalledPlugin) -> list[str]:
-    flags = _Flags()
-    plugin.add_options(flags)
-    return flags.names
-
-
-def _find_same_flags(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
+def _find_wrong_flags(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
     owners: dict[str, InstalledPlugin] = {}
     own = {f"--{name}" for name in read_command_flags(plugins=False)} if plugins else set()
     for plugin in plugins:
-        if plugin.problem is not None:
-            continue
-        try:
-            flags = _read_flags(plugin)
-        except PluginError as error:
-            advice = f"block it: --no_plugin {plugin.entry.flag}"
-            yield _finding(plugin.entry.name, str(error), advice)
-            continue
-        if reserved := [flag for flag in flags if flag in own]:
-            problem = f"{plugin.label} adds {reserved[0]}, which is an option of train-lm itself."
-            advice = f"block it: --no_plugin {plugin.entry.flag}; its author can rename the option"
+        problem = _judge_flags(plugin, own, owners) if plugin.problem is None else None
+        if problem is not None:
+            advice = f"leave it out: --no_plugin {plugin.entry.flag}; its author can change that"
             yield _finding(plugin.entry.name, problem, advice)
-            continue
-        taken = [flag for flag in flags if owners.setdefault(flag, plugin) is not plugin]
-        if taken:
-            problem = f"{plugin.label} and {owners[taken[0]].label} both add {taken[0]}."
-            advice = f"use one of them: --no_plugin {plugin.entry.flag}"
-            yield _finding(plugin.entry.name, problem, advice)
+
+
+def _judge_flags(
+    plugin: InstalledPlugin, own: Collection[str], owners: dict[str, InstalledPlugin]
+) -> str | None:
+    """Returns what is wrong with the flags of `plugin`, or None.
+
+    Args:
+        own: the flags of the command itself.
+        owners: flag -> plugin, of the plugins before this one; this one's are added.
+    """
+    flags = _Flags()
+    try:
+        plugin.add_options(flags)
+    except PluginError as error:
+        return str(error)
+    if reserved := [flag for flag in flags.names if flag in own]:
+        return f"{plugin.label} adds {reserved[0]}, which is an option of train-lm itself."
+    if flags.required:
+        return f"{plugin.label} adds {flags.required[0]!r}, which every run would have to give."
+    if taken := [flag for flag in flags.names if owners.setdefault(flag, plugin) is not plugin]:
+        return f"{plugin.label} and {owners[taken[0]].label} both add {taken[0]}."
+    return None
 
 
 def _find_cycle(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
@@ -160,7 +166,11 @@ def _find_unknown_options(
         raise UsageError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(options, dict):
         raise UsageError(f"--config {path} is no list of options. Write lines such as `epochs: 3`.")
-    known = read_command_flags(plugins=True)
+    try:
+        known = read_command_flags(plugins=True)
+    except UsageError as error:
+        yield _finding("", f"{path} cannot be checked: {error}", "mend what is above first")
+        return
     for option in map(str, options):
         if option.removeprefix("no_") in known:
             continue

@@ -56,6 +56,20 @@ class Plugin:
         return own
 
     @property
+    def state_version(self) -> int:
+        """The form of its state; 1 unless it says otherwise.
+
+        Raises:
+            PluginError: its own `state_version` is no count.
+        """
+        version = getattr(self.callback, "state_version", 1)
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise PluginError(
+                f"{self.label}: state_version must be an integer of at least 1, got {version!r}."
+            )
+        return version
+
+    @property
     def critical(self) -> bool:
         """Whether its failure ends the run."""
         return bool(getattr(self.callback, "critical", True))

@@ -19,6 +19,7 @@ from .hookspecs import HOOKS, PROJECT, TrainerCallback
 from .identity import Plugin, identify
 from .implementation import find_implementations
 from .order import arrange
+from .saved_state import describe_writer
 from .wrappers import wrap
 
 __all__ = ["CallbackManager", "HookTable", "Plugin"]
@@ -81,7 +82,7 @@ class CallbackManager(pluggy.PluginManager):
         self._costs = CostMeter()
         self._failures: list[CallbackError | PluginError] = []
         self._registering: dict[str, dict[str, Any]] = {}
-        self._check_state_keys()
+        self._check_states()
         for plugin in reversed(self.plugins):  # pluggy calls the last registered first
             self._register(plugin)
         self._plain, self._timed = _Hooks({}), _Hooks({})
@@ -172,9 +173,10 @@ class CallbackManager(pluggy.PluginManager):
         except (PluginError, pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"{plugin.label}: {error}") from error
 
-    def _check_state_keys(self) -> None:
+    def _check_states(self) -> None:
         owners: dict[str, Plugin] = {}
         for plugin in self.plugins:
+            describe_writer(plugin)  # refuses what could not be saved
             owner = owners.setdefault(plugin.state_key, plugin)
             if owner is plugin:
                 continue

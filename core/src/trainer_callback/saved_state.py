@@ -28,7 +28,7 @@ def describe_writer(plugin: Plugin) -> dict[str, Any]:
         "name": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
-        "state_version": _state_version(plugin),
+        "state_version": plugin.state_version,
     }
 
 
@@ -58,7 +58,7 @@ def read_saved_state(
             f"{distribution} {writer.get('version', '')}. Use that plugin, or give this one "
             "another `state_key`, and it starts fresh."
         )
-    old, new = int(writer.get("state_version", 1)), _state_version(plugin)
+    old, new = int(writer.get("state_version", 1)), plugin.state_version
     if old == new:
         return saved, "restored"
     if old > new:
@@ -68,15 +68,6 @@ def read_saved_state(
             "plugin to that version."
         )
     return _migrate(plugin, saved, old, new), "migrated"
-
-
-def _state_version(plugin: Plugin) -> int:
-    version = getattr(plugin.callback, "state_version", 1)
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise PluginError(
-            f"{plugin.label}: state_version must be an integer of at least 1, got {version!r}."
-        )
-    return version
 
 
 def _migrate(plugin: Plugin, saved: Mapping[str, Any], old: int, new: int) -> Mapping[str, Any]:

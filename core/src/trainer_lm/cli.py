@@ -183,6 +183,13 @@ def _make_parser(plugins: Sequence[InstalledPlugin]) -> _Parser:
             raise PluginError(
                 f"{plugin.label}: {error}. Leave it out with --no_plugin {plugin.entry.name}."
             ) from error
+        for action in title._group_actions:
+            if action.required:
+                raise PluginError(
+                    f"{plugin.label} adds {'/'.join(action.option_strings) or action.dest!r}, "
+                    "which every run would have to give. Leave it out with --no_plugin "
+                    f"{plugin.entry.name}."
+                )
     return parser
 
 
@@ -229,11 +236,15 @@ def _refuse(argument: str, parser: _Parser, plugins: Sequence[InstalledPlugin]) 
         flag, [text for text in flags if not text.startswith("--no_") or flag.startswith("--no_")]
     )
     for start, distribution in _KNOWN_PLUGINS.items():
-        owner = any(plugin.entry.distribution == distribution for plugin in plugins)
-        if name.removeprefix("no_").startswith(start) and not owner:
+        if not name.removeprefix("no_").startswith(start):
+            continue
+        owner = next((p for p in plugins if p.entry.distribution == distribution), None)
+        if owner is None:
             raise UsageError(
                 f"{flag} belongs to a plugin that is not installed: pip install {distribution}"
             )
+        if owner.problem is not None:
+            raise UsageError(f"{flag} cannot be used: {owner.label} is {owner.problem}.")
     what = f"there is no option {flag}." if flag.startswith("-") else f"what is {argument!r}?"
     raise UsageError(
         f"{what}{hint} See train-lm --help, and trainer plugins for what is installed."

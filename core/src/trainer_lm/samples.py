@@ -30,7 +30,7 @@ class SampleCallback(TrainerCallback):
     """
 
     critical = False
-    state_key = "trainer_lm.samples"  # the class name is left to plugins
+    state_key: str | None = "trainer_lm.samples"  # the class name is left to plugins
 
     def __init__(self, tokenizer: Tokenizer, interval: int | None) -> None:
         self.interval = interval

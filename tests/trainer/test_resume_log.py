@@ -1,4 +1,4 @@
-"""The table at a resume: what became of the state of each callback."""
+"""What the log of a resume tells: the call order, and what became of each state."""
 
 import pytest
 
@@ -69,3 +69,15 @@ def test_every_refusal_is_in_the_table_and_the_first_one_ends_the_resume(tiny, t
         resume(tiny, tmp_path, caplog, *others)
     assert list(cells(table(caplog)).values())[:2] == ["refused", "refused"]
     assert "the snapshot's state 'Same' was written by dist-same 1.0" in caplog.text
+
+
+def test_the_call_order_is_the_same_after_a_resume(tiny, tmp_path, caplog):
+    caplog.set_level("INFO")
+    for epochs in (1, 2):
+        callbacks = [make("second", after=("first",)), make("third"), make("first")]
+        tiny.trainer(tmp_path, callbacks=callbacks, epochs=epochs).train(resume="auto")
+    told = [text for text in caplog.messages if text.startswith("callbacks in call order: ")]
+    assert len(told) == 2
+    assert told[0] == told[1]
+    names = [each.split(" (")[0] for each in told[0].split(": ")[1].split(", ")]
+    assert names == ["third", "first", "second", "metrics_file"]
