@@ -152,7 +152,8 @@ class Killer(TrainerCallback):
 
 def make_loader(kind="map", workers=0):
     settings = {"batch_size": 4, "num_workers": workers}
-    if kind == "map":
+    if kind in ("map", "persistent"):
+        settings["persistent_workers"] = kind == "persistent"
         return DataLoader(Items(), shuffle=True, **settings)
     if kind == "stream":
         return DataLoader(Stream(), **settings)
