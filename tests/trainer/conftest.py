@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import tempfile
 import time
 import traceback
@@ -152,7 +153,8 @@ class Killer(TrainerCallback):
 
 def make_loader(kind="map", workers=0):
     settings = {"batch_size": 4, "num_workers": workers}
-    if kind == "map":
+    if kind in ("map", "persistent"):
+        settings["persistent_workers"] = kind == "persistent"
         return DataLoader(Items(), shuffle=True, **settings)
     if kind == "stream":
         return DataLoader(Stream(), **settings)
@@ -229,6 +231,25 @@ class Child:
         raise AssertionError(f"still running after {seconds} seconds")
 
 
+def run_ranks(work: Callable[[int], object], seconds: float = 60) -> list[int]:
+    """Runs `work(rank)` in two processes, as torchrun would; returns their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+    def join(rank: int) -> object:
+        os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+        try:
+            return work(rank)
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+    children = [Child(lambda rank=rank: join(rank)) for rank in (0, 1)]
+    end = time.monotonic() + seconds
+    return [child.wait(max(1, end - time.monotonic())) for child in children]
+
+
 def newest_state(directory: Path) -> dict[str, Any]:
     return load_state(list_snapshots(directory / "snapshots")[0])[0]
 
@@ -276,6 +297,7 @@ def tiny():
         trainer = staticmethod(make_trainer)
         loader = staticmethod(make_loader)
         child = Child
+        run_ranks = staticmethod(run_ranks)
         killer = Killer
         items = Items
         newest_state = staticmethod(newest_state)

@@ -41,6 +41,100 @@ def test_output_directory_unusable(tiny, tmp_path, where):
     assert steps == []
 
 
+@pytest.mark.parametrize("kind", ["a directory", "a pipe", "a link to nowhere"])
+@pytest.mark.parametrize("part", ["metrics.jsonl", "snapshots"])
+def test_output_directory_unusable_because_something_else_has_a_name_of_its_own(
+    tiny, tmp_path, kind, part
+):
+    if kind == "a directory" and part == "metrics.jsonl":
+        (tmp_path / part).mkdir()
+    elif kind == "a link to nowhere":
+        (tmp_path / part).symlink_to(tmp_path / "nowhere")
+    else:
+        os.mkfifo(tmp_path / part)
+    with pytest.raises(ConfigError, match=f"{part}' is in the way"):
+        tiny.trainer(tmp_path).train(resume="auto")
+
+
+def unprivileged(work):
+    """Runs `work` as somebody who may not write everywhere; the superuser may."""
+
+    def as_nobody():
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        return work()
+
+    return as_nobody
+
+
+@pytest.mark.parametrize("part", [".", "snapshots", "weights", "metrics.jsonl"])
+def test_output_directory_unusable_because_a_part_of_it_is_read_only(tiny, tmp_path, part):
+    tmp_path.chmod(0o777)
+    place = tmp_path / "run"
+    for name in (".", "snapshots", "weights"):
+        (place / name).mkdir(parents=True, exist_ok=True)
+        (place / name).chmod(0o777)
+    (place / "metrics.jsonl").touch(0o666)
+    (place / part).chmod(0o555 if (place / part).is_dir() else 0o444)
+
+    def work():
+        with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
+            tiny.trainer(place).train(resume="auto")
+
+    assert tiny.child(unprivileged(work)).wait() == 0
+    assert list((place / "snapshots").iterdir()) == []
+
+
+def test_output_directory_unusable_on_a_read_only_disk(tiny, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("nobody may mount a disk here")
+    try:
+        with pytest.raises(ConfigError, match="cannot be written: Read-only file system"):
+            tiny.trainer(disk / "run").train()
+        with pytest.raises(ConfigError, match="cannot be written: Read-only file system"):
+            tiny.trainer(disk).train()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_snapshots_that_nobody_may_list_are_not_taken_for_none(tiny, tmp_path):
+    tmp_path.chmod(0o777)
+    place = tmp_path / "run"
+
+    def work():
+        tiny.trainer(place, epochs=1).train()
+        before = (place / "metrics.jsonl").read_bytes()
+        (place / "snapshots").chmod(0o333)
+        with pytest.raises(SnapshotError, match=r"cannot be listed, .* Permission denied"):
+            tiny.trainer(place, epochs=1).train(resume="auto")
+        assert (place / "metrics.jsonl").read_bytes() == before
+        (place / "snapshots").chmod(0o777)
+
+    assert tiny.child(unprivileged(work)).wait() == 0
+
+
+def test_a_lock_that_is_a_link_changes_nobody_elses_file(tiny, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(ConfigError, match="symbolic links"):
+        tiny.trainer(tmp_path / "run").train()
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_what_overwrite_cannot_remove_is_named(tiny, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "snapshots").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="snapshots' cannot be removed"):
+        tiny.trainer(tmp_path / "run", overwrite=True).train()
+
+
 NAMES = [
     "with a space",
     "Prüfung",
@@ -193,8 +287,13 @@ def test_leftovers_are_removed_at_the_next_start(tiny, tmp_path):
     make_run(tiny, tmp_path / "run", epochs=1)
     for name in ("snapshots/.tmp-step-00000009", "weights/.tmp-best", ".tmp-final"):
         (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.txt").touch()
+    (tmp_path / "run" / "snapshots" / ".tmp-link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "snapshots" / ".tmp-file").touch()
     assert tiny.child(lambda: tiny.trainer(tmp_path / "run").train(resume=True)).wait() == 0
     assert list((tmp_path / "run").rglob(".tmp-*")) == []
+    assert (tmp_path / "elsewhere" / "mine.txt").exists()
 
 
 def test_options_that_differ_are_shown_and_never_applied(tiny, tmp_path, caplog):

@@ -31,6 +31,7 @@ CASES = {
 }
 WITH_WORKERS = {
     "2 workers": {"workers": 2},
+    "2 workers that outlive an epoch": {"kind": "persistent", "workers": 2},
     "2 workers, iterable": {"kind": "stream", "workers": 2},
     "2 workers, torchdata": {"kind": "stateful", "workers": 2},
 }

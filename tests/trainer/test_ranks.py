@@ -4,11 +4,8 @@ import itertools
 import json
 import math
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -17,35 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.snapshot import list_snapshots
-from trainer.state_file import load_state
-from trainer_callback import SnapshotError, StopRequest, TrainerCallback
-
-
-def start(tiny, work, world_size=2):
-    """Starts `work(rank)` in as many processes, as torchrun would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def join(rank):
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(world_size),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-        try:
-            return work(rank)
-        finally:
-            torch.distributed.destroy_process_group()
-
-    return [tiny.child(lambda rank=rank: join(rank)) for rank in range(world_size)]
-
-
-def wait(children, seconds=60):
-    end = time.monotonic() + seconds
-    return [child.wait(max(1, end - time.monotonic())) for child in children]
+from trainer_callback import StopRequest, TrainerCallback
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -119,7 +88,7 @@ def test_two_ranks_do_what_one_does_with_twice_the_batches_an_update(
         settings = {"workers": workers, "gradient_accumulation_steps": steps}
         return make_plain(both, rank, items=32, **settings).train().exit_code
 
-    assert wait(start(tiny, work)) == [0, 0]
+    assert tiny.run_ranks(work) == [0, 0]
     (one,), (first,), (second,) = (
         read(place, "weights", rank) for place, rank in ((alone, 0), (both, 0), (both, 1))
     )
@@ -146,7 +115,7 @@ def test_each_batch_of_an_epoch_is_seen_by_one_rank(tiny, tmp_path, kind):
     def work(rank):
         return make_plain(tmp_path, rank, loader=loader(rank), epochs=1).train().exit_code
 
-    assert wait(start(tiny, work)) == [0, 0]
+    assert tiny.run_ranks(work) == [0, 0]
     batches = [read(tmp_path, "batch", rank) for rank in (0, 1)]
     assert len(batches[0]) == len(batches[1]) == 3
     seen = sorted(number for each in batches for batch in each for number in batch)
@@ -166,7 +135,7 @@ def test_ranks_draw_random_numbers_of_their_own(tiny, tmp_path, workers):
         loader = DataLoader(Noise(8), batch_size=4, num_workers=workers)
         return make_plain(tmp_path, rank, loader=loader, epochs=1).train().exit_code
 
-    assert wait(start(tiny, work)) == [0, 0]
+    assert tiny.run_ranks(work) == [0, 0]
     assert read(tmp_path, "batch", 0) != read(tmp_path, "batch", 1)
 
 
@@ -178,7 +147,7 @@ def test_all_ranks_validate_with_the_buffers_of_the_main_one(tiny, tmp_path):
                 file.write(json.dumps({"means": means}) + "\n")
 
     work = lambda rank: tiny.trainer(None, callbacks=[Buffers()], snapshot_interval=None).train()  # noqa: E731
-    assert wait(start(tiny, lambda rank: work(rank).exit_code)) == [0, 0]
+    assert tiny.run_ranks(lambda rank: work(rank).exit_code) == [0, 0]
     assert read(tmp_path, "means", 0) == read(tmp_path, "means", 1) != []
 
 
@@ -187,7 +156,7 @@ def test_fewer_batches_than_ranks_are_refused(tiny, tmp_path):
         with pytest.raises(ConfigError, match=r"has 1 batches for 2 processes \(4 items"):
             make_plain(tmp_path, rank, items=4)
 
-    assert wait(start(tiny, work)) == [0, 0]
+    assert tiny.run_ranks(work) == [0, 0]
 
 
 @pytest.mark.parametrize("rank_that_asks", [0, 1])
@@ -202,7 +171,7 @@ def test_one_rank_wants_to_stop(tiny, tmp_path, rank_that_asks):
         trainer = make_plain(tmp_path, rank, callbacks=[Stopper()], epochs=5)
         return trainer.train().exit_code
 
-    assert wait(start(tiny, work)) == [0, 0]
+    assert tiny.run_ranks(work) == [0, 0]
     for rank in (0, 1):
         assert read(tmp_path, "step", rank) == [4]
         assert read(tmp_path, "by", rank) == ["Stopper"]
@@ -218,55 +187,9 @@ def test_a_snapshot_that_one_rank_asks_for_is_taken(tiny, tmp_path):
         trainer = make_plain(tmp_path, rank, callbacks=[Asker()], output_dir=tmp_path / "run")
         return trainer.train().exit_code
 
-    assert wait(start(tiny, work)) == [0, 0]
+    assert tiny.run_ranks(work) == [0, 0]
     names = [path.name for path in list_snapshots(tmp_path / "run" / "snapshots")]
     assert names == ["step-00000006", "step-00000002"]
-
-
-@pytest.mark.parametrize("hook", ["on_step_end", "on_validation_start"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_rank(tiny, tmp_path, hook, number):
-    def strike(self, trainer):
-        if trainer.rank == 1 and trainer.epoch == 1 and not self.sent:
-            self.sent = True
-            os.kill(os.getpid(), number)
-
-    sender = type("Sender", (TrainerCallback,), {hook: strike, "sent": False})
-    place = tmp_path / "run"
-
-    def work(rank, resume=False, callbacks=()):
-        trainer = tiny.trainer(place, callbacks=callbacks, snapshot_interval=100)
-        return trainer.train(resume=resume).exit_code
-
-    started = time.monotonic()
-    codes = wait(start(tiny, lambda rank: work(rank, callbacks=[sender()])))
-    assert codes == [143 if number == signal.SIGTERM else 130] * 2
-    assert time.monotonic() - started < 20
-    (snapshot,) = list_snapshots(place / "snapshots")
-    assert load_state(snapshot)[0]["progress"]["epoch"] == 1
-    assert wait(start(tiny, lambda rank: work(rank, resume=True))) == [0, 0]
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_one_rank_dies(tiny, tmp_path, victim):
-    whole, place = tmp_path / "whole", tmp_path / "run"
-
-    def work(place, rank, resume=False, kill=None):
-        callbacks = [tiny.killer(kill)] if rank == victim else []
-        return tiny.trainer(place, callbacks=callbacks).train(resume=resume).exit_code
-
-    assert wait(start(tiny, lambda rank: work(whole, rank))) == [0, 0]
-    codes = wait(start(tiny, lambda rank: work(place, rank, kill=25)))
-    assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] == 1
-    for snapshot in list_snapshots(place / "snapshots"):
-        load_state(snapshot)  # no half one
-    assert wait(start(tiny, lambda rank: work(place, rank, resume="auto"))) == [0, 0]
-    one, other = tiny.newest_state(whole), tiny.newest_state(place)
-    assert len(one["other_ranks"]) == 1
-    one["callback_state"].pop("Killer", None)
-    other["callback_state"].pop("Killer", None)
-    assert tiny.difference(one, other) is None
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_both(tiny, tmp_path):
@@ -280,27 +203,10 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_both(tiny, tmp_path
         trainer = make_plain(tmp_path, rank, on_nonfinite="skip", loss_fn=loss_fn)
         return trainer.train().exit_code
 
-    assert wait(start(tiny, work)) == [0, 0]
+    assert tiny.run_ranks(work) == [0, 0]
     weights = [read(tmp_path, "weights", rank) for rank in (0, 1)]
     assert weights[0] == weights[1]
     assert all(map(torch.isfinite, torch.tensor(weights[0][0])))
-
-
-def test_a_snapshot_of_two_ranks_is_refused_by_one(tiny, tmp_path):
-    work = lambda rank: tiny.trainer(tmp_path, epochs=1).train().exit_code  # noqa: E731
-    assert wait(start(tiny, work)) == [0, 0]
-    with pytest.raises(SnapshotError, match="written by 2 processes, and this run has 1"):
-        tiny.trainer(tmp_path, epochs=2).train(resume=True)
-
-
-def test_a_refusal_of_the_main_process_ends_all_of_them(tiny, tmp_path):
-    (tmp_path / "snapshots").mkdir()
-
-    def work(rank):
-        with pytest.raises(ConfigError, match="holds a run already"):
-            tiny.trainer(tmp_path).train()
-
-    assert wait(start(tiny, work)) == [0, 0]
 
 
 def test_early_stopping_restores_the_same_weights_on_all_ranks(tiny, tmp_path):
@@ -325,7 +231,7 @@ def test_early_stopping_restores_the_same_weights_on_all_ranks(tiny, tmp_path):
         (tmp_path / f"{rank}.json").write_text(json.dumps([weights.tolist(), stopping.best_epoch]))
         return code
 
-    assert wait(start(tiny, work)) == [0, 0]
+    assert tiny.run_ranks(work) == [0, 0]
     (first, best), (second, _) = (
         json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)
     )

@@ -44,9 +44,9 @@ def list_differences(
     """Yields a line for each option that the snapshot's run had otherwise. They are shown, never
     applied.
     """
-    yield from _compare("", manifest["options"], _options(config))
+    yield from _compare("", manifest.get("options", {}), _options(config))
     for plugin in plugins:
-        saved = manifest["plugins"].get(plugin.state_key, {}).get("options", {})
+        saved = manifest.get("plugins", {}).get(plugin.state_key, {}).get("options", {})
         yield from _compare(f"{plugin.state_key}.", saved, _describe(plugin)["options"])
 
 

@@ -15,6 +15,7 @@ from trainer_callback import SnapshotError
 
 from .config import TrainerConfig
 from .manifest import MANIFEST
+from .ranks import Ranks
 from .snapshot import (
     FileWriter,
     list_snapshots,
@@ -27,7 +28,7 @@ from .snapshot import (
 from .state_file import load_state, save_state
 from .writer import BackgroundWriter, HostCopier
 
-__all__ = ["Found", "SnapshotKeeper", "load_model_state", "load_named"]
+__all__ = ["Found", "SnapshotKeeper", "check_same", "load_model_state", "load_named"]
 
 Found: TypeAlias = tuple[Path, dict[str, Any], dict[str, Any]]
 """Path, state and manifest of a snapshot."""
@@ -246,3 +247,18 @@ def load_named(path: Path) -> Found:
             + (f"Its newest one is {newest}." if newest else "It has none.")
         )
     return path, *load_state(path)
+
+
+def check_same(found: Found | None, ranks: Ranks) -> None:
+    """Sees to it that all processes go on from the same snapshot, or that none has one.
+
+    Raises:
+        SnapshotError: in all of them, where they do not.
+    """
+    digests = ranks.gather(found and found[2]["digest"])
+    if len({*digests}) > 1:
+        raise SnapshotError(
+            f"process {ranks.rank} would go on from {found and found[0]}, and another process from "
+            "another snapshot. Give all of them the same output directory, and name a sound "
+            "snapshot of it: --resume PATH."
+        )

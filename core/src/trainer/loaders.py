@@ -75,6 +75,8 @@ class EpochLoader:
         """
         _check_loader(loader, name, ranks.world_size if in_step else 1)
         self._loader, self._share = divide(loader, ranks, in_step=in_step)
+        self._ranks = ranks
+        self._in_step = in_step and not ranks.is_alone
         self._may_be_empty = not in_step and not ranks.is_alone
         is_own = self._loader is not loader  # what its workers load, no other process does
         self._workers = f"workers of rank {ranks.rank}" if is_own and ranks.rank else "workers"
@@ -112,9 +114,12 @@ class EpochLoader:
             in_place: called when that is done, before the first batch is fetched.
 
         Raises:
-            EmptyLoaderError: the epoch has no batch, or fewer than the loader promised.
+            EmptyLoaderError: the epoch has no batch, or fewer than the loader promised, or than
+                that of another process.
         """
         count, length = skip, self.length
+        if self._in_step:
+            self._check_length(length, epoch)
         if length is not None and 0 < length <= skip:
             return
         try:
@@ -122,6 +127,8 @@ class EpochLoader:
             in_place()
             for batch, is_last in _mark_last(batches, length, skip, self._look_ahead):
                 count += 1
+                if self._in_step and length is None:
+                    self._check_end(is_last, count, epoch)
                 yield batch, is_last
         except Exception as error:
             self._locate(error, epoch, count)
@@ -181,6 +188,7 @@ class EpochLoader:
         loader.generator = torch.Generator().manual_seed(
             _make_seed(self._seed, epoch, self._workers)
         )
+        loader._iterator = None  # workers that outlive an epoch would draw on from its numbers
         if not isinstance(loader.worker_init_fn, WorkerShield):
             loader.worker_init_fn = WorkerShield(loader.worker_init_fn)
         for sampler in samplers_of(loader):
@@ -189,6 +197,23 @@ class EpochLoader:
             elif hasattr(sampler, "generator"):
                 order = _make_seed(self._seed, epoch, "order")
                 sampler.generator = torch.Generator().manual_seed(order)
+
+    def _check_length(self, length: int | None, epoch: int) -> None:
+        lengths = self._ranks.gather(length)
+        if len({*lengths}) > 1:
+            raise EmptyLoaderError(
+                f"the {self._name} loader has {lengths} batches for the processes in epoch "
+                f"{epoch}. Give every process as many, or they would wait for each other."
+            )
+
+    def _check_end(self, is_last: bool, count: int, epoch: int) -> None:
+        (ended,) = self._ranks.total([is_last])
+        if 0 < ended < self._ranks.world_size:
+            more = "has more" if not is_last else "has no more, and another process has"
+            raise EmptyLoaderError(
+                f"the {self._name} loader gave {count} batches in epoch {epoch} and {more}. Give "
+                "every process as many, or they would wait for each other."
+            )
 
     def _locate(self, error: Exception, epoch: int, batch: int) -> None:
         """Says where a loader failed, beside its own exception."""

@@ -20,6 +20,9 @@ FORMAT: Final = 1
 
 MANIFEST: Final = "manifest.json"
 
+_MOST_BYTES: Final = 1 << 26
+"""64 MB. A manifest lists files and options, not layers: kilobytes."""
+
 
 def seal(facts: Mapping[str, Any]) -> bytes:
     """Returns the manifest's bytes, in one canonical form, with the digest of all the rest in
@@ -40,7 +43,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        content = file.read_bytes()
+        size = _size(file)
+        content = file.read_bytes() if 0 <= size <= _MOST_BYTES else b""
     except OSError as error:
         raise SnapshotError(f"{file}: {error.strerror}. This is no complete snapshot.") from error
     try:
@@ -72,11 +76,12 @@ def verify(path: Path) -> dict[str, Any]:
     for name, entry in manifest["files"].items():
         file = path / name
         try:
-            found = file.stat()
-            size = found.st_size if stat.S_ISREG(found.st_mode) else -1
+            size = _size(file)
             digest = _digest(file) if size == entry["size"] else ""
         except OSError as error:
             raise SnapshotError(f"{file}: {error.strerror}.") from error
+        except ValueError as error:  # a name that no file can have
+            raise SnapshotError(f"{path / MANIFEST} names {name!r}, which is no file.") from error
         if size < 0:
             raise SnapshotError(f"{file} is no file.")
         if size != entry["size"]:
@@ -102,12 +107,19 @@ def _check_form(manifest: Mapping[str, Any], file: Path) -> None:
         )
     for key in ("plugins", "options", "versions", "metrics"):
         sound = sound and isinstance(manifest.get(key, {}), dict)
+    sound = sound and all(isinstance(each, dict) for each in manifest.get("plugins", {}).values())
     if not sound:
         raise SnapshotError(f"{file} is no manifest that a trainer has written.")
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _size(file: Path) -> int:
+    """Returns the bytes of a regular file; -1 for anything else: a pipe would be waited for."""
+    found = file.stat()
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def _digest(file: Path) -> str:

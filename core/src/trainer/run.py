@@ -24,7 +24,7 @@ from .checkpoint import Checkpoint
 from .config import ConfigError
 from .facts import list_differences, read_facts
 from .final import save_safetensors
-from .keeper import Found, load_named
+from .keeper import Found, check_same, load_named
 from .progress import Progress
 from .result import Stop, TrainResult
 from .rng import seed_rng
@@ -41,7 +41,7 @@ __all__ = ["Resume", "Run"]
 logger: logging.Logger = logging.getLogger("trainer")
 
 Resume: TypeAlias = bool | Literal["auto"] | str | Path
-"""Path, state and manifest of a snapshot."""
+"""What to go on from; see `Trainer.train`."""
 
 
 class Run:
@@ -127,6 +127,7 @@ class Run:
         self._deal = Deal()
         self._saved, self._untold = None, None
         found = self._named or self._find(resume)
+        check_same(found, self._ranks)
         if self._callbacks.plugins:
             names = ", ".join(plugin.label for plugin in self._callbacks.plugins)
             logger.info("callbacks in call order: %s.", names)
@@ -143,7 +144,7 @@ class Run:
             logger.info("%s", line)
         self._deal = deal_out(
             state["callback_state"],
-            manifest["plugins"],
+            manifest.get("plugins", {}),
             self._callbacks.plugins,
             self._callbacks.implementers("on_snapshot_save"),
         )
@@ -156,8 +157,8 @@ class Run:
             raise
         if self._named is None or self._is_own_snapshot:
             self._saved = progress.position
-            self._untold = self._make_report(progress, path)
             if trainer.is_main_process:
+                self._untold = self._make_report(progress, path)
                 self._keeper.retain(path)
         return True
 
@@ -169,6 +170,7 @@ class Run:
                 "snapshots/."
             )
         try:
+            state["callback_state"].keys()
             self._checkpoint.load(state, path)
             return Progress.from_state(state["progress"])
         except (LookupError, TypeError, ValueError, AttributeError) as error:

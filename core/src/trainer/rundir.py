@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,8 @@ logger: logging.Logger = logging.getLogger("trainer")
 
 _LOCK: Final = ".lock"
 _DIRECTORIES: Final = ("snapshots", "final", "weights")
-_OWN: Final = (*_DIRECTORIES, "metrics.jsonl", "config.yaml")
+_METRICS: Final = "metrics.jsonl"
+_OWN: Final = (*_DIRECTORIES, _METRICS, "config.yaml")
 
 _open_locks: Final[set[int]] = set()
 """Descriptors of the locks that this process holds. A lock lasts as long as anybody has its file
@@ -48,7 +50,7 @@ class RunDirectory:
     @property
     def holds_run(self) -> bool:
         """Whether a run has written here before."""
-        return any((self.path / name).exists() for name in ("snapshots", "final", "metrics.jsonl"))
+        return any((self.path / name).exists() for name in ("snapshots", "final", _METRICS))
 
     def __enter__(self) -> RunDirectory:
         """Makes the directory, tries a write, takes the lock.
@@ -59,15 +61,11 @@ class RunDirectory:
         """
         try:
             make_directory(self.path)
-            probe = self.path / ".probe"
-            probe.write_bytes(b"probe")
-            probe.unlink()
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            _probe(self.path)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link's target is not ours to write
+            self._lock = os.open(self.path / _LOCK, flags, 0o644)
         except OSError as error:
-            raise ConfigError(
-                f"the output directory {str(self.path)!r} cannot be written: {error.strerror}. "
-                "Choose another output_dir."
-            ) from error
+            raise _refusal(self.path, error) from error
         _open_locks.add(self._lock)
         try:
             self._acquire(self._lock)
@@ -86,13 +84,22 @@ class RunDirectory:
     def clear(self) -> None:
         """Removes what an earlier run wrote under the names of this project; a plugin's files
         stay.
+
+        Raises:
+            ConfigError: something cannot be removed.
         """
         for name in _OWN:
             target = self.path / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+            try:
+                if target.is_dir():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink(missing_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"{str(target)!r} cannot be removed: {error.strerror or error}. Remove it "
+                    "yourself, or choose another output_dir."
+                ) from error
 
     def _acquire(self, lock: int) -> None:
         try:
@@ -117,10 +124,33 @@ class RunDirectory:
         os.pwrite(lock, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
 
     def _check_parts(self) -> None:
-        for name in _DIRECTORIES:
+        """Refuses what a run would meet later: something else of the name of its parts, or a part
+        that cannot be written.
+        """
+        for name in (*_DIRECTORIES, _METRICS):
             part = self.path / name
-            if part.exists() and not part.is_dir():
+            wanted = "file" if name == _METRICS else "directory"
+            if not os.path.lexists(part):
+                continue
+            if not (part.is_file() if name == _METRICS else part.is_dir()):
                 raise ConfigError(
-                    f"{str(part)!r} is in the way: a run keeps a directory of that name there. "
+                    f"{str(part)!r} is in the way: a run keeps a {wanted} of that name there. "
                     "Move it, or choose another output_dir."
                 )
+            try:
+                os.close(os.open(part, os.O_WRONLY)) if name == _METRICS else _probe(part)
+            except OSError as error:
+                raise _refusal(part, error) from error
+
+
+def _probe(place: Path) -> None:
+    """Writes a file without a name into the directory `place`."""
+    with tempfile.TemporaryFile(dir=place, buffering=0) as file:
+        file.write(b"probe")
+
+
+def _refusal(place: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"the output directory {str(place)!r} cannot be written: {error.strerror}. Choose another "
+        "output_dir."
+    )

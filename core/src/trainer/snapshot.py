@@ -85,7 +85,7 @@ def write_snapshot(
     temporary = target.with_name(_TEMPORARY + target.name)
     try:
         make_directory(temporary.parent)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         temporary.mkdir()
         entries = {name: _write_file(temporary / name, write) for name, write in files.items()}
         manifest = seal({"format": FORMAT, **facts, "files": entries})
@@ -96,7 +96,7 @@ def write_snapshot(
                 _sync(path)
         _put_in_place(temporary, target)
     except Exception as error:  # torch.save reports a full disk as RuntimeError
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise SnapshotError(_explain(target, files, error)) from error
     return str(json.loads(manifest)["digest"])
 
@@ -104,34 +104,34 @@ def write_snapshot(
 def list_snapshots(directory: Path) -> list[Path]:
     """Returns the finished snapshot directories in `directory`, newest step first; their content is
     not looked at.
+
+    Raises:
+        SnapshotError: there may be some, and nobody can tell.
     """
-    with contextlib.suppress(OSError):
-        names = [each for each in directory.iterdir() if step_of(each) >= 0]
-        return sorted((each for each in names if each.is_dir()), key=step_of, reverse=True)
-    return []
+    found = [each for each in _content(directory) if step_of(each) >= 0 and each.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def remove_snapshot(path: Path) -> None:
     """Removes a snapshot; one whose removal is cut short is a leftover, not a broken snapshot."""
     doomed = path.with_name(f"{_TEMPORARY}gone-{path.name}")
     with contextlib.suppress(OSError):
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(doomed)
         path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(doomed)
 
 
 def remove_leftovers(directory: Path) -> None:
     """Removes what a killed write left in `directory`, and puts back what it had only put aside."""
-    with contextlib.suppress(FileNotFoundError):
-        for path in list(directory.iterdir()):
-            if path.name.startswith(_TEMPORARY):
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.startswith(_REPLACED):
-                target = path.with_name(path.name.removeprefix(_REPLACED))
-                if target.exists():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.rename(target)
+    for path in _content(directory):
+        if path.name.startswith(_TEMPORARY):
+            _remove(path)
+        elif path.name.startswith(_REPLACED):
+            target = path.with_name(path.name.removeprefix(_REPLACED))
+            if target.exists():
+                _remove(path)
+            else:
+                path.rename(target)
 
 
 def make_directory(path: Path) -> None:
@@ -187,12 +187,40 @@ def _write_file(path: Path, write: FileWriter) -> dict[str, Any]:
 
 def _put_in_place(temporary: Path, target: Path) -> None:
     aside = target.with_name(_REPLACED + target.name)
-    if target.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+    replaces = target.exists()
+    if replaces:
+        _remove(aside)
         target.rename(aside)
-    temporary.rename(target)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if replaces:
+            aside.rename(target)
+        raise
     _sync(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
+
+
+def _content(directory: Path) -> list[Path]:
+    """Returns what is in `directory`; nothing where it is none."""
+    try:
+        return list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise SnapshotError(
+            f"{directory} cannot be listed, so nobody can tell what snapshots there are: "
+            f"{error.strerror}. Make it readable."
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    """Removes a directory, or whatever else has its name; what a link leads to stays."""
+    if path.is_symlink() or path.is_file():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,7 @@ digests only: nothing of a snapshot is unpickled, and torch is not imported.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,7 +91,7 @@ def prune(path: Path, keep: int) -> list[Path]:
         for each in doomed:
             remove_snapshot(each)
         remove_leftovers(directory)
-    return doomed
+    return [each for each in doomed if not os.path.lexists(each)]
 
 
 def _others(path: Path) -> Iterator[Path]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ __all__ = ["BackgroundWriter", "HostCopier"]
 _PIECE: Final = 1 << 23
 """Bytes that are copied at a time."""
 
+_Place: TypeAlias = tuple[object, ...]
+"""Keys on the way to a tensor. A string of them would not do: `a.b` may be one key, or two."""
+
 
 class HostCopier:
     """Copies the tensors of a state into host buffers that are kept for the next time (pinned where
@@ -25,8 +29,8 @@ class HostCopier:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, tuple[object, Tensor | None]] = {}
-        self._used: dict[str, tuple[object, Tensor | None]] = {}
+        self._buffers: dict[_Place, tuple[object, Tensor | None]] = {}
+        self._used: dict[_Place, tuple[object, Tensor | None]] = {}
         self._seen: dict[tuple[object, ...], Tensor] = {}
         self._devices: set[torch.device] = set()
 
@@ -38,30 +42,30 @@ class HostCopier:
         """
         self._used, self._seen, self._devices = {}, {}, set()
         self._pieces: deque[tuple[int, int, int]] = deque()
-        result = {key: self._walk(value, str(key)) for key, value in state.items()}
+        result = {key: self._walk(value, (key,)) for key, value in state.items()}
         self._move_pieces()
         for device in self._devices:
             torch.cuda.synchronize(device)
         self._buffers, self._used, self._seen = self._used, {}, {}
         return result
 
-    def _walk(self, value: Any, path: str) -> Any:
+    def _walk(self, value: Any, place: _Place) -> Any:
         if isinstance(value, Tensor):
-            return self._copy_tensor(value.detach(), path)
+            return self._copy_tensor(value.detach(), place)
         if isinstance(value, Mapping):
-            return {key: self._walk(item, f"{path}.{key}") for key, item in value.items()}
+            return {key: self._walk(item, (*place, key)) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)(self._walk(item, f"{path}[{i}]") for i, item in enumerate(value))
+            return type(value)(self._walk(item, (*place, i)) for i, item in enumerate(value))
         return value
 
-    def _copy_tensor(self, source: Tensor, path: str) -> Tensor:
+    def _copy_tensor(self, source: Tensor, place: _Place) -> Tensor:
         if source.layout != torch.strided:
             return source.cpu().clone()
         key = (source.data_ptr(), source.dtype, source.shape, source.stride(), source.device)
         if source.numel() and key in self._seen:
             return self._seen[key]
         form = (source.shape, source.dtype, source.stride())
-        known, buffer = self._buffers.get(path, (None, None))
+        known, buffer = self._buffers.get(place, (None, None))
         on_cuda = source.device.type == "cuda"
         if buffer is None or known != form:
             buffer = torch.empty_like(source, device="cpu", pin_memory=on_cuda)
@@ -73,7 +77,7 @@ class HostCopier:
             buffer.copy_(source, non_blocking=on_cuda)
         if on_cuda:
             self._devices.add(source.device)
-        self._seen[key], self._used[path] = buffer, (form, buffer)
+        self._seen[key], self._used[place] = buffer, (form, buffer)
         return buffer
 
     def _move_pieces(self) -> None:
@@ -91,7 +95,8 @@ class HostCopier:
 
         helper = threading.Thread(target=work)
         if torch.get_num_threads() > 1 and len(self._pieces) > 1:
-            helper.start()
+            with contextlib.suppress(RuntimeError):  # the system has no thread left
+                helper.start()
         work()
         if helper.ident is not None:
             helper.join()
@@ -131,8 +136,13 @@ class BackgroundWriter:
         if self._sync:
             run()
             return
-        self._thread = threading.Thread(target=run, name="snapshot-writer")
-        self._thread.start()
+        thread = threading.Thread(target=run, name="snapshot-writer")
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left; the write must not be lost
+            run()
+        else:
+            self._thread = thread
 
     def collect(self, *, wait: bool) -> None:
         """Reports a finished write: calls its `done`, or raises its SnapshotError. Nothing happens

@@ -1,0 +1,91 @@
+"""Disk full, quota: earlier snapshots stay, one error says what is missing, training goes on."""
+
+import resource
+import subprocess
+
+import pytest
+import torch
+
+from trainer.config import TrainerConfig
+from trainer.keeper import SnapshotKeeper
+from trainer.metrics_file import read_logged
+from trainer.state_file import load_state
+from trainer_callback import SaveError, SnapshotError
+
+FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {"val_loss": 0.5}}
+
+
+def small_disk(path):
+    """Mounts two megabytes on `path`; skips where nobody may."""
+    path.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip("nobody may mount a small disk here; RLIMIT_FSIZE stands in for it")
+
+
+def test_disk_full(tiny, tmp_path, caplog):
+    disk = tmp_path / "disk"
+    small_disk(disk)
+    try:
+        keeper = SnapshotKeeper(TrainerConfig(output_dir=disk))
+        small, large = {"x": torch.ones(100_000)}, {"x": torch.ones(500_000)}
+        told = []
+        keeper.save(1, small, FACTS, told.append, {})
+        keeper.collect(wait=True)
+        keeper.save(2, large, FACTS, told.append, {})
+        keeper.collect(wait=True)
+        message = caplog.messages[-1]
+        assert "step-00000002" in message
+        assert "No space left on device" in message
+        assert "2,00" in message  # the bytes it needs
+        keeper.save(3, large, FACTS, told.append, {})
+        keeper.collect(wait=True)
+        keeper.save(4, large, FACTS, told.append, {})
+        with pytest.raises(SnapshotError, match="No space left"):
+            keeper.collect(wait=True)
+        assert [path.name for path in told] == ["step-00000001"]
+        assert [path.name for path in (disk / "snapshots").iterdir()] == ["step-00000001"]
+        load_state(disk / "snapshots" / "step-00000001")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_quota_three_failed_saves_in_a_row_end_the_run_with_1(tiny, tmp_path):
+    def work():
+        trainer = tiny.trainer(tmp_path, snapshot_interval=1)
+        limit_files(6_000)  # too little for state.pt, enough for the log
+        try:
+            trainer.train()
+        except SaveError as error:
+            (tmp_path / "error").write_text(str(error))
+            (tmp_path / "step").write_text(str(trainer.step))
+            return 1
+        return 0
+
+    assert tiny.child(work).wait() == 1
+    assert "File too large" in (tmp_path / "error").read_text()
+    assert 3 <= int((tmp_path / "step").read_text()) <= 4
+    assert list((tmp_path / "snapshots").iterdir()) == []
+
+
+def test_disk_full_once_training_goes_on_and_no_line_of_the_log_is_lost(tiny, tmp_path):
+    class Squeeze(tiny.killer):
+        def on_step_end(self, trainer, skipped):
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (20 if 3 <= trainer.step <= 5 else 10**9, 10**9)
+            )
+
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**9, 10**9))
+        tiny.trainer(tmp_path / "full", callbacks=[Squeeze()]).train()
+        tiny.trainer(tmp_path / "whole", callbacks=[tiny.killer()]).train()
+
+    assert tiny.child(work).wait() == 0
+    logs = [read_logged(tmp_path / name / "metrics.jsonl") for name in ("full", "whole")]
+    assert logs[0] == logs[1]

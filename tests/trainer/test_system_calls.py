@@ -1,0 +1,216 @@
+"""Snapshot writes, watched system call by system call: in which order, killed at each, refused at
+each.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.config import TrainerConfig
+from trainer.keeper import SnapshotKeeper
+from trainer.snapshot import list_snapshots, remove_leftovers, write_snapshot
+from trainer.state_file import load_state, save_state
+from trainer_callback import SnapshotError
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="traces system calls as Linux does on x86-64",
+)
+
+TRACEME, PEEKUSER, POKEUSER, SYSCALL = 0, 3, 6, 24
+RAX, RSI, RDI, NUMBER = (8 * place for place in (10, 13, 14, 15))
+"""Offsets of what a call returns, its second and first argument, and which one it is."""
+
+NAMES = {
+    1: "write",
+    3: "close",
+    74: "fsync",
+    82: "rename",
+    83: "mkdir",
+    84: "rmdir",
+    87: "unlink",
+    217: "getdents64",
+    257: "openat",
+    262: "newfstatat",
+    263: "unlinkat",
+}
+FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {}}
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+libc.ptrace.restype = ctypes.c_long
+
+
+class Call:
+    """A system call that a child is about to make."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self.name = NAMES.get(self._read(NUMBER), "")
+
+    def _read(self, register: int) -> int:
+        return libc.ptrace(PEEKUSER, self._pid, register, None)
+
+    @property
+    def path(self) -> str:
+        """The name of the file that it is about."""
+        if self.name in ("fsync", "write", "close"):
+            return Path(f"/proc/{self._pid}/fd/{self._read(RDI)}").readlink().name
+        with Path(f"/proc/{self._pid}/mem").open("rb", buffering=0) as memory:
+            memory.seek(self._read(RSI if self.name == "unlinkat" else RDI))
+            return Path(os.fsdecode(memory.read(500).split(b"\0")[0])).name
+
+
+def trace(work: Callable[[], object], decide: Callable[[Call], str | None]) -> int:
+    """Runs `work` in a child; returns its exit code: 3 after a SnapshotError.
+
+    Before each system call `decide` says what becomes of it: None, "kill" or "fail".
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            if libc.ptrace(TRACEME, 0, None, None) != 0:
+                os._exit(77)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            work()
+            code = 0
+        except SnapshotError:
+            code = 3
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    entered, failing = False, False
+    while not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+        if os.WSTOPSIG(status) == signal.SIGTRAP:
+            entered = not entered
+            if entered:
+                what = decide(Call(pid))
+                if what == "kill":
+                    os.kill(pid, signal.SIGKILL)
+                failing = what == "fail"
+                if failing:
+                    libc.ptrace(POKEUSER, pid, NUMBER, -1)
+            elif failing:
+                libc.ptrace(POKEUSER, pid, RAX, -errno.EIO)
+        libc.ptrace(SYSCALL, pid, None, None)
+        _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _may_trace():
+    if trace(lambda: None, lambda call: None) == 77:
+        pytest.skip("this machine lets nobody trace a child")
+
+
+def write(path, value=1, beside=()):
+    state = {"x": torch.arange(3), "value": value}
+    write_snapshot(path, {"state.pt": save_state(state)}, FACTS, beside)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_kill_9_at_any_system_call_of_a_snapshot_write(tmp_path, replaces):
+    at, made = 0, 1
+    while made >= at:
+        at, made = at + 1, 0
+        place = tmp_path / str(at)
+        write(place / "step-00000001", value=1)
+        target = place / ("step-00000001" if replaces else "step-00000002")
+
+        def decide(call, at=at):
+            nonlocal made
+            made += 1
+            return "kill" if made == at else None
+
+        trace(lambda target=target: write(target, value=2), decide)
+        remove_leftovers(place)
+        found = list_snapshots(place)
+        values = [load_state(path)[0]["value"] for path in found]
+        assert values in ([1], [2], [2, 1]), f"call {at}: {values}"
+        assert {path.name for path in place.iterdir()} == {path.name for path in found}
+        shutil.rmtree(place)
+    assert at > 20
+    assert values == ([2] if replaces else [2, 1])
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_an_error_of_any_system_call_of_a_snapshot_write(tmp_path, replaces):
+    at, made, failed = 0, 1, []
+    while made >= at:
+        at, made = at + 1, 0
+        place = tmp_path / str(at)
+        write(place / "step-00000001", value=1)
+        target = place / ("step-00000001" if replaces else "step-00000002")
+
+        def decide(call, at=at):
+            nonlocal made
+            made += call.name != ""
+            if made == at and call.name:
+                failed.append(call.name)
+                return "fail"
+            return None
+
+        code = trace(lambda target=target: write(target, value=2), decide)
+        where = f"{failed[-1]}, call {at}"
+        assert code in (0, 3), where
+        values = [load_state(path)[0]["value"] for path in list_snapshots(place)]
+        assert values in ([[2], [2, 1]] if code == 0 else [[1], [2], [2, 1]]), where
+        if failed[-1] in ("write", "fsync", "rename", "mkdir"):
+            left = [path.name for path in place.iterdir() if path.name.startswith(".tmp-")]
+            assert left == [], where
+        shutil.rmtree(place)
+    assert {"write", "fsync", "rename", "mkdir", "openat"} <= {*failed}
+
+
+def order_of(work):
+    """Returns the calls of `work` that make something durable, visible, or gone."""
+    seen = []
+
+    def decide(call):
+        if call.name in ("fsync", "rename", "rmdir", "unlink", "unlinkat"):
+            seen.append(f"{call.name} {call.path}")
+
+    assert trace(work, decide) == 0
+    return seen
+
+
+def test_a_snapshot_write_syncs_the_files_then_the_manifest_then_gets_its_name(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.touch()
+    place = tmp_path / "snapshots"
+    write(place / "step-00000001")
+    assert order_of(lambda: write(place / "step-00000002", beside=[log])) == [
+        "fsync state.pt",
+        "fsync manifest.json",
+        "fsync .tmp-step-00000002",
+        "fsync metrics.jsonl",
+        "rename .tmp-step-00000002",
+        "fsync snapshots",
+    ]
+
+
+def test_every_directory_that_a_write_makes_is_synced_in_its_parent(tmp_path):
+    seen = order_of(lambda: write(tmp_path / "run" / "snapshots" / "step-00000001"))
+    assert seen[:2] == [f"fsync {tmp_path.name}", "fsync run"]
+
+
+def test_retention_comes_after_durability(tmp_path):
+    config = TrainerConfig(output_dir=tmp_path, keep_snapshots=1, snapshot_sync=True)
+    keeper = SnapshotKeeper(config)
+    state = {"x": torch.arange(3)}
+    keeper.save(1, state, FACTS, lambda path: None, {})
+    seen = order_of(lambda: keeper.save(2, state, FACTS, lambda path: None, {}))
+    durable = seen.index("fsync snapshots")
+    removed = seen.index("rename step-00000001")
+    assert durable < removed
+    assert not [call for call in seen[:durable] if call.startswith(("unlink", "rmdir"))]
