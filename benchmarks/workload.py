@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,27 +58,33 @@ class TimingLoader:
         set_up: seconds until the trainer asked for the first batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        build: Callable[[], tuple[nn.Module, torch.optim.Optimizer]] = build,
+        updates: int = UPDATES,
+        chunk: int = CHUNK,
+    ) -> None:
         self.model, self._optimizer = build()
+        self._updates, self._chunk = updates, chunk
         self.pairs: list[tuple[float, float]] = []
         self.set_up = 0.0
         self._made = time.perf_counter()
 
     def __len__(self) -> int:
-        return UPDATES
+        return self._updates
 
     def set_epoch(self, epoch: int) -> None:
         """Says that the order depends on nothing else, as a list of batches does."""
 
     def __iter__(self) -> Iterator[Batch]:
-        clock = time.perf_counter
+        clock, size = time.perf_counter, self._chunk
         by_hand = begun = 0.0
         self.set_up = clock() - self._made
-        for start in range(0, UPDATES, CHUNK):
+        for start in range(0, self._updates, size):
             arrived = clock()
-            if start > CHUNK:
-                self.pairs.append((by_hand / CHUNK, (arrived - begun) / CHUNK))
-            chunk = BATCHES[start : start + CHUNK]
+            if start > size:
+                self.pairs.append((by_hand / size, (arrived - begun) / size))
+            chunk = BATCHES[start : start + size]
             before = clock()
             train_by_hand(self.model, self._optimizer, chunk)
             by_hand = (begun := clock()) - before

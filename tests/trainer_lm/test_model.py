@@ -62,6 +62,19 @@ def test_attention_is_softmax_of_scaled_products():
     assert torch.allclose(attention(stream)[0], mixed @ attention.to_residual.weight.T, atol=1e-5)
 
 
+def test_on_a_cpu_attention_is_computed_in_float32_also_in_bf16(monkeypatch):
+    seen, attend = [], F.scaled_dot_product_attention
+
+    def look(query, key, value, **options):
+        seen.append((query.dtype, key.dtype, value.dtype))
+        return attend(query, key, value, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", look)
+    with torch.autocast("cpu", torch.bfloat16):
+        make_model()(make_ids(), make_ids(seed=1)).backward()
+    assert set(seen) == {(torch.float32,) * 3}
+
+
 def test_embeddings_are_tied_and_counted_once():
     model = make_model()
     names = [name for name, _ in model.named_parameters()]

@@ -102,7 +102,7 @@ class ProgressCallback(TrainerCallback):
             if name in known
         ]
         speed = self._speed(trainer.step)
-        return "  ".join([f"epoch {trainer.epoch + 1}", *shown, f"{speed:,.0f} {self.unit}/s"])
+        return "  ".join([f"epoch {trainer.epoch}", *shown, f"{speed:,.0f} {self.unit}/s"])
 
     def _speed(self, step: int) -> float:
         elapsed = max(time.monotonic() - self._started, 1e-9)

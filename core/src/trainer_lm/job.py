@@ -17,7 +17,7 @@ from rich.table import Table
 from trainer import Trainer, TrainResult
 from trainer.config import TrainerConfig
 from trainer.console import ProgressCallback
-from trainer.device import find_device
+from trainer.device import find_device, has_bf16
 from trainer.ranks import join_ranks
 from trainer.rng import seed_rng
 from trainer_callback.discovery import find_version
@@ -88,12 +88,13 @@ def run(settings: Settings) -> int:
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
-        "%s: %s tokens to train on, %s to validate; %s parameters on %s; writing to %s.",
+        "%s: %s tokens to train on, %s to validate; %s parameters on %s in %s; writing to %s.",
         facts.name,
         f"{facts.train_tokens:,}",
         f"{facts.validation_tokens:,}",
         f"{parameters:,}",
         device,
+        training.precision,
         trainer.output_dir,
     )
     result = trainer.train(settings.resume)
@@ -118,9 +119,9 @@ def _start_logging(console: Console, settings: Settings, *, quiet: bool) -> None
 
 
 def _choose_precision(settings: Settings, device: torch.device) -> TrainerConfig:
-    """bf16 where nobody chose and the device has it."""
+    """bf16 where nobody chose and the device is faster with it."""
     chosen = settings.origins["precision"] != "default"
-    if chosen or device.type != "cuda" or not torch.cuda.is_bf16_supported():
+    if chosen or not has_bf16(device):
         return settings.training
     return dataclasses.replace(settings.training, precision="bf16")
 
