@@ -209,7 +209,7 @@ def test_a_callback_of_this_directory_is_used_with_its_flags(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "trainer_my_callback.py").write_text(
+    (tmp_path / "trainer_heard.py").write_text(
         "from trainer_callback import TrainerCallback\n"
         "class MyCallback(TrainerCallback):\n"
         "    def __init__(self, my_param):\n"
@@ -217,13 +217,13 @@ def test_a_callback_of_this_directory_is_used_with_its_flags(
         "    def on_epoch_end(self, trainer, epoch, train_loss, val_loss):\n"
         "        print('heard', self.my_param, epoch)\n"
     )
-    one_off = ["--callback", "trainer_my_callback:MyCallback", "--epochs", 1]
-    code, out, _ = command(*one_off, "--my_callback_my_param", "five")
+    one_off = ["--callback", "trainer_heard:MyCallback", "--epochs", 1]
+    code, out, _ = command(*one_off, "--heard_my_param", "five")
     assert code == 0
     assert "heard five 0" in out
     code, _, err = command(*one_off)
     assert code == 2
-    assert "--my_callback_my_param" in err
+    assert "--heard_my_param" in err
 
 
 def test_a_finished_model_gives_samples_and_an_unfinished_one_is_refused(
