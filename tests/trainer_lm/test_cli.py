@@ -205,6 +205,16 @@ def test_the_file_at_the_root_is_the_same_program(tmp_path: Path) -> None:
     assert "finished" in done.stdout
 
 
+def test_a_run_goes_on_with_the_configuration_that_it_wrote(
+    command: Command, tmp_path: Path
+) -> None:
+    command("--max_steps", 2, "--output_dir", "run", "--seed", 9)
+    words = ["--config", "run/config.yaml", "--output_dir", "run", "--resume", "--max_steps", 3]
+    assert command(*words, "--quiet", tiny=False)[0] == 0
+    assert (tmp_path / "run" / "snapshots" / "step-00000003").is_dir()
+    assert "seed: 9" in (tmp_path / "run" / "config.yaml").read_text()
+
+
 def test_a_callback_of_this_directory_is_used_with_its_flags(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,7 +72,8 @@ class Trainer(Host):
             config: the settings; default `TrainerConfig()`.
             callbacks: called in this order, before discovered ones.
             discover: use the installed plugins that are live in every run.
-            artifacts: files (name -> content) to be written beside the finished model in `final/`.
+            artifacts: files (name -> content) to be written to the output directory, into each
+                snapshot, and beside the finished model in `final/`.
 
         Raises:
             ConfigError: an unknown device, an empty loader.

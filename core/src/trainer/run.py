@@ -55,7 +55,8 @@ class Run:
         self._keeper = trainer.keeper
         self._ranks = trainer.ranks
         self._checkpoint = checkpoint
-        self._artifacts = {name: save_bytes(content) for name, content in artifacts.items()}
+        self._artifacts = artifacts
+        self._files = {name: save_bytes(content) for name, content in artifacts.items()}
         self._named: Found | None = None
         self._deal = Deal()
         self._saved: tuple[int, bool, bool] | None = None
@@ -91,6 +92,8 @@ class Run:
         with RunDirectory(place) as directory:
             self._claim(directory, resume)
             self._keeper.clean()
+            for name, content in self._artifacts.items():
+                directory.write(name, content)
             yield
 
     def _claim(self, directory: RunDirectory, resume: Resume) -> None:
@@ -202,7 +205,7 @@ class Run:
         state = self._collect(progress)
         if self._trainer.is_main_process:
             report = self._make_report(progress)
-            self._keeper.save(progress.step, state, facts, report, self._artifacts)
+            self._keeper.save(progress.step, state, facts, report, self._files)
         self._saved = progress.position
 
     def _make_report(self, progress: Progress, path: Path | None = None) -> Callable[..., None]:
@@ -312,7 +315,7 @@ class Run:
         files = {
             "state.pt": save_state(state),
             "model.safetensors": save_safetensors(trainer.model),
-            **self._artifacts,
+            **self._files,
         }
         facts = read_facts(trainer.progress, trainer.config, self._callbacks.plugins)
         path = self._keeper.save_final(files, facts)

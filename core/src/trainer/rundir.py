@@ -101,6 +101,17 @@ class RunDirectory:
                     "yourself, or choose another output_dir."
                 ) from error
 
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file that tells about the run.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            (self.path / name).write_bytes(content)
+        except OSError as error:
+            raise _refusal(self.path / name, error) from error
+
     def _acquire(self, lock: int) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -38,11 +38,12 @@ class SampleCallback(TrainerCallback):
         self._tokenizer = tokenizer
 
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
-        if self.interval is not None and trainer.step % self.interval == 0:
+        due = self.interval is not None and trainer.step % self.interval == 0
+        if due and trainer.is_main_process:
             logger.info("sample at update %d: %s", trainer.step, self._send(trainer))
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
-        if result.status in ("finished", "stopped"):
+        if trainer.is_main_process and result.status in ("finished", "stopped"):
             self.final_text = self._send(trainer)
 
     def _send(self, trainer: TrainerProtocol) -> str:
