@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from trainer import Trainer
-from trainer_callback import TrainerCallback
+from trainer_callback import TrainerCallback, hookimpl
 from trainer_callback.costs import SAMPLE_EVERY, CostMeter
 from trainer_callback.manager import CallbackManager
 
@@ -48,6 +48,25 @@ def test_hooks_of_the_epoch_are_counted_exactly() -> None:
         play(manager, 50)
         manager.table.plain.on_epoch_start(trainer=None, epoch=0)
     assert manager.costs()["Counts"]["on_epoch_start"]["calls"] == 3
+
+
+def test_a_wrapper_costs_its_own_time_and_not_that_of_the_others() -> None:
+    class Slow(TrainerCallback):
+        def on_epoch_start(self):
+            time.sleep(0.2)
+
+    class Around(TrainerCallback):
+        @hookimpl(wrapper=True)
+        def on_epoch_start(self):
+            time.sleep(0.02)
+            yield
+            time.sleep(0.02)
+
+    manager = CallbackManager([Slow(), Around()])
+    manager.table.plain.on_epoch_start(trainer=None, epoch=0)
+    cost = manager.costs()["Around"]["on_epoch_start"]
+    assert cost["calls"] == 1
+    assert 0.04 <= cost["seconds"] < manager.costs()["Slow"]["on_epoch_start"]["seconds"]
 
 
 def test_what_a_callback_does_once_in_the_first_update_is_not_scaled_up() -> None:

@@ -105,7 +105,7 @@ class CallbackManager(pluggy.PluginManager):
 
     def costs(self) -> dict[str, dict[str, dict[str, float]]]:
         """Returns plugin name -> hook -> `calls` and `seconds` in this process; hooks of the batch
-        are scaled up from their sample. A wrapper's own time is not measured.
+        are scaled up from their sample.
         """
         return self._costs.totals()
 
@@ -222,7 +222,7 @@ class CallbackManager(pluggy.PluginManager):
                 receivers.append(receiver)
         function = compile_hook(hook, receivers, self, timed=timed)
         for wrapper, old in reversed(wrappers):
-            function = wrap(hook, function, wrapper, old=old, failures=self)
+            function = wrap(hook, function, wrapper, old=old, timed=timed, failures=self)
         return function
 
     def _implementations(self, hook: str) -> list[pluggy.HookImpl]:

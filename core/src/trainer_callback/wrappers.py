@@ -8,6 +8,7 @@ wrapper that fails is blamed by name and does not keep the others from the event
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
@@ -24,13 +25,20 @@ _OVER: Final = object()
 
 
 def wrap(
-    hook: str, inner: Callable[..., Any], wrapper: Receiver, *, old: bool, failures: FailureHandler
+    hook: str,
+    inner: Callable[..., Any],
+    wrapper: Receiver,
+    *,
+    old: bool,
+    timed: bool,
+    failures: FailureHandler,
 ) -> Callable[..., Any]:
     """Returns `inner` with `wrapper` around it.
 
     Args:
         inner: the compiled hook, or the next wrapper around it.
         old: the wrapper is of pluggy's old style.
+        timed: add the wrapper's own time to its cost, that of `inner` left out.
     """
     start = compile_adapter(hook, wrapper.function)
 
@@ -38,7 +46,26 @@ def wrap(
         layer = _Layer(hook, wrapper, failures, old=old)
         return layer.run(lambda: start(**arguments), lambda: inner(**arguments))
 
-    return call
+    def timed_call(**arguments: Any) -> Any:
+        layer = _Layer(hook, wrapper, failures, old=old)
+        inside = 0.0
+
+        def timed_inner() -> Any:
+            nonlocal inside
+            entered = time.perf_counter()
+            try:
+                return inner(**arguments)
+            finally:
+                inside = time.perf_counter() - entered
+
+        began = time.perf_counter()
+        try:
+            return layer.run(lambda: start(**arguments), timed_inner)
+        finally:
+            wrapper.cost.calls += 1
+            wrapper.cost.seconds += time.perf_counter() - began - inside
+
+    return timed_call if timed else call
 
 
 class _Layer:
