@@ -239,6 +239,28 @@ def test_early_stopping_restores_the_same_weights_on_all_ranks(tiny, tmp_path):
     assert first == second
 
 
+def test_two_ranks_record_the_gradients_of_one_once(tiny, tmp_path):
+    from trainer_gradient_monitor import GradientMonitorCallback
+
+    def work(place, rank, **config):
+        place.mkdir(exist_ok=True)
+        monitor = GradientMonitorCallback(monitor_interval=1, report=False)
+        settings = {"items": 16, "output_dir": place / "run", **config}
+        return make_plain(place, rank, callbacks=[monitor], **settings).train().exit_code
+
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    record = "run/gradient_flow/gradients.jsonl"
+    work(alone, 0, gradient_accumulation_steps=2)
+    assert tiny.run_ranks(lambda rank: work(both, rank)) == [0, 0]
+    one, two = (
+        [json.loads(line) for line in (each / record).read_text().splitlines()]
+        for each in (alone, both)
+    )
+    assert [line["step"] for line in two] == [line["step"] for line in one] == [1, 2, 3, 4]
+    norms = [[line["total_norm_pre_clip"] for line in each] for each in (one, two)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
 def test_ranks_that_cannot_find_each_other_are_refused_before_the_first_step(
     tiny, tmp_path, monkeypatch
 ):
