@@ -91,9 +91,17 @@ def test_a_resumed_run_killed_again_in_the_same_epoch(tiny, tmp_path, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", WITH_WORKERS)
 def test_a_killed_run_with_workers_ends_as_if_it_had_not_been(tiny, tmp_path, case):
-    chance = random.Random(case)
-    run_to_the_end(tiny, tmp_path / "whole", WITH_WORKERS[case], 0, chance)
-    assert run_to_the_end(tiny, tmp_path / "killed", WITH_WORKERS[case], 2, chance) >= 1
+    options = {"snapshot_interval": 1, "snapshot_sync": True, **WITH_WORKERS[case]}
+    run_to_the_end(tiny, tmp_path / "whole", options, 0, random.Random(0))
+    for at in (25, 18):  # inside an epoch, and again in the same one
+
+        def work(at=at):
+            trainer = tiny.trainer(tmp_path / "killed", callbacks=[tiny.killer(at)], **options)
+            trainer.train(resume="auto")
+
+        assert tiny.child(work).wait() == -signal.SIGKILL
+        assert tiny.newest_state(tmp_path / "killed")["progress"]["batch_in_epoch"] > 1
+    run_to_the_end(tiny, tmp_path / "killed", options, 0, random.Random(0))
     compare(tiny, tmp_path / "killed", tmp_path / "whole")
 
 
