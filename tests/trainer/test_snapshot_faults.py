@@ -285,6 +285,15 @@ def test_a_link_among_the_snapshots_is_removed_and_not_what_it_leads_to(tiny, tm
     verify(tmp_path / "mine")
 
 
+def test_retention_that_a_kill_cut_short_is_made_up_for_at_the_next_start(tiny, tmp_path):
+    def work(keep):
+        tiny.trainer(tmp_path, epochs=1, keep_snapshots=keep).train(resume="auto")
+
+    for keep, left in ((3, 3), (1, 1)):
+        assert tiny.child(lambda keep=keep: work(keep)).wait() == 0
+        assert len(list_snapshots(tmp_path / "snapshots")) == left
+
+
 def test_retention_counts_no_damaged_later_snapshot(tiny, tmp_path):
     def work(epochs):
         tiny.trainer(tmp_path, keep_snapshots=1, epochs=epochs).train(resume="auto")
