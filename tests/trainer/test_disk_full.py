@@ -74,6 +74,21 @@ def test_quota_three_failed_saves_in_a_row_end_the_run_with_1(tiny, tmp_path):
     assert list((tmp_path / "snapshots").iterdir()) == []
 
 
+def test_quota_failed_saves_that_are_not_in_a_row_do_not_end_the_run(tiny, tmp_path):
+    class Squeeze(tiny.killer):
+        def on_step_end(self, trainer, skipped):
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (10**9 if trainer.step % 3 == 0 else 6_000, 10**9)
+            )
+
+    def work():
+        options = {"snapshot_interval": 1, "snapshot_sync": True, "callbacks": [Squeeze()]}
+        return tiny.trainer(tmp_path, **options).train().exit_code
+
+    assert tiny.child(work).wait() == 0
+    assert tiny.newest_state(tmp_path)["progress"]["step"] == 18
+
+
 def test_disk_full_once_training_goes_on_and_no_line_of_the_log_is_lost(tiny, tmp_path):
     class Squeeze(tiny.killer):
         def on_step_end(self, trainer, skipped):

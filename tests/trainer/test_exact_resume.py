@@ -67,7 +67,7 @@ MANY = [("shuffled map", 2), ("shuffled map", 5), ("iterable", 2), ("iterable", 
 
 
 @pytest.mark.parametrize(("case", "kills"), [*((case, 1) for case in CASES), *MANY])
-def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path, case, kills):
+def test_kill_9_at_any_step_ends_as_if_it_had_not_been(tiny, tmp_path, case, kills):
     chance = random.Random(f"{case} {kills}")
     run_to_the_end(tiny, tmp_path / "whole", CASES[case], 0, chance)
     assert run_to_the_end(tiny, tmp_path / "killed", CASES[case], kills, chance) >= 1
@@ -75,7 +75,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tiny, tmp_path, case, kills):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_resumed_run_killed_again_in_the_same_epoch(tiny, tmp_path, case):
+def test_kill_9_at_any_step_again_in_the_same_epoch(tiny, tmp_path, case):
     run_to_the_end(tiny, tmp_path / "whole", CASES[case], 0, random.Random(0))
     for at in (18, 21, 23):
 
@@ -91,14 +91,22 @@ def test_a_resumed_run_killed_again_in_the_same_epoch(tiny, tmp_path, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", WITH_WORKERS)
-def test_a_killed_run_with_workers_ends_as_if_it_had_not_been(tiny, tmp_path, case):
-    chance = random.Random(case)
-    run_to_the_end(tiny, tmp_path / "whole", WITH_WORKERS[case], 0, chance)
-    assert run_to_the_end(tiny, tmp_path / "killed", WITH_WORKERS[case], 2, chance) >= 1
+def test_kill_9_at_any_step_with_workers_ends_as_if_it_had_not_been(tiny, tmp_path, case):
+    options = {"snapshot_interval": 1, "snapshot_sync": True, **WITH_WORKERS[case]}
+    run_to_the_end(tiny, tmp_path / "whole", options, 0, random.Random(0))
+    for at in (25, 18):  # inside an epoch, and again in the same one
+
+        def work(at=at):
+            trainer = tiny.trainer(tmp_path / "killed", callbacks=[tiny.killer(at)], **options)
+            trainer.train(resume="auto")
+
+        assert tiny.child(work).wait() == -signal.SIGKILL
+        assert tiny.newest_state(tmp_path / "killed")["progress"]["batch_in_epoch"] > 1
+    run_to_the_end(tiny, tmp_path / "killed", options, 0, random.Random(0))
     compare(tiny, tmp_path / "killed", tmp_path / "whole")
 
 
-def test_kills_by_the_clock(tiny, tmp_path):
+def test_kill_9_at_any_step_by_the_clock(tiny, tmp_path):
     chance = random.Random(1)
     run_to_the_end(tiny, tmp_path / "whole", {"epochs": 8}, 0, chance)
     killed = 0
@@ -118,7 +126,7 @@ def test_kills_by_the_clock(tiny, tmp_path):
     compare(tiny, tmp_path / "killed", tmp_path / "whole")
 
 
-def test_a_kill_repeats_at_most_the_updates_since_the_last_snapshot(tiny, tmp_path):
+def test_kill_9_at_any_step_repeats_at_most_the_updates_since_the_last_snapshot(tiny, tmp_path):
     def work():
         tiny.trainer(tmp_path, callbacks=[tiny.killer(60)], snapshot_sync=True).train()
 

@@ -91,6 +91,7 @@ KINDS = {
     "torchdata": {"kind": "stateful"},
     "torchdata, iterable with a position": {"kind": "stateful position"},
     "2 workers": {"workers": 2},
+    "2 workers, torchdata": {"kind": "stateful", "workers": 2},
     "2 workers, iterable": {"kind": "stream", "workers": 2},
 }
 

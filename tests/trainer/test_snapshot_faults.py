@@ -240,6 +240,15 @@ def test_an_empty_directory_is_never_the_newest_snapshot(tiny, tmp_path, caplog)
     assert "step-00000099/manifest.json: No such file" in caplog.text
 
 
+def test_what_is_not_named_as_a_snapshot_is_neither_taken_nor_removed(tiny, tmp_path):
+    for name in ("notes", "step-", "step-new", "old-step-00000099"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+    options = {"overwrite": False, "keep_snapshots": 1}
+    tiny.child(lambda: tiny.trainer(tmp_path, **options).train(resume="auto")).wait()
+    left = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
+    assert left == ["notes", "old-step-00000099", "step-", "step-00000018", "step-new"]
+
+
 @pytest.mark.parametrize("part", ["plugins", "options"])
 def test_a_manifest_without_a_part_resumes(tiny, tmp_path, part):
     tiny.child(lambda: tiny.trainer(tmp_path, epochs=1).train()).wait()
@@ -276,6 +285,15 @@ def test_a_link_among_the_snapshots_is_removed_and_not_what_it_leads_to(tiny, tm
     verify(tmp_path / "mine")
 
 
+def test_retention_that_a_kill_cut_short_is_made_up_for_at_the_next_start(tiny, tmp_path):
+    def work(keep):
+        tiny.trainer(tmp_path, epochs=1, keep_snapshots=keep).train(resume="auto")
+
+    for keep, left in ((3, 3), (1, 1)):
+        assert tiny.child(lambda keep=keep: work(keep)).wait() == 0
+        assert len(list_snapshots(tmp_path / "snapshots")) == left
+
+
 def test_retention_counts_no_damaged_later_snapshot(tiny, tmp_path):
     def work(epochs):
         tiny.trainer(tmp_path, keep_snapshots=1, epochs=epochs).train(resume="auto")
@@ -283,6 +301,13 @@ def test_retention_counts_no_damaged_later_snapshot(tiny, tmp_path):
     tiny.child(lambda: work(1)).wait()
     shutil.copytree(tmp_path / "snapshots/step-00000006", tmp_path / "snapshots/step-00000099")
     (tmp_path / "snapshots/step-00000099/state.pt").write_bytes(b"damaged")
+
+    def killed():
+        callbacks = [tiny.killer(1)]
+        tiny.trainer(tmp_path, keep_snapshots=1, callbacks=callbacks).train(resume=True)
+
+    assert tiny.child(killed).wait() == -signal.SIGKILL
+    verify(tmp_path / "snapshots/step-00000006")
     assert tiny.child(lambda: work(2)).wait() == 0
     assert [path.name for path in list_snapshots(tmp_path / "snapshots")] == ["step-00000012"]
     verify(tmp_path / "snapshots/step-00000012")

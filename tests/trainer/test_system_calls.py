@@ -199,6 +199,17 @@ def test_a_snapshot_write_syncs_the_files_then_the_manifest_then_gets_its_name(t
     ]
 
 
+def test_a_replaced_snapshot_goes_after_the_new_one_is_durable(tmp_path):
+    write(tmp_path / "step-00000001")
+    seen = order_of(lambda: write(tmp_path / "step-00000001"))
+    assert seen[3:6] == [
+        "rename step-00000001",
+        "rename .tmp-step-00000001",
+        f"fsync {tmp_path.name}",
+    ]
+    assert {call.split()[0] for call in seen[6:]} <= {"unlink", "unlinkat", "rmdir"}
+
+
 def test_every_directory_that_a_write_makes_is_synced_in_its_parent(tmp_path):
     seen = order_of(lambda: write(tmp_path / "run" / "snapshots" / "step-00000001"))
     assert seen[:2] == [f"fsync {tmp_path.name}", "fsync run"]

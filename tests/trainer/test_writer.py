@@ -5,7 +5,12 @@ import threading
 import pytest
 import torch
 
+from trainer.config import TrainerConfig
+from trainer.keeper import SnapshotKeeper
+from trainer.state_file import load_state
 from trainer.writer import HostCopier
+
+FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {}}
 
 
 def test_tensors_whose_keys_look_alike_keep_buffers_of_their_own(tiny):
@@ -58,6 +63,32 @@ def test_a_buffer_is_used_again():
     assert first.data_ptr() == second.data_ptr()
     third = copier.copy({"x": torch.ones(4)})["x"]
     assert third.tolist() == [1.0] * 4
+
+
+def test_one_write_is_in_flight_and_a_second_waits(tmp_path):
+    go_on, started = threading.Event(), threading.Event()
+
+    def slow(file):
+        started.set()
+        go_on.wait(30)
+
+    keeper = SnapshotKeeper(TrainerConfig(output_dir=tmp_path))
+    weight = torch.zeros(3)
+    keeper.save(1, {"x": weight}, FACTS, lambda path: None, {"slow": slow})
+    assert started.wait(30)
+    weight.fill_(1.0)  # training goes on
+    second = threading.Thread(
+        target=keeper.save, args=(2, {"x": weight}, FACTS, lambda path: None, {})
+    )
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    go_on.set()
+    second.join()
+    keeper.collect(wait=True)
+    for step in (1, 2):
+        state, _ = load_state(tmp_path / "snapshots" / f"step-{step:08d}")
+        assert state["x"].tolist() == [step - 1.0] * 3
 
 
 def test_where_no_thread_can_be_started_the_training_thread_writes(tiny, tmp_path):

@@ -50,7 +50,7 @@ def place(position: str, faulty: object, recorder: Any) -> tuple[list[object], l
 @pytest.mark.parametrize("position", ["first", "middle", "last"])
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit, StopIteration, GeneratorExit, Odd])
 @pytest.mark.parametrize("hook", DURING)
-def test_a_failure_ends_the_run_and_the_neighbours_hear_of_everything(
+def test_plugin_misbehaves_so_the_run_ends_and_the_neighbours_hear_of_everything(
     make_trainer: Callable[..., Trainer], recorder: Any, hook: str, error: Any, position: str
 ) -> None:
     original = error("why")

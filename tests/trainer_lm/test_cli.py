@@ -236,7 +236,7 @@ def test_a_callback_of_this_directory_is_used_with_its_flags(
     assert "--heard_my_param" in err
 
 
-def test_a_finished_model_gives_samples_and_an_unfinished_one_is_refused(
+def test_a_finished_model_gives_samples_an_unfinished_or_damaged_one_is_refused(
     command: Command, tmp_path: Path
 ) -> None:
     command("--max_steps", 2, "--output_dir", "run")
@@ -249,6 +249,13 @@ def test_a_finished_model_gives_samples_and_an_unfinished_one_is_refused(
     code, _, err = command("--sample", "empty", tiny=False)
     assert code == 2
     assert "holds no finished model" in err
+    file = tmp_path / "run" / "final" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    code, _, err = command("--sample", "run", tiny=False)
+    assert code == 2
+    assert "model.safetensors is damaged" in err
 
 
 def test_the_costs_of_the_plugins_are_printed_when_asked_for(command: Command) -> None:

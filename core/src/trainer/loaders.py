@@ -284,11 +284,14 @@ def _draw_each(stream: RandomStream, batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def _tells_position(loader: Iterable[Any]) -> TypeGuard[_Stateful]:
-    """Whether the loader can be put where it was. One of torchdata over an iterable data set that
-    cannot tells a wrong position after a resume (0.11 counts what it passes over twice).
+    """Whether the loader can be put where it was, exactly. One of torchdata (0.11) over an iterable
+    data set that cannot counts what it passes over twice; and it knows nothing of the random
+    numbers of its workers, which only a data set with a state of its own can keep.
     """
-    if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
-        return isinstance(loader, _Stateful) and isinstance(loader.dataset, _Stateful)
+    if isinstance(loader, DataLoader) and (
+        loader.num_workers or isinstance(loader.dataset, IterableDataset)
+    ):
+        return isinstance(loader, _Stateful) and hasattr(loader.dataset, "state_dict")
     return isinstance(loader, _Stateful)
 
 

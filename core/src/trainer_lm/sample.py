@@ -10,6 +10,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from trainer.manifest import MANIFEST, verify
 from trainer_callback import UsageError
 
 from .model import GPT
@@ -34,6 +35,7 @@ def load_model(output_dir: Path) -> tuple[GPT, Tokenizer]:
 
     Raises:
         UsageError: they are not there, or cannot be read.
+        SnapshotError: a file of them was changed after it was written.
     """
     place = output_dir if (output_dir / "model.safetensors").is_file() else output_dir / "final"
     weights = place / "model.safetensors"
@@ -42,6 +44,8 @@ def load_model(output_dir: Path) -> tuple[GPT, Tokenizer]:
             f"{str(output_dir)!r} holds no finished model: there is no {weights}. "
             "Give the output directory of a run that has ended."
         )
+    if (place / MANIFEST).exists():  # safetensors would not see that a bit was flipped
+        verify(place)
     tokenizer = load_tokenizer(place / "tokenizer.json")
     try:
         options = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
