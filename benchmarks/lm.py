@@ -13,6 +13,7 @@ The recipe `gpt2` (124 M parameters, blocks of 1,024, bf16, compiled) is for a G
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import random
@@ -121,6 +122,7 @@ class TurnsCallback(TrainerCallback):
 def run_side(job: Job, pipe: Connection) -> None:
     """The process of one side: sends the seconds of each turn, then its result."""
     torch.set_num_threads(job.threads)
+    logging.disable(logging.WARNING)  # that TurnsCallback, which waits, is expensive
     turns = Turns(pipe, job.device)
     run = run_nanogpt if job.side.startswith("nanogpt") else run_trainer
     val_loss = run(job, split(job.dataset), turns)
