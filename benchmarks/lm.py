@@ -60,7 +60,7 @@ RECIPES = {
         OptimizerOptions(learning_rate=1e-3, warmup_steps=100),
         batch_size=12,
         vocab_size=None,
-        sides=("nanogpt", "nanogpt+bf16", "trainer", "trainer+bf16"),
+        sides=("nanogpt", "trainer", "trainer+bf16"),
     ),
     "gpt2": Recipe(
         ModelOptions(block_size=1024, n_layer=12, n_head=12, n_embd=768, dropout=0.0),
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", help="NAME[+bf16][+compile], the script's first")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="more need idle cores")
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.recipe]
     sides = arguments.sides or recipe.sides
