@@ -64,7 +64,7 @@ def by_fabric(loader: TimingLoader, callbacks: int) -> nn.Module:
     fabric = Fabric(
         accelerator="cpu",
         devices=1,
-        callbacks=listeners.for_transformers(callbacks).for_fabric(callbacks),
+        callbacks=listeners.for_fabric(callbacks),
     )
     own, own_optimizer = build()
     model, optimizer = fabric.setup(own, own_optimizer)
@@ -100,7 +100,7 @@ def by_lightning(loader: TimingLoader, callbacks: int, **options: Any) -> nn.Mod
     lightning.Trainer(
         max_epochs=1,
         accelerator="cpu",
-        callbacks=listeners.for_transformers(callbacks).for_lightning(callbacks),
+        callbacks=listeners.for_lightning(callbacks),
         **{"enable_model_summary": False, **options},
     ).fit(Module(), loader)
     return own

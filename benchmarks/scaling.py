@@ -50,7 +50,7 @@ def measure_parameters(rounds: int) -> dict[str, Row]:
         chunk = 20 if count < 1e6 else 4 if count < 1e8 else 1
         pairs: list[tuple[float, float]] = []
         for _ in range(rounds if count < 1e7 else 1):
-            loader = TimingLoader(make_build(count), updates=8 * chunk, chunk=chunk)
+            loader = TimingLoader(make_build(count), updates=7 * chunk, chunk=chunk)
             model, optimizer = make_build(count)()
             Trainer(
                 model, optimizer, loader, loss_fn=loss_of, config=TrainerConfig(epochs=1)
