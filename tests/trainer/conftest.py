@@ -1,5 +1,6 @@
 """Tiny runs, and processes that are forked off this one, so that torch is imported once."""
 
+import contextlib
 import logging
 import os
 import random
@@ -266,7 +267,13 @@ def run_ranks(work: Callable[[int], object], seconds: float = 60) -> list[int]:
 
     children = [Child(lambda rank=rank: join(rank)) for rank in (0, 1)]
     end = time.monotonic() + seconds
-    return [child.wait(max(1, end - time.monotonic())) for child in children]
+    try:
+        return [child.wait(max(1, end - time.monotonic())) for child in children]
+    except AssertionError:  # the one that is left would wait for the other
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                child.send(signal.SIGKILL)
+        raise
 
 
 def newest_state(directory: Path) -> dict[str, Any]:
