@@ -1,5 +1,6 @@
 """Tiny runs, and processes that are forked off this one, so that torch is imported once."""
 
+import contextlib
 import logging
 import os
 import random
@@ -98,6 +99,23 @@ class Counting:
         self.position = state["position"]
 
 
+class Ordered:
+    """A loader of somebody's own that shuffles by the epoch, and whose items draw."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        for index in random.Random(self.epoch).sample(range(6), 6):
+            yield torch.stack([noisy(index + i) for i in range(4)])
+
+
 class OwnSampler(torch.utils.data.Sampler):
     """Draws its order from the global generator, as torch's own do not."""
 
@@ -162,6 +180,8 @@ def make_loader(kind="map", workers=0):
         return DataLoader(Items(), sampler=OwnSampler(22), **settings)
     if kind == "counting":
         return Counting()
+    if kind == "set_epoch":
+        return Ordered()
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     with warnings.catch_warnings():  # of torch about torchdata: 'set_vital' is deprecated
@@ -247,7 +267,13 @@ def run_ranks(work: Callable[[int], object], seconds: float = 60) -> list[int]:
 
     children = [Child(lambda rank=rank: join(rank)) for rank in (0, 1)]
     end = time.monotonic() + seconds
-    return [child.wait(max(1, end - time.monotonic())) for child in children]
+    try:
+        return [child.wait(max(1, end - time.monotonic())) for child in children]
+    except AssertionError:  # the one that is left would wait for the other
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                child.send(signal.SIGKILL)
+        raise
 
 
 def newest_state(directory: Path) -> dict[str, Any]:

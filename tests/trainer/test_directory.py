@@ -1,5 +1,6 @@
 """The output directory: unusable, in use, oddly named, moved, somebody else's."""
 
+import json
 import os
 import signal
 import socket
@@ -76,7 +77,9 @@ def test_output_directory_unusable_because_a_part_of_it_is_read_only(tiny, tmp_p
     for name in (".", "snapshots", "weights"):
         (place / name).mkdir(parents=True, exist_ok=True)
         (place / name).chmod(0o777)
-    (place / "metrics.jsonl").touch(0o666)
+    for name in ("metrics.jsonl", ".lock"):
+        (place / name).touch()
+        (place / name).chmod(0o666)
     (place / part).chmod(0o555 if (place / part).is_dir() else 0o444)
 
     def work():
@@ -268,6 +271,15 @@ def test_a_named_snapshot_of_the_same_run_drops_what_came_after_it(tiny, tmp_pat
     assert tiny.difference(whole, tiny.newest_state(tmp_path / "run")) is None
     steps = (tmp_path / "run" / "metrics.jsonl").read_text().count('"learning_rate"')
     assert steps == 18
+
+
+def test_the_log_of_a_resume_that_ends_sooner_has_no_line_of_what_came_after(tiny, tmp_path):
+    make_run(tiny, tmp_path / "run")
+    oldest = list_snapshots(tmp_path / "run" / "snapshots")[-1]
+    tiny.trainer(tmp_path / "run", max_steps=15).train(resume=oldest)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [line["step"] for line in map(json.loads, lines) if "learning_rate" in line]
+    assert steps == list(range(1, 16))
 
 
 def test_a_moved_directory_resumes(tiny, tmp_path):

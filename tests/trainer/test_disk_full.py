@@ -104,3 +104,15 @@ def test_disk_full_once_training_goes_on_and_no_line_of_the_log_is_lost(tiny, tm
     assert tiny.child(work).wait() == 0
     logs = [read_logged(tmp_path / name / "metrics.jsonl") for name in ("full", "whole")]
     assert logs[0] == logs[1]
+
+
+def test_disk_full_to_the_end_leaves_whole_lines_in_the_log(tiny, tmp_path):
+    def work():
+        limit_files(150)  # the second line does not fit
+        with pytest.raises(SaveError):
+            tiny.trainer(tmp_path, epochs=1, snapshot_interval=None).train()
+
+    assert tiny.child(work).wait() == 0
+    log = (tmp_path / "metrics.jsonl").read_text()
+    assert 0 < len(log) < 150
+    assert log.endswith("}\n")

@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import torch
 
 import trainer.checkpoint
 import trainer.loaders
@@ -25,6 +26,7 @@ CASES = {
     "iterable": {"kind": "stream"},
     "iterable, accumulated": {"kind": "stream", "gradient_accumulation_steps": 3},
     "loader of somebody's own": {"kind": "counting"},
+    "loader with set_epoch": {"kind": "set_epoch"},
     "torchdata": {"kind": "stateful"},
     "torchdata, iterable": {"kind": "stateful stream"},
     "torchdata, iterable with a position": {"kind": "stateful position"},
@@ -86,6 +88,25 @@ def test_kill_9_at_any_step_again_in_the_same_epoch(tiny, tmp_path, case):
 
         assert tiny.child(work).wait() in (-signal.SIGKILL, 0)
     run_to_the_end(tiny, tmp_path / "killed", CASES[case], 0, random.Random(0))
+    compare(tiny, tmp_path / "killed", tmp_path / "whole")
+
+
+def test_callbacks_that_draw_random_numbers_change_nothing_after_a_resume(tiny, tmp_path):
+    class Draws(tiny.killer):
+        def on_train_start(self, trainer):
+            torch.rand(3)
+
+        def on_epoch_start(self, trainer):
+            torch.rand(3)
+
+    def work(place, at=None):
+        options = {"snapshot_interval": 1, "snapshot_sync": True}
+        tiny.trainer(place, callbacks=[Draws(at)], **options).train(resume="auto")
+
+    assert tiny.child(lambda: work(tmp_path / "whole")).wait() == 0
+    assert tiny.child(lambda: work(tmp_path / "killed", 20)).wait() == -signal.SIGKILL
+    assert tiny.newest_state(tmp_path / "killed")["progress"]["batch_in_epoch"] > 0
+    assert tiny.child(lambda: work(tmp_path / "killed")).wait() == 0
     compare(tiny, tmp_path / "killed", tmp_path / "whole")
 
 

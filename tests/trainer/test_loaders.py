@@ -134,6 +134,17 @@ def test_the_order_is_a_function_of_seed_and_epoch(workers):
     assert sorted(itertools.chain(*order(1))) == DATA.tensors[0].tolist()
 
 
+def test_what_workers_draw_is_a_function_of_seed_and_epoch(tiny):
+    loader = DataLoader(tiny.items(), batch_size=4, num_workers=2)
+
+    def draws(epoch):
+        return torch.cat([batch for batch, _ in EpochLoader(loader, 3, "train").iterate(epoch)])
+
+    first = draws(0)
+    assert torch.equal(draws(0), first)
+    assert not torch.equal(draws(1), first)
+
+
 def test_batches_are_passed_over_without_loading_them():
     loaded = []
 

@@ -137,6 +137,17 @@ def test_max_steps_ends_the_run_there(max_steps):
     assert (result.status, result.stop_reason, result.steps) == ("finished", "max_steps", max_steps)
 
 
+def test_the_snapshot_at_the_last_of_max_steps_is_known_before_the_backward_pass(tmp_path):
+    due = []
+
+    class Look(TrainerCallback):
+        def on_batch_start(self, trainer):
+            due.append(trainer.snapshot_due)
+
+    make_trainer(callbacks=[Look()], max_steps=3, output_dir=tmp_path).train()
+    assert due == [False, False, True]
+
+
 def test_max_time_ends_the_run():
     result = make_trainer(max_time=1e-9).train()
     assert (result.status, result.stop_reason, result.steps) == ("finished", "max_time", 1)

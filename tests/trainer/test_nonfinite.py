@@ -110,6 +110,16 @@ def test_skip_ends_after_10_in_a_row(tiny):
     assert weights_are_finite(trainer)
 
 
+def test_skip_counts_afresh_after_a_good_update(tiny):
+    trainer = tiny.trainer(
+        None,
+        snapshot_interval=None,
+        loss_fn=spoil_loss(math.nan, {*range(18)} - {9}),
+        on_nonfinite="skip",
+    )
+    assert trainer.train().steps == 18
+
+
 def test_a_nan_in_one_micro_batch_of_a_window_is_found(tiny):
     trainer = tiny.trainer(
         None,

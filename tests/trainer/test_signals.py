@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trainer.signals import SignalFlags
+from trainer.snapshot import list_snapshots
 from trainer.state_file import load_state
 from trainer_callback import SnapshotError, TrainerCallback
 
@@ -83,7 +85,7 @@ def whole_run(tiny, place, **options):
         ("on_validation_start", 1, 3),
         ("on_validation_start", 2, 6),
         ("on_epoch_end", 1, 6),
-        ("on_snapshot_save", 1, 3),
+        ("on_snapshot_save", 1, 4),  # the decision of update 3 has been made
     ],
 )
 def test_sigterm(tiny, tmp_path, hook, at, step):
@@ -100,7 +102,7 @@ def test_sigterm(tiny, tmp_path, hook, at, step):
     assert tiny.child(lambda: work(False, sender)).wait() == 143
     assert time.monotonic() - started < 10
     found = tiny.newest_state(tmp_path / "run")
-    assert found["progress"]["step"] >= step
+    assert found["progress"]["step"] == step
     assert note.read_text().split("\n")[-2] == "on_train_end terminated"
     assert not (tmp_path / "run" / "final").exists()
     assert tiny.child(lambda: work(True, Sender("", 0))).wait() == 0
@@ -124,6 +126,24 @@ def test_sigterm_to_a_run_with_loader_workers(tiny, tmp_path):
     assert tiny.child(lambda: work(True)).wait() == 0
 
 
+def test_sigterm_to_a_group_leaves_the_workers_to_finish_the_update(tiny, tmp_path):
+    class Group(TrainerCallback):
+        def on_batch_start(self, trainer, batch_idx, batch):
+            if batch_idx == 0:
+                kill = f"kill -TERM -{os.getpgid(0)}"  # from outside, as a batch system does
+                subprocess.run(["sh", "-c", kill], start_new_session=True, check=True)
+                time.sleep(0.5)  # a worker that obeys would be gone now
+
+    def work():
+        os.setpgid(0, 0)
+        options = {"workers": 2, "gradient_accumulation_steps": 6, "callbacks": [Group()]}
+        return tiny.trainer(tmp_path, **options).train().exit_code
+
+    assert tiny.child(work).wait() == 143
+    progress = tiny.newest_state(tmp_path)["progress"]
+    assert (progress["step"], progress["batch_in_epoch"]) == (1, 6)
+
+
 def test_a_worker_ends_when_its_own_parent_says_so(tiny):
     class Stuck(tiny.items):
         def __getitem__(self, index):
@@ -140,6 +160,26 @@ def test_a_worker_ends_when_its_own_parent_says_so(tiny):
         os._exit(0 if worker.exitcode == 0 else 3 + 0 * len([batches]))
 
     assert tiny.child(work).wait() == 0
+
+
+def test_sigterm_before_the_first_batch_of_a_resume_keeps_the_loaders_place(tiny, tmp_path):
+    options = {"kind": "stateful", "snapshot_interval": 1, "snapshot_sync": True}
+
+    def work(name, resume, *callbacks):
+        trainer = tiny.trainer(tmp_path / name, callbacks=callbacks, **options)
+        return trainer.train(resume=resume).exit_code
+
+    assert tiny.child(lambda: work("whole", False)).wait() == 0
+    assert tiny.child(lambda: work("one", False, tiny.killer(25))).wait() == -signal.SIGKILL
+    (newest, *_) = list_snapshots(tmp_path / "one" / "snapshots")
+    assert load_state(newest)[0]["progress"]["batch_in_epoch"] > 0
+    sender = Sender("on_train_start", 1, signal.SIGTERM)
+    assert tiny.child(lambda: work("two", newest, sender)).wait() == 143
+    assert tiny.child(lambda: work("two", True)).wait() == 0
+    states = [tiny.newest_state(tmp_path / name) for name in ("whole", "two")]
+    for state in states:
+        del state["callback_state"]  # each directory has a log of its own
+    assert tiny.difference(*states) is None
 
 
 def test_the_earlier_handler_of_sigterm_is_chained_and_put_back():

@@ -7,8 +7,10 @@ import torch
 
 from trainer.config import TrainerConfig
 from trainer.keeper import SnapshotKeeper
+from trainer.snapshot import list_snapshots
 from trainer.state_file import load_state
-from trainer.writer import HostCopier
+from trainer.writer import BackgroundWriter, HostCopier
+from trainer_callback import SnapshotError, TrainerCallback
 
 FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {}}
 
@@ -63,6 +65,37 @@ def test_a_buffer_is_used_again():
     assert first.data_ptr() == second.data_ptr()
     third = copier.copy({"x": torch.ones(4)})["x"]
     assert third.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_whatever_goes_wrong_in_a_write_is_reported_once(sync):
+    def write():
+        raise KeyError("odd")
+
+    writer = BackgroundWriter(sync=sync)
+    writer.start(write, lambda: None)
+    with pytest.raises(SnapshotError, match=r"could not be written: KeyError.'odd'"):
+        writer.collect(wait=True)
+    writer.collect(wait=True)
+
+
+def test_no_state_depends_on_how_fast_the_disk_is(tiny, tmp_path):
+    class Slow(TrainerCallback):
+        """Counts the snapshots that it has heard of; megabytes keep the disk busy."""
+
+        heard = 0
+
+        def on_snapshot_saved(self, trainer):
+            self.heard += 1
+
+        def on_snapshot_save(self, trainer):
+            return {"heard": self.heard, "bulk": torch.zeros(5_000_000)}
+
+    options = {"epochs": 1, "snapshot_interval": 1, "keep_snapshots": 9, "val": False}
+    tiny.trainer(tmp_path, callbacks=[Slow()], **options).train()
+    states = [load_state(path)[0] for path in list_snapshots(tmp_path / "snapshots")]
+    heard = [state["callback_state"]["Slow"]["heard"] for state in states]
+    assert heard == [5, 4, 3, 2, 1, 0]
 
 
 def test_one_write_is_in_flight_and_a_second_waits(tmp_path):

@@ -4,6 +4,7 @@ copies to the device.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -19,7 +20,7 @@ from .config import ConfigError
 from .ranks import ALONE, Ranks
 from .rng import RandomStream
 from .shares import BatchShare, divide, samplers_of
-from .signals import WorkerShield
+from .signals import WorkerShield, held_signals
 
 __all__ = ["EmptyLoaderError", "EpochLoader"]
 
@@ -267,10 +268,12 @@ def _draws_here(loader: Iterable[Any], length: int | None) -> bool:
 
 def _draw_from(stream: RandomStream | None, loader: Iterable[Any]) -> Iterator[Any]:
     """Returns an iteration of `loader` that draws its random numbers from `stream`."""
-    if stream is None:
-        return iter(loader)
-    with stream:
-        batches = iter(loader)
+    has_workers = isinstance(loader, DataLoader) and loader.num_workers
+    with held_signals() if has_workers else contextlib.nullcontext():
+        if stream is None:
+            return iter(loader)
+        with stream:
+            batches = iter(loader)
     return _draw_each(stream, batches)
 
 

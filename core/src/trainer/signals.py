@@ -4,14 +4,15 @@ must not die of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Final
 
-__all__ = ["SignalFlags", "WorkerShield"]
+__all__ = ["SignalFlags", "WorkerShield", "held_signals"]
 
 _WATCHED: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -73,6 +74,18 @@ class SignalFlags:
             self._late = error
 
 
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """Holds signals back from this thread, and from the workers that it starts meanwhile: those
+    would have none of their handlers yet. A `WorkerShield` lets them through.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class WorkerShield:
     """A loader's `worker_init_fn`: signals that go to a whole group of processes (Ctrl-C, a batch
     system's SIGTERM) leave the workers alive, so that the run can finish its update. SIGTERM from
@@ -89,6 +102,9 @@ class WorkerShield:
         if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a group's SIGTERM ends workers
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+        else:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         if self.then is not None:
             self.then(worker_id)
 
