@@ -189,17 +189,16 @@ class Trainer(Host):
         is_last = self._window + 1 == steps or self.last_update_of_epoch
         self.ranks.reduce_next(is_last)
         loss = self._loss_of(batch)
-        detached = loss.detach()
         if "on_forward_end" in used:
-            hook.on_forward_end(trainer=self, loss=detached.clone())
-        self._losses.add(detached)
+            hook.on_forward_end(trainer=self, loss=loss.detach().clone())
+        self._losses.add(loss)
         self._precision.backward(loss if steps == 1 else loss / steps)
         self._window += 1
         self.progress.batch_in_epoch += 1
         if is_last:
             self._update()
         if "on_batch_end" in used:
-            own = detached if self._window == 0 else detached.clone()  # after an update it is read
+            own = loss.detach() if self._window == 0 else loss.detach().clone()  # if yet to be read
             hook.on_batch_end(trainer=self, batch_idx=batch_idx, loss=own)
 
     def _update(self) -> None:
@@ -261,12 +260,8 @@ class Trainer(Host):
                 metrics["grad_norm"] = float(self._total_norm)
             self.log(metrics)
         every = self.config.eval_interval
-        self.progress.validation_pending = (
-            self._val is not None
-            and every is not None
-            and self.step % every == 0
-            and not self.last_update_of_epoch
-        )
+        if every is not None and self._val is not None and not self.last_update_of_epoch:
+            self.progress.validation_pending = self.step % every == 0
 
     def _after_update(self) -> None:
         """The boundary behind an update inside an epoch: validation, the decision, the snapshot."""

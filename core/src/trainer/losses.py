@@ -65,7 +65,9 @@ class LossMeter:
         self._pending: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
-        """Takes a detached 0-dim loss; nothing is copied from its device yet."""
+        """Takes a 0-dim loss; nothing is copied from its device yet. Its graph is held until `fetch`
+        only, and the backward pass before that has freed what took memory.
+        """
         self._pending.append(loss)
 
     def fetch(self, norm: Tensor | None = None) -> bool:
@@ -119,5 +121,6 @@ def _read(scalars: list[Tensor]) -> list[float]:
         return list(map(Tensor.item, scalars))
     double = any(scalar.dtype == torch.float64 for scalar in scalars)
     dtype = torch.float64 if double else torch.float32
-    values: list[float] = torch.stack([scalar.to(dtype) for scalar in scalars]).tolist()
+    with torch.no_grad():
+        values: list[float] = torch.stack([scalar.to(dtype) for scalar in scalars]).tolist()
     return values
