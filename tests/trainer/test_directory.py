@@ -273,6 +273,14 @@ def test_a_named_snapshot_of_the_same_run_drops_what_came_after_it(tiny, tmp_pat
     assert steps == 18
 
 
+def test_a_finished_run_that_is_resumed_writes_its_snapshot_no_second_time(tiny, tmp_path):
+    make_run(tiny, tmp_path, epochs=1)
+    file = tmp_path / "snapshots" / "step-00000006" / "state.pt"
+    before = file.stat()
+    tiny.trainer(tmp_path, epochs=1).train(resume="auto")
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_the_log_of_a_resume_that_ends_sooner_has_no_line_of_what_came_after(tiny, tmp_path):
     make_run(tiny, tmp_path / "run")
     oldest = list_snapshots(tmp_path / "run" / "snapshots")[-1]
