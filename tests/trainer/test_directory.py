@@ -273,6 +273,17 @@ def test_a_named_snapshot_of_the_same_run_drops_what_came_after_it(tiny, tmp_pat
     assert steps == 18
 
 
+@pytest.mark.parametrize(("end", "step"), [({"epochs": 1}, 6), ({"max_steps": 4}, 4)])
+def test_a_finished_run_that_is_resumed_writes_its_snapshot_no_second_time(
+    tiny, tmp_path, end, step
+):
+    make_run(tiny, tmp_path, **end)
+    file = tmp_path / "snapshots" / f"step-{step:08d}" / "state.pt"
+    before = file.stat()
+    tiny.trainer(tmp_path, **end).train(resume="auto")
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_the_log_of_a_resume_that_ends_sooner_has_no_line_of_what_came_after(tiny, tmp_path):
     make_run(tiny, tmp_path / "run")
     oldest = list_snapshots(tmp_path / "run" / "snapshots")[-1]

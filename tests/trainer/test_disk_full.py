@@ -1,6 +1,7 @@
 """Disk full, quota: earlier snapshots stay, one error says what is missing, training goes on."""
 
 import resource
+import signal
 import subprocess
 
 import pytest
@@ -15,11 +16,11 @@ from trainer_callback import SaveError, SnapshotError
 FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {"val_loss": 0.5}}
 
 
-def small_disk(path):
-    """Mounts two megabytes on `path`; skips where nobody may."""
+def small_disk(path, size="2m"):
+    """Mounts a disk of `size` on `path`; skips where nobody may."""
     path.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True
     )
     if done.returncode:
         pytest.skip("nobody may mount a small disk here; RLIMIT_FSIZE stands in for it")
@@ -116,3 +117,29 @@ def test_disk_full_to_the_end_leaves_whole_lines_in_the_log(tiny, tmp_path):
     log = (tmp_path / "metrics.jsonl").read_text()
     assert 0 < len(log) < 150
     assert log.endswith("}\n")
+
+
+def test_disk_full_of_the_log_alone_and_a_kill_lose_no_line(tiny, tmp_path):
+    class Talks(tiny.killer):
+        def on_step_end(self, trainer, skipped):
+            trainer.log({"x" * 500: trainer.step})
+            self.strike()
+
+    def work(place, at=None):
+        tiny.trainer(tmp_path / place, callbacks=[Talks(at)], snapshot_sync=True).train("auto")
+
+    disk = tmp_path / "disk"
+    small_disk(disk, "4k")
+    try:
+        (tmp_path / "run").mkdir()
+        (disk / "log").touch()
+        (tmp_path / "run" / "metrics.jsonl").symlink_to(disk / "log")
+        assert tiny.child(lambda: work("run", 60)).wait() == -signal.SIGKILL
+        assert (disk / "log").stat().st_size <= 4096
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+        assert tiny.child(lambda: work("run")).wait() == 0
+        assert tiny.child(lambda: work("whole")).wait() == 0
+        logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("run", "whole")]
+        assert logs[0] == logs[1]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

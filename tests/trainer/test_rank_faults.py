@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from trainer import ConfigError, NonFiniteError
+from trainer import ConfigError, NonFiniteError, Trainer
 from trainer.loaders import EmptyLoaderError
 from trainer.metrics_file import read_logged
 from trainer.snapshot import list_snapshots
@@ -180,6 +180,23 @@ def test_a_loader_with_more_batches_on_one_rank_ends_both(tiny, tmp_path, steps,
             gradient_accumulation_steps=steps,
         )
         with pytest.raises(EmptyLoaderError, match="Give every process as many"):
+            trainer.train()
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_a_validation_loader_without_a_batch_on_any_rank_gives_no_mean(tiny):
+    def work(rank):
+        model = torch.nn.Linear(4, 1)
+        trainer = Trainer(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            [torch.ones(2, 4)] * 2,
+            DataLoader(Counted(0), batch_size=4),
+            loss_fn=lambda model, batch: model(batch).square().mean(),
+            discover=False,
+        )
+        with pytest.raises(EmptyLoaderError, match="validation loader gave no batch to any"):
             trainer.train()
 
     assert tiny.run_ranks(work) == [0, 0]

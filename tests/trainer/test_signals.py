@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from trainer.signals import SignalFlags
 from trainer.snapshot import list_snapshots
@@ -126,20 +126,37 @@ def test_sigterm_to_a_run_with_loader_workers(tiny, tmp_path):
     assert tiny.child(lambda: work(True)).wait() == 0
 
 
-def test_sigterm_to_a_group_leaves_the_workers_to_finish_the_update(tiny, tmp_path):
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+@pytest.mark.parametrize(("name", "code"), [("TERM", 143), ("INT", 130)])
+def test_a_signal_to_a_group_leaves_the_workers_to_finish_the_update(
+    tiny, tmp_path, name, code, way
+):
     class Group(TrainerCallback):
         def on_batch_start(self, trainer, batch_idx, batch):
             if batch_idx == 0:
-                kill = f"kill -TERM -{os.getpgid(0)}"  # from outside, as a batch system does
+                kill = f"kill -{name} -{os.getpgid(0)}"  # from outside, as a batch system does
                 subprocess.run(["sh", "-c", kill], start_new_session=True, check=True)
                 time.sleep(0.5)  # a worker that obeys would be gone now
 
     def work():
         os.setpgid(0, 0)
-        options = {"workers": 2, "gradient_accumulation_steps": 6, "callbacks": [Group()]}
-        return tiny.trainer(tmp_path, **options).train().exit_code
+        loader = DataLoader(
+            TensorDataset(torch.ones(24, 4)),
+            batch_size=4,
+            num_workers=2,
+            multiprocessing_context=way,
+        )
+        trainer = tiny.trainer(
+            tmp_path,
+            loader=loader,
+            loss_fn=lambda model, batch: model(batch[0]).square().mean(),
+            val=False,
+            gradient_accumulation_steps=6,
+            callbacks=[Group()],
+        )
+        return trainer.train().exit_code
 
-    assert tiny.child(work).wait() == 143
+    assert tiny.child(work).wait() == code
     progress = tiny.newest_state(tmp_path)["progress"]
     assert (progress["step"], progress["batch_in_epoch"]) == (1, 6)
 
@@ -198,6 +215,19 @@ def test_the_earlier_handler_of_sigterm_is_chained_and_put_back():
         with pytest.raises(SystemExit, match="9"):
             flags.__exit__(None, None, None)
         assert signal.getsignal(signal.SIGTERM) is earlier
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_child_that_inherits_the_handler_of_sigterm_does_nothing():
+    before = signal.signal(signal.SIGTERM, lambda number, frame: os._exit(9))
+    try:
+        with SignalFlags() as flags:
+            child = os.fork()
+            if child == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os._exit(int(flags.terminated))
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
@@ -268,8 +269,11 @@ def _draws_here(loader: Iterable[Any], length: int | None) -> bool:
 
 def _draw_from(stream: RandomStream | None, loader: Iterable[Any]) -> Iterator[Any]:
     """Returns an iteration of `loader` that draws its random numbers from `stream`."""
-    has_workers = isinstance(loader, DataLoader) and loader.num_workers
-    with held_signals() if has_workers else contextlib.nullcontext():
+    held: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if isinstance(loader, DataLoader) and loader.num_workers:
+        context = loader.multiprocessing_context or multiprocessing
+        held = held_signals(forks=context.get_start_method() == "fork")
+    with held:
         if stream is None:
             return iter(loader)
         with stream:

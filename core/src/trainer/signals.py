@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, Final
 
@@ -75,10 +76,15 @@ class SignalFlags:
 
 
 @contextlib.contextmanager
-def held_signals() -> Iterator[None]:
+def held_signals(*, forks: bool) -> Iterator[None]:
     """Holds signals back from this thread, and from the workers that it starts meanwhile: those
     would have none of their handlers yet. A `WorkerShield` lets them through.
+
+    Args:
+        forks: the workers are forked from this process, not started by exec.
     """
+    if not forks:
+        resource_tracker.ensure_running()  # it lets signals through again when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     try:
         yield
