@@ -65,8 +65,8 @@ class LossMeter:
         self._pending: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
-        """Takes a 0-dim loss; nothing is copied from its device yet. Its graph is held until `fetch`
-        only, and the backward pass before that has freed what took memory.
+        """Takes a 0-dim loss; nothing is copied from its device yet. Its graph is held until
+        `fetch` only, and the backward pass before that has freed what took memory.
         """
         self._pending.append(loss)
 
