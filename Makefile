@@ -37,12 +37,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
-	$(PIP) $(addprefix -e ./,$(PACKAGES))
+	$(PIP) $(addprefix -e ./,$(PACKAGES)) -e "./core[hf]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(PIP) -e "./core[hf,data]" --group dev
+	$(PIP) -e "./core[data]" --group dev
 	touch $@
 
 # The other trainers, in an environment of their own. One that cannot be installed, or only with

@@ -23,7 +23,7 @@ FLOORS = {
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
         | {"manifest", "batches", "command_flags", "state_table"},
-        {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer", "facts"}
+        {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer", "facts"}
         | {"plugin_doctor", "new_plugin"},
         {"final", "state_file", "rundir", "decision", "losses", "shares", "console"}
         | {"plugin_report"},

@@ -1,19 +1,19 @@
+"""Devices and what they are fast with."""
+
 import pytest
 import torch
 
-from trainer.device import has_bf16
+from trainer.device import choose_precision
+
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_a_cpu_is_faster_with_bf16_where_it_has_amx(monkeypatch, amx):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx}, raising=False)
-    assert has_bf16(torch.device("cpu")) is amx
+@pytest.mark.parametrize(("amx", "precision"), [(True, "bf16"), (False, "fp32"), (None, "fp32")])
+def test_auto_is_bf16_on_a_cpu_that_multiplies_it_faster(monkeypatch, amx, precision):
+    found = {} if amx is None else {"amx_bf16": amx}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert choose_precision("auto", CPU) == precision
 
 
-def test_a_torch_that_does_not_tell_a_cpus_capabilities_keeps_float32(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert not has_bf16(torch.device("cpu"))
-
-
-def test_other_devices_keep_float32():
-    assert not has_bf16(torch.device("mps"))
+def test_a_precision_that_was_chosen_stays():
+    assert choose_precision("fp16", CPU) == "fp16"

@@ -283,8 +283,9 @@ def test_default_loss_refuses_what_is_no_loss():
         ({"epochs": 1.5}, "epochs must be an integer"),
         ({"max_steps": 0}, "max_steps must be an integer of at least 1"),
         ({"max_time": math.nan}, "max_time must be a finite number above 0, got nan"),
+        ({"max_time": "1s"}, "max_time must be a finite number above 0, got '1s'"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be a finite number above 0"),
-        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
+        ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16, fp16, got 'fp8'"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite must be one of stop, skip"),
         ({"snapshot_interval": 5}, "snapshots need a place"),
         ({"epoch": 5}, "TrainerConfig has no 'epoch'. It has check_gradients, compile"),
@@ -301,3 +302,36 @@ def test_a_wrong_option_is_answered(options, text):
 def test_a_text_that_is_none_is_refused(tiny, name, text):
     with pytest.raises(TypeError, match=r"must be a str, got (3|None)\. Use str"):
         tiny.trainer(None, snapshot_interval=None).log_text(name, text)
+
+
+def test_parts_of_the_wrong_kind_are_refused_naming_them():
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    for arguments, options, said in (
+        ((optimizer, model), {}, "model must be a Module, got a SGD"),
+        ((model, None), {}, "optimizer must be a Optimizer, got a NoneType"),
+        ((model, optimizer), {"config": {"epochs": 1}}, "config must be a TrainerConfig"),
+        ((nn.Linear(4, 1), optimizer), {}, "none of the parameters of SGD belongs to the model"),
+        ((model, optimizer), {"scheduler": plateau}, "ReduceLROnPlateau waits for a metric"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            Trainer(*arguments, [torch.ones(2, 4)], discover=False, **options)
+
+
+def test_a_validation_loss_that_is_not_finite_is_said(caplog):
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    val = [torch.full((2, 4), math.nan)]
+    loss_fn = lambda model, batch: model(batch).mean()  # noqa: E731
+    config = TrainerConfig(epochs=1)
+    Trainer(
+        model,
+        optimizer,
+        [torch.ones(2, 4)],
+        val,
+        loss_fn=loss_fn,
+        config=config,
+        discover=False,
+    ).train()
+    assert "the validation loss at update 1 is nan." in caplog.messages

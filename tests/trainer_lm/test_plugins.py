@@ -65,3 +65,13 @@ def test_a_plugin_that_is_not_on_the_allow_list_is_not_loaded(site: Any) -> None
     done = site.python(*words, "--a", TRAINER_PLUGINS="b")
     assert done.returncode == 2
     assert "--a cannot be used: blocked by TRAINER_PLUGINS" in done.stderr
+
+
+def test_two_plugins_with_one_flag_are_both_named(site: Any) -> None:
+    for name in ("a", "b"):
+        adds = "@hookimpl\ndef add_options(parser): parser.add_argument('--warmth')\n"
+        modules = {f"m_{name}": LIVE + adds}
+        site.install(f"dist-{name}", plugins={name: f"m_{name}"}, modules=modules)
+    said = refuse(site, "--print_config")
+    assert "a (dist-a 1.0) and b (dist-b 1.0) both add --warmth" in said
+    assert "--no_plugin a or --no_plugin b" in said

@@ -5,6 +5,7 @@ callback.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .ranks import ALONE, Ranks
 from .rng import read_rng, restore_rng
 
 __all__ = ["Checkpoint"]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 
 class Checkpoint:
@@ -95,6 +98,7 @@ class Checkpoint:
                 f"{path} was written by {len(others) + 1} processes, and this run has "
                 f"{self._ranks.world_size}: each would see other data. Start as many."
             )
+        built = [dict(group) for group in self._optimizer.param_groups]
         load_model_state(self._model, state["model"], path)
         self._check_classes(state["classes"], path)
         try:
@@ -107,6 +111,7 @@ class Checkpoint:
                 f"{path} does not fit the optimizer or scheduler of this run: {error}. Build them "
                 "as the run that wrote it did."
             ) from error
+        self._tell_unused(built)
         self._losses.load_state(state["losses"])
         own = state if self._ranks.is_main else others[self._ranks.rank - 1]
         self._rng = own["rng"]
@@ -137,6 +142,18 @@ class Checkpoint:
         if mid_epoch:
             loader = self._loader.state() if self._in_place else self._loader_state
         return {"loader": loader, "rng": read_rng(self._device)}
+
+    def _tell_unused(self, built: list[dict[str, Any]]) -> None:
+        """Says which settings that the optimizer was built with have no effect: it goes on with
+        those of the snapshot. The rate of a run with a schedule differs all the time.
+        """
+        for old, new in zip(built, self._optimizer.param_groups, strict=False):
+            for name, value in old.items():
+                if name == "params" or (name == "lr" and "initial_lr" in old):
+                    continue
+                if repr(new.get(name, value)) != repr(value):
+                    text = "the optimizer goes on with %s %r of the snapshot; %r has no effect."
+                    logger.warning(text, name, new[name], value)
 
     def _classes(self) -> dict[str, str]:
         return {

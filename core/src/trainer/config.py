@@ -50,7 +50,8 @@ class TrainerConfig:
         seed: seed of the data order and of every random number generator
         gradient_accumulation_steps: micro-batches per optimizer update
         max_grad_norm: clip the global 2-norm of the gradients to this
-        precision: arithmetic of the forward pass; fp16 scales the loss
+        precision: arithmetic of the forward pass; fp16 scales the loss; auto is bf16 where the
+            device is faster with it, else fp32
         compile: run the model through torch.compile
         device: auto, cpu, cuda, cuda:N or mps
         eval_interval: validate also every so many updates
@@ -73,7 +74,7 @@ class TrainerConfig:
     seed: int = 0
     gradient_accumulation_steps: int = 1
     max_grad_norm: float | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     device: str = "auto"
     eval_interval: int | None = None
@@ -111,9 +112,10 @@ class TrainerConfig:
             self._check_count(name, 0)
         for name in ("max_time", "max_grad_norm"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (is_number and math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} must be a finite number above 0, got {value!r}.")
-        self._check_choice("precision", ("fp32", "bf16", "fp16"))
+        self._check_choice("precision", ("auto", "fp32", "bf16", "fp16"))
         self._check_choice("on_nonfinite", ("stop", "skip"))
         if self.output_dir is None and (self.snapshot_interval or self.snapshot_epochs):
             raise ConfigError("snapshots need a place: give output_dir, such as 'runs/a'.")

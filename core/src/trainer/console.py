@@ -57,12 +57,14 @@ class ProgressCallback(TrainerCallback):
         if not self._console.is_terminal:
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self._bar = Progress(
-            TextColumn("update {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
             TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True)),
+            expand=True,
             console=self._console,
             refresh_per_second=4,
         )

@@ -8,7 +8,7 @@ import torch
 
 from .config import ConfigError
 
-__all__ = ["find_device", "has_bf16"]
+__all__ = ["choose_precision", "find_device"]
 
 
 def find_device(name: str) -> torch.device:
@@ -35,12 +35,18 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bf16 faster than float32: CUDA from Ampere on, and CPUs with
-    AMX, where the product of two matrices takes a quarter of the time.
+def choose_precision(name: str, device: torch.device) -> str:
+    """Returns the precision `name`; for `auto` bf16 where `device` multiplies it faster than
+    float32, else fp32.
+
+    That is CUDA from Ampere on, and CPUs with AMX, where the product of two matrices takes a
+    quarter of the time.
     """
+    if name != "auto":
+        return name
+    fast = False
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # not in every torch
-        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    return False
+        fast = bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # not in every torch
+        fast = bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return "bf16" if fast else "fp32"

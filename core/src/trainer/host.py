@@ -15,7 +15,7 @@ from trainer_callback import GradientStats
 from trainer_callback.manager import CallbackManager
 
 from .config import TrainerConfig
-from .device import find_device
+from .device import choose_precision, find_device
 from .gradients import Gradients
 from .keeper import SnapshotKeeper
 from .precision import Precision
@@ -39,7 +39,10 @@ class Host:
         self.device: torch.device = find_device(config.device)
         self.ranks: Ranks = join_ranks(self.device.type)
         place = self.ranks.on_main(lambda: config.output_dir)  # each may have chosen a fresh one
-        self.config: TrainerConfig = dataclasses.replace(config, output_dir=place)
+        precision: Any = choose_precision(config.precision, self.device)
+        self.config: TrainerConfig = dataclasses.replace(
+            config, output_dir=place, precision=precision
+        )
         self.model: nn.Module = model.to(self.device)
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -50,7 +53,7 @@ class Host:
         self.last_update_of_epoch: bool = False
         self.keeper: SnapshotKeeper = SnapshotKeeper(self.config)
         self._gradients = Gradients(model)
-        self._precision = Precision(config.precision, self.device)
+        self._precision = Precision(precision, self.device)
         self._update_step = 0
         self._snapshot_requested = False
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
+from trainer_callback import RunError
 from trainer_callback.state import to_plain
 
 from .config import ConfigError
@@ -30,7 +31,7 @@ logger: logging.Logger = logging.getLogger("trainer")
 _END: Final = object()
 
 
-class EmptyLoaderError(RuntimeError):
+class EmptyLoaderError(RunError):
     """A loader gave no batch."""
 
 

@@ -9,6 +9,7 @@ nowhere else. The loop knows no file format, no plugin, and no command.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -29,6 +30,7 @@ from .host import Host
 from .loaders import EpochLoader
 from .losses import LossMeter, NonFiniteError, default_loss
 from .metrics_file import core_callbacks
+from .parts import check_parts
 from .result import Stop, TrainResult
 from .rng import read_rng, restore_rng
 from .run import Resume, Run
@@ -76,10 +78,11 @@ class Trainer(Host):
                 snapshot, and beside the finished model in `final/`.
 
         Raises:
-            ConfigError: an unknown device, an empty loader.
+            ConfigError: an unknown device, an empty loader, a part of the wrong kind.
             PluginError: a callback that cannot be used.
         """
         config = config if config is not None else TrainerConfig()
+        check_parts(model, optimizer, scheduler, config)
         live = find_live() if discover else []
         manager = CallbackManager([*callbacks], [*live, *core_callbacks(config)])
         super().__init__(model, optimizer, scheduler, config, manager)
@@ -138,6 +141,8 @@ class Trainer(Host):
                 self._stop, _ = self._decider.agree(stop, snapshot_due=False)
                 if self._stop is not None:
                     self._run.keep(self.progress)
+                    if self.progress.is_mid_epoch and not self._decider.is_signalled():
+                        self._train_epoch(resumed)  # which was cut here: its end comes again
                 while self._stop is None and self._start_epoch():
                     self._train_epoch(resumed)
                     resumed = False
@@ -312,6 +317,8 @@ class Trainer(Host):
             self._decider.is_signalled,
         )
         metrics = {} if loss is None else {"val_loss": loss}
+        if loss is not None and not math.isfinite(loss):
+            logger.warning("the validation loss at update %d is %s.", self.step, loss)
         if loss is None:  # it starts again after the resume, with the same random numbers
             restore_rng(rng, self.device)
         self.progress.metrics.update(metrics)

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer_callback import RunError
+
 from .ranks import ALONE, Ranks
 
 __all__ = ["LossMeter", "NonFiniteError", "default_loss"]
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """The training loss or the gradient norm is NaN or infinite."""
 
 

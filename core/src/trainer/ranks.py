@@ -10,6 +10,7 @@ Letters: W processes.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
@@ -20,7 +21,7 @@ from torch import nn
 
 from .config import ConfigError
 
-__all__ = ["ALONE", "Ranks", "join_ranks"]
+__all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
 
 T = TypeVar("T")
 
@@ -144,13 +145,18 @@ def join_ranks(device_type: str) -> Ranks:
                 "WORLD_SIZE."
             )
         dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-        atexit.register(_leave)
+        atexit.register(leave_ranks)
     if dist.get_world_size() < 2:
         return ALONE
     has_cpu = dist.get_backend() == "gloo"
     return Ranks(dist.group.WORLD if has_cpu else dist.new_group(backend="gloo"))
 
 
-def _leave() -> None:
+def leave_ranks() -> None:
+    """Ends the process group, if there is one: the trainers that used it have to be gone.
+
+    Its threads must not outlive the interpreter, whose end would abort the process in them.
+    """
     if dist.is_initialized():
+        gc.collect()  # a trainer is a circle, and holds the group
         dist.destroy_process_group()

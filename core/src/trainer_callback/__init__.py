@@ -2,7 +2,15 @@
 no torch.
 """
 
-from .errors import CallbackError, PluginError, SaveError, SnapshotError, StateError, UsageError
+from .errors import (
+    CallbackError,
+    PluginError,
+    RunError,
+    SaveError,
+    SnapshotError,
+    StateError,
+    UsageError,
+)
 from .hookspecs import HOOKS, OptionParser, TrainerCallback, hookimpl
 from .protocol import GradientStats, StopRequest, TrainerProtocol
 
@@ -12,6 +20,7 @@ __all__ = [
     "GradientStats",
     "OptionParser",
     "PluginError",
+    "RunError",
     "SaveError",
     "SnapshotError",
     "StateError",

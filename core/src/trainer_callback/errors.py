@@ -4,7 +4,15 @@
 a line or two and exits 2. What goes wrong while training runs is a `CallbackError`.
 """
 
-__all__ = ["CallbackError", "PluginError", "SaveError", "SnapshotError", "StateError", "UsageError"]
+__all__ = [
+    "CallbackError",
+    "PluginError",
+    "RunError",
+    "SaveError",
+    "SnapshotError",
+    "StateError",
+    "UsageError",
+]
 
 
 class UsageError(Exception):
@@ -29,8 +37,14 @@ class SnapshotError(Exception):
     """
 
 
-class SaveError(SnapshotError):
-    """A run ended because it could not write: no refusal, but a failure while running."""
+class RunError(RuntimeError):
+    """A run could not go on, through no fault of the code: a command prints the message, without a
+    traceback, and exits 1.
+    """
+
+
+class SaveError(SnapshotError, RunError):
+    """A run ended because it could not write."""
 
 
 class CallbackError(RuntimeError):

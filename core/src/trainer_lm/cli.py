@@ -5,16 +5,17 @@ anything imports torch.
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import configargparse
 
-from trainer_callback import PluginError, SaveError, SnapshotError, UsageError
+from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.implementation import closest
 from trainer_callback.plugins import InstalledPlugin, discover, read_one_off
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     let_waiting_threads_sleep()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a sample has any character, a terminal has not
     try:
         settings = _read(_with_underscores(given))
         if settings is None:
@@ -51,14 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .job import run
 
         return run(settings)
-    except SaveError as error:
+    except RunError as error:
         print(f"train-lm: {error}", file=sys.stderr)
         return 1
     except (UsageError, SnapshotError) as error:
         print(f"train-lm: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("train-lm: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"train-lm: interrupted. {error}".rstrip(), file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()
@@ -137,6 +141,7 @@ def _add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
 def _make_parser(plugins: Sequence[InstalledPlugin]) -> _Parser:
     parser = _Parser(
         prog="train-lm",
+        usage="train-lm [options]",
         description="Trains a small GPT on a text. Without any option: on the text of Python's own "
         "language reference, in about two minutes on two cores.",
         allow_abbrev=False,
@@ -175,14 +180,15 @@ def _make_parser(plugins: Sequence[InstalledPlugin]) -> _Parser:
         "--plugin_costs", action="store_true", help="print the time that each plugin took"
     )
     group.add_argument("--quiet", action="store_true", help="print the summary only")
+    owners: dict[str, InstalledPlugin] = {}
     for plugin in plugins:
         title = parser.add_argument_group(plugin.label)
         try:
             plugin.add_options(title)
         except argparse.ArgumentError as error:
-            raise PluginError(
-                f"{plugin.label}: {error}. Leave it out with --no_plugin {plugin.entry.name}."
-            ) from error
+            raise PluginError(_blame(plugin, error, owners)) from error
+        for action in title._group_actions:
+            owners.update(dict.fromkeys(action.option_strings, plugin))
         for action in title._group_actions:
             if action.required:
                 raise PluginError(
@@ -191,6 +197,20 @@ def _make_parser(plugins: Sequence[InstalledPlugin]) -> _Parser:
                     f"{plugin.entry.name}."
                 )
     return parser
+
+
+def _blame(
+    plugin: InstalledPlugin, error: argparse.ArgumentError, owners: Mapping[str, InstalledPlugin]
+) -> str:
+    """Says who else has the flag that `plugin` cannot add."""
+    flags = str(error.argument_name).split("/")
+    other = next((owners[flag] for flag in flags if flag in owners), None)
+    if other is None:
+        return f"{plugin.label}: {error}. Leave it out with --no_plugin {plugin.entry.name}."
+    return (
+        f"{other.label} and {plugin.label} both add {error.argument_name}. Leave one of them out: "
+        f"--no_plugin {other.entry.name} or --no_plugin {plugin.entry.name}."
+    )
 
 
 def _with_underscores(arguments: Sequence[str]) -> list[str]:

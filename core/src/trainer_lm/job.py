@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
+import shlex
 from pathlib import Path
 from typing import Final
 
-import torch
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
 from trainer import Trainer, TrainResult
-from trainer.config import TrainerConfig
 from trainer.console import ProgressCallback
-from trainer.device import find_device, has_bf16
-from trainer.ranks import join_ranks
+from trainer.device import choose_precision, find_device
+from trainer.ranks import join_ranks, leave_ranks
 from trainer.rng import seed_rng
 from trainer_callback.discovery import find_version
 from trainer_callback.manager import Plugin
@@ -26,6 +24,7 @@ from trainer_callback.manager import Plugin
 from .data import Facts, make_loaders
 from .memory import keep_freed_memory
 from .model import GPT, make_optimizer, make_scheduler
+from .run_options import RunOptions
 from .samples import SampleCallback
 from .settings import Settings
 from .text import load_text
@@ -43,6 +42,13 @@ def run(settings: Settings) -> int:
     Raises:
         UsageError: refused before the first step.
     """
+    try:
+        return _train(settings)
+    finally:
+        leave_ranks()
+
+
+def _train(settings: Settings) -> int:
     device = find_device(settings.training.device)
     ranks = join_ranks(device.type)
     quiet = settings.quiet or not ranks.is_main
@@ -50,9 +56,11 @@ def run(settings: Settings) -> int:
     _start_logging(console, settings, quiet=quiet)
     keep_freed_memory()
     seed_rng(settings.training.seed)
-    training = _choose_precision(settings, device)
+    settings = settings.with_precision(choose_precision(settings.training.precision, device))
+    training = settings.training
+    corpus = load_text(settings.text)
     train_loader, val_loader, facts = make_loaders(
-        load_text(settings.text),
+        corpus,
         settings.text,
         settings.model.block_size,
         pin_memory=device.type == "cuda",
@@ -77,6 +85,7 @@ def run(settings: Settings) -> int:
         config=training,
         callbacks=[
             *settings.plugins,
+            Plugin(RunOptions(settings, corpus), "options", _CORE, find_version(_CORE)),
             Plugin(samples, "samples", _CORE, find_version(_CORE)),
             Plugin(progress, "progress", _CORE, find_version(_CORE)),
         ],
@@ -97,7 +106,10 @@ def run(settings: Settings) -> int:
         training.precision,
         trainer.output_dir,
     )
-    result = trainer.train(settings.resume)
+    try:
+        result = trainer.train(settings.resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
     if ranks.is_main:
         _summarise(result, trainer, facts, samples, show_costs=settings.plugin_costs)
     return result.exit_code
@@ -116,14 +128,6 @@ def _start_logging(console: Console, settings: Settings, *, quiet: bool) -> None
     logging.getLogger("trainer").setLevel(level)
     for plugin in settings.plugins:
         logging.getLogger(type(plugin.callback).__module__.split(".")[0]).setLevel(level)
-
-
-def _choose_precision(settings: Settings, device: torch.device) -> TrainerConfig:
-    """bf16 where nobody chose and the device is faster with it."""
-    chosen = settings.origins["precision"] != "default"
-    if chosen or not has_bf16(device):
-        return settings.training
-    return dataclasses.replace(settings.training, precision="bf16")
 
 
 def _summarise(
@@ -146,6 +150,8 @@ def _summarise(
     if val_loss is not None:
         table.add_row("validation loss", f"{val_loss:.4f} nats per token")
         table.add_row("", f"{facts.bits_per_byte(val_loss):.4f} bits per byte")
+    if result.status == "terminated":
+        table.add_row("to go on", _how_to_go_on(trainer).removeprefix("To go on: "))
     for name in result.switched_off:
         table.add_row("switched off", f"{name} failed and was not critical")
     if samples.final_text is not None:
@@ -156,6 +162,11 @@ def _summarise(
         console.print(_costs(result))
     table.add_row("written", "\n".join(_written(trainer.output_dir)))
     console.print(table)
+
+
+def _how_to_go_on(trainer: Trainer) -> str:
+    place = shlex.quote(str(trainer.output_dir))
+    return f"To go on: the same command with --output_dir {place} --resume."
 
 
 def _costs(result: TrainResult) -> Table:

@@ -59,10 +59,11 @@ def load_model(output_dir: Path) -> tuple[GPT, Tokenizer]:
 
 def generate_text(model: GPT, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int = 0) -> str:
     """Returns `tokens` generated tokens as text, without the prompt; an empty prompt means a
-    new line.
+    new line. A control character, which a terminal would obey, is shown as one that is unknown.
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     ids = torch.tensor([tokenizer.encode(prompt or "\n").tolist()], device=device)
     made = model.generate(ids, tokens, temperature=0.8, top_k=50, generator=generator)
-    return tokenizer.decode(made[0, ids.shape[1] :].tolist())
+    text = tokenizer.decode(made[0, ids.shape[1] :].tolist())
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

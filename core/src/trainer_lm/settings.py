@@ -26,6 +26,7 @@ __all__ = ["Settings", "Sources"]
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "epochs": 3,
     "max_grad_norm": 1.0,
+    "precision": "auto",
     "snapshot_interval": 500,
 }
 """Where the command's defaults differ from those of `TrainerConfig`."""
@@ -157,6 +158,14 @@ class Settings:
             resume=False if resume is None else True if resume == "newest" else resume,
             quiet=namespace.quiet,
             plugin_costs=namespace.plugin_costs,
+        )
+
+    def with_precision(self, precision: Any) -> Settings:
+        """Returns the same settings with `auto` resolved, so that they are those of the run."""
+        return dataclasses.replace(
+            self,
+            training=dataclasses.replace(self.training, precision=precision),
+            values={**self.values, "precision": precision},
         )
 
     def as_yaml(self, *, with_origin: bool = False) -> str:
