@@ -139,7 +139,7 @@ def test_disk_full_of_the_log_alone_and_a_kill_lose_no_line(tiny, tmp_path):
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
         assert tiny.child(lambda: work("run")).wait() == 0
         assert tiny.child(lambda: work("whole")).wait() == 0
-        logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("run", "whole")]
+        logs = [read_logged(tmp_path / name / "metrics.jsonl") for name in ("run", "whole")]
         assert logs[0] == logs[1]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
