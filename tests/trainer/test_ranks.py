@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -275,6 +276,28 @@ def test_ranks_that_cannot_find_each_other_are_refused_before_the_first_step(
 def test_a_single_process_of_torchrun_trains(tiny, tmp_path, monkeypatch, count):
     monkeypatch.setenv("WORLD_SIZE", count)
     assert tiny.trainer(tmp_path / "run").train().status == "finished"
+
+
+def test_one_rank_dies_and_the_other_says_so_on_a_line(tiny, tmp_path, monkeypatch, capfd):
+    from trainer_lm.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "text.txt").write_text("to be or not to be that is the question " * 400)
+    (tmp_path / "trainer_dies.py").write_text(
+        "import os\n"
+        "from trainer_callback import TrainerCallback\n"
+        "class Dies(TrainerCallback):\n"
+        "    def on_step_end(self, trainer):\n"
+        "        if trainer.rank == 1 and trainer.step == 3:\n"
+        "            os.kill(os.getpid(), 9)\n"
+    )
+    words = ["--dataset", "text.txt", "--n_layer", "1", "--n_embd", "16", "--output_dir", "run"]
+    words += ["--callback", "trainer_dies:Dies"]
+    assert tiny.run_ranks(lambda rank: main(words)) == [1, -signal.SIGKILL]
+    said = capfd.readouterr().err
+    assert "train-lm: another process of this run has died. To go on: the same command with" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from trainer.console import ProgressCallback
 from trainer.device import choose_precision, find_device
 from trainer.ranks import join_ranks, leave_ranks
 from trainer.rng import seed_rng
+from trainer_callback import RunError
 from trainer_callback.discovery import find_version
 from trainer_callback.manager import Plugin
 
@@ -110,6 +111,10 @@ def _train(settings: Settings) -> int:
         result = trainer.train(settings.resume)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
+    except RuntimeError as error:
+        if ranks.is_alone or "Connection" not in str(error):  # gloo: closed, or reset, by peer
+            raise
+        raise RunError(f"another process of this run has died. {_how_to_go_on(trainer)}") from error
     if ranks.is_main:
         _summarise(result, trainer, facts, samples, show_costs=settings.plugin_costs)
     return result.exit_code
