@@ -27,7 +27,7 @@ class RunOptions(TrainerCallback):
     and of plugins are shown by the trainer; what changes a shape is refused by it.
     """
 
-    state_key = "trainer_lm.options"  # the class name is left to plugins
+    state_key: str | None = "trainer_lm.options"  # the class name is left to plugins
 
     def __init__(self, settings: Settings, corpus: Corpus) -> None:
         digest = hashlib.sha256(corpus.train.encode())
