@@ -16,10 +16,13 @@ raise SystemExit(main(["--max_steps=1", "--n_layer=1", "--n_embd=8", "--n_head=2
 @pytest.mark.skipif(
     sys.platform != "linux" or not torch.backends.openmp.is_available(), reason="GNU OpenMP"
 )
-@pytest.mark.parametrize(("chosen", "spins"), [(None, "0"), ("ACTIVE", "30000000000")])
-def test_waiting_threads_sleep_unless_the_user_wants_otherwise(tmp_path, chosen, spins):
+@pytest.mark.parametrize(("chosen", "spins"), [(None, "20000"), ("ACTIVE", "30000000000")])
+def test_waiting_threads_spin_for_a_short_time_unless_the_user_wants_otherwise(
+    tmp_path, chosen, spins
+):
     environment = {**os.environ, "OMP_DISPLAY_ENV": "VERBOSE", "XDG_CACHE_HOME": str(tmp_path)}
     environment.pop("OMP_WAIT_POLICY", None)
+    environment.pop("GOMP_SPINCOUNT", None)
     if chosen is not None:
         environment["OMP_WAIT_POLICY"] = chosen
     command = [sys.executable, "-c", CODE]

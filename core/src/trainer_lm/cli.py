@@ -21,7 +21,7 @@ from trainer_callback.implementation import closest
 from trainer_callback.plugins import InstalledPlugin, discover, read_one_off
 
 from .settings import Settings, Sources
-from .threads import let_waiting_threads_sleep
+from .threads import shorten_spinning
 
 __all__ = ["main"]
 
@@ -44,7 +44,7 @@ class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    let_waiting_threads_sleep()
+    shorten_spinning()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a sample has any character, a terminal has not
