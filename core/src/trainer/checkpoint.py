@@ -16,12 +16,13 @@ from torch import nn
 from trainer_callback import SnapshotError
 from trainer_callback.state import to_plain
 
-from .keeper import load_model_state
+from .keeper import check_model_state
 from .loaders import EpochLoader
 from .losses import LossMeter
 from .precision import Precision
 from .ranks import ALONE, Ranks
 from .rng import read_rng, restore_rng
+from .sharding import scatter_optimizer_state, scatter_state
 
 __all__ = ["Checkpoint"]
 
@@ -99,10 +100,13 @@ class Checkpoint:
                 f"{self._ranks.world_size}: each would see other data. Start as many."
             )
         built = [dict(group) for group in self._optimizer.param_groups]
-        load_model_state(self._model, state["model"], path)
+        own = self._model.state_dict()
+        check_model_state(own, state["model"], path)
+        self._model.load_state_dict(scatter_state(state["model"], own))
         self._check_classes(state["classes"], path)
         try:
-            self._optimizer.load_state_dict(state["optimizer"])
+            whole = scatter_optimizer_state(state["optimizer"], self._optimizer)
+            self._optimizer.load_state_dict(dict(whole))
             if self._scheduler is not None:
                 self._scheduler.load_state_dict(state["scheduler"])
             self._precision.load_state(state["scaler"])
@@ -113,9 +117,9 @@ class Checkpoint:
             ) from error
         self._tell_unused(built)
         self._losses.load_state(state["losses"])
-        own = state if self._ranks.is_main else others[self._ranks.rank - 1]
-        self._rng = own["rng"]
-        self._loader_state, self._in_place = own["loader"], False
+        mine = state if self._ranks.is_main else others[self._ranks.rank - 1]
+        self._rng = mine["rng"]
+        self._loader_state, self._in_place = mine["loader"], False
 
     def restore_rng(self) -> None:
         """Puts the generators where the snapshot had them; callbacks may have drawn numbers since.

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save
-from torch import nn
 
 from .snapshot import FileWriter
 
 __all__ = ["save_safetensors"]
 
 
-def save_safetensors(model: nn.Module) -> FileWriter:
-    """Returns the writer of `model`'s weights and buffers; of tied ones the first name is kept, and
+def save_safetensors(weights: Mapping[str, Any]) -> FileWriter:
+    """Returns the writer of a model's weights and buffers; of tied ones the first name is kept, and
     the others are listed in the metadata.
     """
 
     def write(file: BinaryIO) -> None:
-        file.write(_as_safetensors(model))
+        file.write(_as_safetensors(weights))
 
     return write
 
 
-def _as_safetensors(model: nn.Module) -> bytes:
+def _as_safetensors(weights: Mapping[str, Any]) -> bytes:
     tensors: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor):
             continue
         key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)

@@ -1,10 +1,11 @@
 """The gradients of one update: their global norm, clipping by it, and statistics of groups of them.
 
 Each number is computed once per update and shared by whoever asks; nothing here copies from a
-device to the host. The room knows parameters and their gradients; it knows no loop, no optimizer
-and no callback.
+device to the host. Of sharded parameters each process has a part; norms and statistics are those of
+the whole, so that all processes have to ask for them. The room knows parameters and their
+gradients; it knows no loop, no optimizer and no callback.
 
-Letters: M memberships of a block (see `reductions`) in a group, R groups.
+Letters: R groups.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from trainer_callback import GradientStats
 
 from .reductions import COLUMNS, Blocks, combine, reduce
+from .sharding import local_part, shard_group
 
 __all__ = ["Gradients", "drop_gradients"]
 
@@ -36,6 +38,9 @@ class Gradients:
             name: first_name[id(parameter)]
             for name, parameter in model.named_parameters(remove_duplicate=False)
         }
+        groups = {name: shard_group(parameter) for name, parameter in self._parameters.items()}
+        self._place = {name: place for place, name in enumerate(self._parameters)}
+        self._shard_groups = {name: group for name, group in groups.items() if group is not None}
         self._seen: list[tuple[Tensor, int]] = []
         self._blocks: Blocks | None = None
         self._known_norm: Tensor | None = None
@@ -81,6 +86,8 @@ class Gradients:
             gradient = parameter.grad
             if gradient is not None:
                 stored = gradient._values() if gradient.is_sparse else gradient
+                if self._shard_groups:
+                    stored = local_part(stored)
                 by_device[stored.device].append(stored)
         for device, gradients in by_device.items():
             torch._foreach_mul_(
@@ -109,15 +116,25 @@ class Gradients:
         if not norm_type > 0:
             raise ValueError(f"norm_type must be above 0, or inf, got {norm_type}.")
         blocks = self._look()
-        rows, block_index, row_index = self._memberships(groups, blocks.names)
-        table = reduce(blocks, set(block_index), norm_type)
-        block = torch.tensor(block_index, dtype=torch.int64, device=table.device)
-        row = torch.tensor(row_index, dtype=torch.int64, device=table.device)
+        members = self._members(groups, dict.fromkeys(blocks.names))
+        wanted = {name for names in members.values() for name in names}
+        chosen = {block for block, name in enumerate(blocks.names) if name in wanted}
+        table, owners = blocks.everywhere(reduce(blocks, chosen, norm_type), norm_type)
+        places: defaultdict[str, list[int]] = defaultdict(list)
+        for place, name in enumerate(owners):
+            places[name].append(place)
+        pairs = [
+            (place, row)
+            for row, names in enumerate(members.values())
+            for name in names
+            for place in places[name]
+        ]
+        block, row = torch.tensor(pairs, dtype=torch.int64, device=table.device).reshape(-1, 2).T
         self._known_norm = blocks.total_norm()
         return GradientStats(
-            rows=rows,
+            rows=tuple(members),
             columns=COLUMNS,
-            values=combine(table[block], row, len(rows), norm_type),
+            values=combine(table[block], row, len(members), norm_type),
             total_norm=self._known_norm.float(),
             disconnected=tuple(
                 name for name, p in self._parameters.items() if p.requires_grad and p.grad is None
@@ -131,23 +148,26 @@ class Gradients:
             gradient = parameter.grad
             if gradient is not None:
                 names.append(name)
-                seen.append((gradient, gradient._version))
+                version = gradient._version
+                if self._shard_groups:  # what is done to the part does not show in the whole
+                    version += local_part(gradient)._version
+                seen.append((gradient, version))
         if self._blocks is None or not _same(self._seen, seen):
             home = next(iter(self._parameters.values())).device
-            self._blocks = Blocks(zip(names, (gradient for gradient, _ in seen), strict=True), home)
+            gradients = zip(names, (gradient for gradient, _ in seen), strict=True)
+            self._blocks = Blocks(gradients, home, self._shard_groups)
             self._seen = seen
         return self._blocks
 
-    def _memberships(
-        self, groups: Mapping[str, Sequence[str]] | None, owners: Sequence[str]
-    ) -> tuple[tuple[str, ...], list[int], list[int]]:
-        """Returns the R rows in the model's order, and block and row of each membership (M)."""
-        blocks_of: defaultdict[str, list[int]] = defaultdict(list)
-        for block, name in enumerate(owners):
-            blocks_of[name].append(block)
+    def _members(
+        self, groups: Mapping[str, Sequence[str]] | None, present: Mapping[str, object]
+    ) -> dict[str, list[str]]:
+        """Returns the R rows in the model's order, and of each the parameters, by their first name,
+        that are among those `present` with a gradient.
+        """
         if groups is None:
-            groups = {name: (name,) for name in blocks_of}
-        members: dict[str, list[int]] = {}
+            groups = {name: (name,) for name in present}
+        members: dict[str, list[str]] = {}
         for group, names in groups.items():
             unknown = [name for name in names if name not in self._canonical]
             if unknown:
@@ -156,12 +176,11 @@ class Gradients:
                     f"It has {', '.join(list(self._canonical)[:5])}, ..."
                 )
             once = {self._canonical[name] for name in names}
-            found = sorted(block for name in once for block in blocks_of.get(name, ()))
+            found = sorted(once & present.keys(), key=self._place.__getitem__)
             if found:
                 members[group] = found
-        rows = tuple(sorted(members, key=lambda group: members[group][0]))
-        pairs = [(block, row) for row, group in enumerate(rows) for block in members[group]]
-        return rows, [block for block, _ in pairs], [row for _, row in pairs]
+        order = sorted(members, key=lambda group: self._place[members[group][0]])
+        return {group: members[group] for group in order}
 
 
 def drop_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -21,6 +21,7 @@ from .keeper import SnapshotKeeper
 from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
+from .sharding import gather_state, is_sharded, scatter_state
 
 __all__ = ["Host"]
 
@@ -99,13 +100,15 @@ class Host:
 
     @property
     def snapshot_due(self) -> bool:
-        """Known before backward: a snapshot will follow the update now under way, or just done."""
+        """Known before backward: a snapshot will follow the update now under way, or just done. The
+        same in all processes: where there are several, they hear of a request at the boundary.
+        """
         config, step, is_last = self.config, self._update_step, self.last_update_of_epoch
         if self.output_dir is None:
             return False
         every = config.snapshot_interval
         return (
-            self._snapshot_requested
+            (self._snapshot_requested and self.ranks.is_alone)
             or (every is not None and step % every == 0)
             or (config.snapshot_epochs and is_last)
             or step == config.max_steps
@@ -141,13 +144,22 @@ class Host:
     def save_weights(self, name: str) -> str:
         """See `TrainerProtocol`."""
         facts = {"step": self.step, "epoch": self.epoch}
-        return self.ranks.on_main(lambda: self.keeper.save_weights(name, self.model, facts))
+        weights = gather_state(self.model.state_dict(), keep=self.is_main_process)
+        return self.ranks.on_main(lambda: self.keeper.save_weights(name, weights, facts))
 
     def load_weights(self, name: str, digest: str, *, fallback_step: int | None = None) -> str:
         """See `TrainerProtocol`."""
-        keeper, model = self.keeper, self.model
-        source = self.ranks.on_main(lambda: keeper.load_weights(name, digest, fallback_step, model))
-        self.ranks.share([*model.parameters(), *model.buffers()])
+        own, weights = self.model.state_dict(), {}
+
+        def read() -> str:
+            source, state = self.keeper.read_weights(name, digest, fallback_step, own)
+            weights.update(state)
+            return source
+
+        source = self.ranks.on_main(read)
+        self.model.load_state_dict(scatter_state(weights, own))  # in place: the tied stay tied
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        self.ranks.share([tensor for tensor in tensors if not is_sharded(tensor)])
         return source
 
     def delete_weights(self, name: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import torch
-from torch import nn
 
 from trainer_callback import SnapshotError
 
@@ -28,7 +27,7 @@ from .snapshot import (
 from .state_file import load_state, save_state
 from .writer import BackgroundWriter, HostCopier
 
-__all__ = ["Found", "SnapshotKeeper", "check_same", "load_model_state", "load_named"]
+__all__ = ["Found", "SnapshotKeeper", "check_model_state", "check_same", "load_named"]
 
 Found: TypeAlias = tuple[Path, dict[str, Any], dict[str, Any]]
 """Path, state and manifest of a snapshot."""
@@ -170,19 +169,21 @@ class SnapshotKeeper:
         write_snapshot(path, files, facts)
         return path
 
-    def save_weights(self, name: str, model: nn.Module, facts: Mapping[str, Any]) -> str:
-        """Writes the model's weights and buffers to `weights/NAME/`; returns the digest.
+    def save_weights(self, name: str, weights: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+        """Writes a model's weights and buffers to `weights/NAME/`; returns the digest.
 
         Raises:
             SnapshotError: it could not be written.
         """
-        files = {"state.pt": save_state({"model": dict(model.state_dict())})}
+        files = {"state.pt": save_state({"model": dict(weights)})}
         return write_snapshot(self._output_dir / "weights" / name, files, facts)
 
-    def load_weights(
-        self, name: str, digest: str, fallback_step: int | None, model: nn.Module
-    ) -> str:
-        """Copies saved weights into `model`; see `TrainerProtocol.load_weights`."""
+    def read_weights(
+        self, name: str, digest: str, fallback_step: int | None, own: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """Returns where saved weights come from, and the weights, which fit the model's `own`; see
+        `TrainerProtocol.load_weights`.
+        """
         path = self._output_dir / "weights" / name
         try:
             state, manifest = load_state(path)
@@ -194,22 +195,20 @@ class SnapshotKeeper:
             logger.warning("%s Trying the snapshot of update %d.", error, fallback_step)
             path = self._directory / snapshot_name(fallback_step)
             state, _ = load_state(path)
-        load_model_state(model, state["model"], path)
-        return str(path.relative_to(self._output_dir))
+        check_model_state(own, state["model"], path)
+        return str(path.relative_to(self._output_dir)), state["model"]
 
     def delete_weights(self, name: str) -> None:
         """Removes `weights/NAME/`."""
         shutil.rmtree(self._output_dir / "weights" / name, ignore_errors=True)
 
 
-def load_model_state(model: nn.Module, state: Mapping[str, Any], path: Path) -> None:
-    """Copies `state` into `model` in place, so that tied weights stay tied.
+def check_model_state(own: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
+    """Sees to it that names and shapes of `state` are those of the model's `own`.
 
     Raises:
-        SnapshotError: names and shapes do not fit; the first layer that does not is named, and
-            `model` is unchanged.
+        SnapshotError: they are not; the first layer that does not fit is named.
     """
-    own = model.state_dict()
     for name, tensor in own.items():
         if name not in state:
             raise SnapshotError(
@@ -225,7 +224,6 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any], path: Path) -> 
         raise SnapshotError(
             f"{path} has {surplus[0]!r}, which the model has not. Is it another model?"
         )
-    model.load_state_dict(state)
 
 
 def _form(value: object) -> str:

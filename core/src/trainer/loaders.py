@@ -71,12 +71,12 @@ class EpochLoader:
         Args:
             name: how messages call it.
             in_step: all processes get as many batches, so an incomplete last round is left out;
-                else their shares may differ by a batch, and be empty.
+                else their shares may differ by a batch, and be empty, if the model is whole.
 
         Raises:
             ConfigError: it is known to be empty, or to have no batch for some process.
         """
-        _check_loader(loader, name, ranks.world_size if in_step else 1)
+        _check_loader(loader, name, ranks.world_size if in_step or ranks.is_sharded else 1)
         self._loader, self._share = divide(loader, ranks, in_step=in_step)
         self._ranks = ranks
         self._in_step = in_step and not ranks.is_alone

@@ -34,6 +34,7 @@ from .parts import check_parts
 from .result import Stop, TrainResult
 from .rng import read_rng, restore_rng
 from .run import Resume, Run
+from .sharding import reshard
 from .signals import SignalFlags
 from .validation import mean_loss
 
@@ -87,12 +88,12 @@ class Trainer(Host):
         manager = CallbackManager([*callbacks], [*live, *core_callbacks(config)])
         super().__init__(model, optimizer, scheduler, config, manager)
         ranks, seed = self.ranks, config.seed
+        trained, evaluated = ranks.prepare(model, compiled=config.compile)
         self._train = EpochLoader(train_loader, seed, "train", ranks)
         self._val = None
         if val_loader is not None:
             self._val = EpochLoader(val_loader, seed, "validation", ranks, in_step=False)
         self.has_validation: bool = val_loader is not None
-        trained, evaluated = ranks.prepare(model, compiled=config.compile)
         loss_fn = loss_fn or default_loss
         self._loss_of = self._precision.wrap(partial(loss_fn, trained))
         self._val_loss_of = self._precision.wrap(partial(loss_fn, evaluated))
@@ -316,6 +317,7 @@ class Trainer(Host):
             self.ranks,
             self._decider.is_signalled,
         )
+        reshard(self.model)
         metrics = {} if loss is None else {"val_loss": loss}
         if loss is not None and not math.isfinite(loss):
             logger.warning("the validation loss at update %d is %s.", self.step, loss)
@@ -328,7 +330,8 @@ class Trainer(Host):
 
     def _close_boundary(self) -> None:
         """Decides whether the run ends here, then takes the snapshot that is due."""
-        self._stop, due = self._decider.agree(self._decide(), snapshot_due=self.snapshot_due)
+        wanted = self.snapshot_due or self._snapshot_requested
+        self._stop, due = self._decider.agree(self._decide(), snapshot_due=wanted)
         if self.output_dir is None:
             return
         self._run.keep(self.progress if due else None)

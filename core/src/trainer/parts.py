@@ -32,7 +32,8 @@ def check_parts(model: object, optimizer: object, scheduler: object, config: obj
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ConfigError(
             f"Trainer: none of the parameters of {type(optimizer).__name__} belongs to the model, "
-            "so training would change nothing. Build it from model.parameters()."
+            "so training would change nothing. Build it from model.parameters(), after fully_shard "
+            "if the model is sharded."
         )
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ConfigError(

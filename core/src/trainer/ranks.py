@@ -13,13 +13,17 @@ import atexit
 import gc
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from .config import ConfigError
+from .sharding import check_sharding, fsdp_modules
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 __all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
 
@@ -42,6 +46,7 @@ class Ranks:
         self.rank: int = 0 if group is None else dist.get_rank(group)
         self.world_size: int = 1 if group is None else dist.get_world_size(group)
         self._parallel: nn.parallel.DistributedDataParallel | None = None
+        self._shards: list[FSDPModule] = []
 
     @property
     def is_alone(self) -> bool:
@@ -52,6 +57,11 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each has a part of the model, so that a forward pass takes all of them."""
+        return bool(self._shards)
 
     def highest(self, value: int) -> int:
         """Returns the highest of all processes' values."""
@@ -100,10 +110,17 @@ class Ranks:
 
     def prepare(self, model: nn.Module, *, compiled: bool) -> tuple[nn.Module, nn.Module]:
         """Returns what to call in place of `model` in training, and in evaluation. The one for
-        training averages the gradients over all processes, which have the main one's weights now.
+        training averages the gradients over all processes, which have the main one's weights now. A
+        model that `fully_shard` has divided does that itself.
+
+        Raises:
+            ConfigError: it is divided in a way that cannot be trained here.
         """
         evaluated = cast(nn.Module, torch.compile(model)) if compiled else model
         if self._group is None:
+            return evaluated, evaluated
+        if check_sharding(model, self.world_size):
+            self._shards = [*fsdp_modules(model)]
             return evaluated, evaluated
         device = next(model.parameters()).device
         self._parallel = nn.parallel.DistributedDataParallel(
@@ -118,6 +135,8 @@ class Ranks:
         """
         if self._parallel is not None:  # what its `no_sync` sets, without a context per batch
             self._parallel.require_backward_grad_sync = due
+        for module in self._shards:
+            module.set_requires_gradient_sync(due, recurse=False)
 
 
 ALONE: Final = Ranks()
@@ -145,7 +164,8 @@ def join_ranks(device_type: str) -> Ranks:
                 "WORLD_SIZE."
             )
         dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-        atexit.register(leave_ranks)
+    atexit.unregister(leave_ranks)
+    atexit.register(leave_ranks)  # also where somebody else, as fully_shard does, has opened it
     if dist.get_world_size() < 2:
         return ALONE
     has_cpu = dist.get_backend() == "gloo"

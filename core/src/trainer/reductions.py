@@ -4,17 +4,23 @@ The room knows tensors and their names; it knows no model, and nothing here copi
 the host.
 
 Letters: B blocks (tensors, large ones cut into pieces that fit a cache), k blocks of n elements
-each stacked, M memberships of a block in a group, R groups, C columns.
+each stacked, S sharded tensors, W processes that hold their shards, M memberships of a block in a
+group, R groups, C columns.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
+
+from .sharding import local_part
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["COLUMNS", "Blocks", "combine", "reduce"]
 
@@ -37,17 +43,25 @@ class Blocks:
     """Gradients as blocks, with the norms that were computed so far.
 
     Attributes:
-        tensors: the B blocks: whole gradients, or flat pieces of large ones, in their own dtype.
+        tensors: the B blocks: whole gradients, or flat pieces of large ones, in their own dtype. Of
+            a sharded gradient they are what this process holds of it.
         names: of the parameter that each block is from.
         home: the device on which everything comes together.
+        groups: name of a sharded parameter -> the processes that hold its parts.
         norms: block -> its 2-norm, 0-dim, float32 (float64 where the block is); empty until
             computed.
     """
 
-    def __init__(self, gradients: Iterable[tuple[str, Tensor]], home: torch.device) -> None:
+    def __init__(
+        self,
+        gradients: Iterable[tuple[str, Tensor]],
+        home: torch.device,
+        groups: Mapping[str, ProcessGroup],
+    ) -> None:
         self.tensors: list[Tensor] = []
         self.names: list[str] = []
         self.home = home
+        self.groups = groups
         self.norms: dict[int, Tensor] = {}
         self._all_norms: Tensor | None = None
         for name, gradient in gradients:
@@ -68,19 +82,58 @@ class Blocks:
         return self._all_norms
 
     def total_norm(self) -> Tensor:
-        """Returns the 2-norm over all blocks, 0-dim; the norm of norms, as in
+        """Returns the 2-norm over all blocks of all processes, 0-dim; the norm of norms, as in
         `torch.nn.utils.get_total_norm`."""
-        total: Tensor = torch.linalg.vector_norm(self.all_norms())
+        norms = self.all_norms()
+        if self.groups:
+            whole, shards = self._divide()
+            parts = [norms[whole]]
+            for group, places in shards.items():
+                parts += _gather_all(torch.linalg.vector_norm(norms[places]).reshape(1), group)
+            norms = torch.cat(parts)
+        total: Tensor = torch.linalg.vector_norm(norms)
         return total
+
+    def everywhere(self, table: Tensor, norm_type: float) -> tuple[Tensor, list[str]]:
+        """Returns rows like those of `table` (B, 8), and the parameter of each: of whole tensors
+        those of their blocks, of sharded ones a row for the part of each process (W * S, 8). A part
+        that is empty adds nothing, whatever its row is combined with.
+        """
+        if not self.groups:
+            return table, self.names
+        whole, shards = self._divide()
+        rows, names = [table[whole]], [self.names[block] for block in whole]
+        for group, places in shards.items():
+            owners = [self.names[place] for place in places]
+            number = {name: n for n, name in enumerate(dict.fromkeys(owners))}
+            row = torch.tensor([number[name] for name in owners], device=self.home)
+            parts = _gather_all(_merge(table[places], row, len(number), norm_type), group)
+            rows += parts
+            names += [*number] * len(parts)
+        return torch.cat(rows), names
+
+    def _divide(self) -> tuple[list[int], dict[ProcessGroup, list[int]]]:
+        """Returns the blocks of whole tensors, and those of sharded ones by their processes."""
+        whole: list[int] = []
+        shards: defaultdict[ProcessGroup, list[int]] = defaultdict(list)
+        for block, name in enumerate(self.names):
+            group = self.groups.get(name)
+            (whole if group is None else shards[group]).append(block)
+        return whole, shards
+
+
+def _gather_all(values: Tensor, group: ProcessGroup) -> list[Tensor]:
+    """Returns `values` of every process of `group`, by rank."""
+    found = [torch.empty_like(values) for _ in range(group.size())]
+    torch.distributed.all_gather(found, values.contiguous(), group)
+    return found
 
 
 def _values(gradient: Tensor) -> Tensor:
-    """Returns a gradient's numbers: of a sparse one, its values after adding up repeated indices.
-
-    The place for sharded gradients: a DTensor's local shard goes here, and the sums and extremes of
-    its blocks are then reduced over the mesh that it is sharded on.
+    """Returns the numbers that this process holds of a gradient: of a sparse one, its values after
+    adding up repeated indices.
     """
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    values = gradient.coalesce().values() if gradient.is_sparse else local_part(gradient)
     return torch.view_as_real(values) if values.is_complex() else values
 
 
@@ -229,26 +282,37 @@ def combine(table: Tensor, row: Tensor, count: int, norm_type: float) -> Tensor:
         count: R.
         norm_type: order of the norm.
     """
-    sums = table.new_zeros(count, 8).index_add_(0, row, table)
-    n = sums[:, _COUNT].clamp(min=1)
-    mean = sums[:, _SUM] / n
-    peak = table.new_zeros(count).scatter_reduce_(0, row, table[:, _PEAK], "amax")
-    shift = table[:, _SUM] / table[:, _COUNT].clamp(min=1) - mean[row]
-    between = table.new_zeros(count).index_add_(0, row, table[:, _COUNT] * shift.square())
+    sums = _merge(table, row, count, norm_type)
+    n, peak = sums[:, _COUNT].clamp(min=1), sums[:, _PEAK]
     norm = peak
     if norm_type == 2.0:
         norm = sums[:, _SQUARES].sqrt()
     elif norm_type != float("inf"):
-        part = (table[:, _PEAK] / torch.where(peak > 0, peak, 1.0)[row]).pow(norm_type)
-        powers = table.new_zeros(count).index_add_(0, row, part * table[:, _POWERS])
-        norm = peak * powers.pow(1 / norm_type)
+        norm = peak * sums[:, _POWERS].pow(1 / norm_type)
     found = {
         "norm": norm,
         "rms": (sums[:, _SQUARES] / n).sqrt(),
         "max_abs": peak,
-        "mean": mean,
-        "std": ((sums[:, _DEVIATION] + between) / n).sqrt(),
+        "mean": sums[:, _SUM] / n,
+        "std": (sums[:, _DEVIATION] / n).sqrt(),
         "zero_fraction": sums[:, _ZEROS] / n,
         "nonfinite": sums[:, _NONFINITE],
     }
     return torch.stack([found[name] for name in COLUMNS], 1).float()
+
+
+def _merge(table: Tensor, row: Tensor, count: int, norm_type: float) -> Tensor:
+    """Returns what is known of R groups of blocks (R, 8) from what is known of the members (M, 8),
+    as if each group were a block; arguments as for `combine`.
+    """
+    merged = table.new_zeros(count, 8).index_add_(0, row, table)
+    mean = merged[:, _SUM] / merged[:, _COUNT].clamp(min=1)
+    shift = table[:, _SUM] / table[:, _COUNT].clamp(min=1) - mean[row]
+    apart = torch.where(table[:, _COUNT] > 0, table[:, _COUNT] * shift.square(), 0.0)
+    merged[:, _DEVIATION].index_add_(0, row, apart)
+    peak = table.new_zeros(count).scatter_reduce_(0, row, table[:, _PEAK], "amax")
+    merged[:, _PEAK] = peak
+    if norm_type not in (2.0, float("inf")):
+        part = (table[:, _PEAK] / torch.where(peak > 0, peak, 1.0)[row]).pow(norm_type)
+        merged[:, _POWERS] = table.new_zeros(count).index_add_(0, row, part * table[:, _POWERS])
+    return merged

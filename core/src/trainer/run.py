@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from trainer_callback import (
     CallbackError,
@@ -29,6 +29,7 @@ from .progress import Progress
 from .result import Stop, TrainResult
 from .rng import seed_rng
 from .rundir import RunDirectory
+from .sharding import gather_state
 from .snapshot import save_bytes
 from .state_file import save_state
 from .state_table import Deal, deal_out
@@ -256,7 +257,7 @@ class Run:
         result = self._conclude(stop, error)
         late = self._tell(lambda: hook.on_train_end(trainer=trainer, result=result))
         if error is None and late is None and result.exit_code == 0 and self._keeper.can_write:
-            late = self._tell(partial(self._ranks.on_main, self._save_final))
+            late = self._tell(self._save_final)
         return result, error or late
 
     def _find(self, resume: Resume) -> Found | None:
@@ -286,7 +287,7 @@ class Run:
             except StateError as error:
                 self._callbacks.caught(plugin, "on_snapshot_save", error)
         self._callbacks.finish()
-        return state
+        return cast(dict[str, Any], gather_state(state, keep=self._ranks.is_main))
 
     def _conclude(self, stop: Stop | None, error: BaseException | None) -> TrainResult:
         progress = self._trainer.progress
@@ -310,11 +311,15 @@ class Run:
         )
 
     def _save_final(self) -> None:
+        weights = gather_state(self._trainer.model.state_dict(), keep=self._ranks.is_main)
+        self._ranks.on_main(partial(self._write_final, weights))
+
+    def _write_final(self, weights: Mapping[str, Any]) -> None:
         trainer = self._trainer
-        state = {"model": dict(trainer.model.state_dict()), "progress": trainer.progress.state()}
+        state = {"model": dict(weights), "progress": trainer.progress.state()}
         files = {
             "state.pt": save_state(state),
-            "model.safetensors": save_safetensors(trainer.model),
+            "model.safetensors": save_safetensors(weights),
             **self._files,
         }
         facts = read_facts(trainer.progress, trainer.config, self._callbacks.plugins)

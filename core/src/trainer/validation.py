@@ -36,18 +36,26 @@ def mean_loss(
         None where it was cut short: a mean over a part would look like a result.
 
     Raises:
-        EmptyLoaderError: there was no batch.
+        EmptyLoaderError: there was no batch, or not one for each process of a sharded model.
     """
     losses: list[Tensor] = []
     sizes: list[int] = []
     batches = loader.iterate(epoch=0)
     item = next(batches, None)
+    if ranks.is_sharded and ranks.highest(item is None):
+        raise EmptyLoaderError(
+            f"the validation loader has no batch for one of {ranks.world_size} processes, and the "
+            "model is sharded over all of them. Make its batches smaller."
+        )
+    batch: Any = None
     while ranks.highest(item is not None):  # shares may differ by a batch
         if is_cut():
             return None
         if item is not None:
-            losses.append(loss_of(move_to_device(item[0], device)).detach())
-            sizes.append(batch_size_of(item[0]))
+            batch = move_to_device(item[0], device)
+        if item is not None or ranks.is_sharded:  # whose forward pass takes all: once more, for 0
+            losses.append(loss_of(batch).detach())
+            sizes.append(0 if item is None else batch_size_of(batch))
             item = next(batches, None)
     values: list[float] = torch.stack(losses).tolist() if losses else []
     weighted = sum(value * size for value, size in zip(values, sizes, strict=True))

@@ -119,7 +119,9 @@ class TrainerProtocol(Protocol):
 
     @property
     def snapshot_due(self) -> bool:
-        """Known before backward: a snapshot will follow the update now under way."""
+        """Known before backward, and the same in all processes: a snapshot will follow the update
+        now under way.
+        """
         ...
 
     @property
@@ -171,7 +173,8 @@ class TrainerProtocol(Protocol):
         norm_type: float = 2.0,
     ) -> GradientStats:
         """Statistics of the gradients as they are now, one row per group; call it in
-        `on_backward_end`.
+        `on_backward_end`. Of a model whose weights are sharded over several processes (FSDP2) they
+        are those of the whole, and all processes have to call it.
 
         Args:
             groups: row name -> names of the parameters in it. None: one row per parameter.

@@ -1,0 +1,71 @@
+"""What cannot be trained is refused before the first step, by all processes."""
+
+import pytest
+import torch
+from torch import nn
+
+from trainer import ConfigError, Trainer, TrainerConfig
+from trainer.ranks import join_ranks
+
+
+def test_a_validation_without_a_batch_for_each_process_is_refused(tiny, sharded):
+    def work(rank):
+        with pytest.raises(ConfigError, match=r"validation loader has 1 batches for 2 processes"):
+            sharded.trainer(None, validated=4)
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_a_model_that_is_divided_in_part_only_is_refused(tiny, sharded):
+    def work(rank):
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        sharded.shard(model[1])
+        with pytest.raises(ConfigError, match=r"0\.weight is not sharded, and 1\.weight is"):
+            Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), [1, 2], discover=False)
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_tensor_parallelism_is_refused(tiny, sharded):
+    def work(rank):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+        join_ranks("cpu")
+        model = parallelize_module(
+            nn.Linear(4, 8), init_device_mesh("cpu", (2,)), ColwiseParallel()
+        )
+        with pytest.raises(ConfigError, match="tensor and pipeline parallelism are not supported"):
+            Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), [1, 2], discover=False)
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_an_optimizer_of_the_whole_weights_is_refused(tiny, sharded):
+    def work(rank):
+        model = nn.Linear(4, 8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sharded.shard(model)
+        with pytest.raises(ConfigError, match=r"after fully_shard"):
+            Trainer(model, optimizer, [1, 2], discover=False)
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_a_frozen_part_may_be_whole(tiny, sharded):
+    def work(rank):
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        model[0].requires_grad_(False)
+        sharded.shard(model[1])
+        batches = [torch.ones(2, 4)] * 4
+        trainer = Trainer(
+            model,
+            torch.optim.SGD(model[1].parameters(), lr=0.1),
+            batches,
+            loss_fn=lambda model, batch: model(batch).square().mean(),
+            config=TrainerConfig(output_dir=None, epochs=1, max_grad_norm=1.0),
+            discover=False,
+        )
+        assert trainer.train().steps == 2
+
+    assert tiny.run_ranks(work) == [0, 0]

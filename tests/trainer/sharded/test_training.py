@@ -1,0 +1,140 @@
+"""The loop with a divided model: it does what one process does with a whole one."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.loaders import EmptyLoaderError
+from trainer.losses import NonFiniteError
+from trainer.snapshot import list_snapshots
+from trainer_callback import TrainerCallback
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_two_ranks_train_a_divided_model_as_one_trains_a_whole_one(tiny, sharded, tmp_path, steps):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    sharded.trainer(alone, divided=False, gradient_accumulation_steps=2 * steps).train()
+
+    def work(rank):
+        trainer = sharded.trainer(both, gradient_accumulation_steps=steps)
+        return trainer.train().exit_code
+
+    assert tiny.run_ranks(work) == [0, 0]
+    assert sharded.same_log(sharded.read_log(alone), sharded.read_log(both))
+    one, two = tiny.newest_state(alone)["model"], tiny.newest_state(both)["model"]
+    assert sharded.apart(one, two) < 1e-12
+
+
+@pytest.mark.parametrize("validated", [8, 12, 20])
+def test_a_validation_of_any_number_of_batches_counts_each_once(tiny, sharded, tmp_path, validated):
+    """Each forward pass takes both processes, also where one has no batch left."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    sharded.trainer(
+        alone, divided=False, validated=validated, gradient_accumulation_steps=2
+    ).train()
+
+    def work(rank):
+        return sharded.trainer(both, validated=validated).train().exit_code
+
+    assert tiny.run_ranks(work) == [0, 0]
+    assert sharded.same_log(sharded.read_log(alone), sharded.read_log(both))
+
+
+def test_a_validation_stream_without_a_batch_for_each_process_ends_both(tiny, sharded):
+    def work(rank):
+        trainer = sharded.trainer(None, validated=[torch.ones(4, 4).double()])
+        with pytest.raises(EmptyLoaderError, match="no batch for one of 2 processes"):
+            trainer.train()
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_callbacks_find_the_parts_after_a_validation(tiny, sharded):
+    class Looks(TrainerCallback):
+        def on_validation_end(self, trainer):
+            self.held = {id(p) for p in trainer.model.parameters()}
+
+    def work(rank):
+        looks = Looks()
+        trainer = sharded.trainer(None, callbacks=[looks])
+        trainer.train()
+        (group,) = trainer.optimizer.param_groups
+        assert looks.held == {id(p) for p in group["params"]}
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_under_fp16_an_overflow_in_one_part_is_skipped_by_both(tiny, sharded):
+    class Overflow(nn.Module):
+        """The third gradient of its last feature is infinite: of the second process's part."""
+
+        calls = 0
+
+        def forward(self, x):
+            if x.requires_grad:
+                self.calls += 1
+                if self.calls == 3:
+                    x.register_hook(lambda g: torch.cat([g[:, :-1], g[:, -1:] * math.inf], 1))
+            return x
+
+    class Skips(TrainerCallback):
+        seen = ()
+
+        def on_backward_end(self, trainer):
+            if trainer.step == 2:
+                own = trainer.model[0].weight.grad.to_local()
+                assert own.isfinite().all() == (trainer.rank == 0)
+
+        def on_step_end(self, trainer, skipped):
+            self.seen = (*self.seen, skipped)
+
+    def work(rank):
+        skips = Skips()
+        trainer = sharded.trainer(None, callbacks=[skips], norm=Overflow(), precision="fp16")
+        trainer.train()
+        assert skips.seen == (False, False, True, False, False, False, False, False)
+        assert all(p.to_local().isfinite().all() for p in trainer.model.parameters())
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_a_gradient_that_is_not_finite_in_one_part_ends_both(tiny, sharded, tmp_path):
+    def work(rank):
+        class Spoils(TrainerCallback):
+            def on_backward_end(self, trainer):
+                if rank == 1 and trainer.step == 2:
+                    trainer.model[0].weight.grad.to_local()[0, 0] = math.nan
+
+        trainer = sharded.trainer(None, callbacks=[Spoils()])
+        with pytest.raises(NonFiniteError, match="epoch 0, update 3"):
+            trainer.train()
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_a_request_of_one_rank_does_not_make_it_measure_alone(tiny, sharded, tmp_path):
+    """`gradient_stats` takes both processes, so a snapshot is due in both or in none."""
+
+    class Measures(TrainerCallback):
+        measured = 0
+
+        def on_batch_start(self, trainer):
+            if trainer.rank == 1 and trainer.step == 1:
+                trainer.request_snapshot()
+
+        def on_backward_end(self, trainer):
+            if trainer.snapshot_due:
+                trainer.gradient_stats()
+                self.measured += 1
+
+    def work(rank):
+        measures = Measures()
+        trainer = sharded.trainer(tmp_path, callbacks=[measures], epochs=1)
+        assert trainer.train().exit_code == 0
+        assert measures.measured == 1
+
+    assert tiny.run_ranks(work) == [0, 0]
+    names = [path.name for path in list_snapshots(tmp_path / "snapshots")]
+    assert names == ["step-00000004", "step-00000002"]
