@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 
 from trainer import Trainer
 from trainer_gradient_monitor import GradientMonitorCallback
+from trainer_gradient_monitor.arithmetic import BINS
 from trainer_gradient_monitor.layers import read_layers
-from trainer_gradient_monitor.measurement import BINS, COLUMNS, Reading
+from trainer_gradient_monitor.measurement import COLUMNS, Reading
 from trainer_gradient_monitor.page import render_page
 from trainer_gradient_monitor.report import Report
 from trainer_gradient_monitor.state import MonitorState

@@ -15,7 +15,8 @@ class WeightAverage:
     """Exponential moving averages of the floating-point weights of a model.
 
     Tied weights have one average, under their first name. Averages of a type narrower than float32
-    are kept in float32: in bfloat16 a share of 0.001 would be rounded away.
+    are kept in float32: in bfloat16 a share of 0.001 would be rounded away. Of sharded weights each
+    process averages its part.
 
     Attributes:
         averages: name -> average, each on the device of its weight; empty before the first update.
@@ -51,7 +52,7 @@ class WeightAverage:
     def load(self, averages: Mapping[str, torch.Tensor]) -> None:
         """Goes on from `averages`; those of weights that the model has not are dropped."""
         self.averages = {
-            name: averages[name].to(device=weight.device, dtype=_widen(weight).dtype)
+            name: _place_like(weight, averages[name].to(weight.device, _widen(weight).dtype))
             for name, weight in self._find().items()
             if name in averages
         }
@@ -84,6 +85,17 @@ class WeightAverage:
             for name, tensor in {**found, **buffers}.items()
             if tensor.is_floating_point() or tensor.is_complex()
         }
+
+
+def _place_like(weight: Any, average: torch.Tensor) -> torch.Tensor:
+    """Returns the average; of a weight that is sharded over several processes (a DTensor, as FSDP2
+    makes them) this one's part of it.
+    """
+    if not hasattr(weight, "placements"):
+        return average
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(average, weight.device_mesh, weight.placements)
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,16 @@
 """One measured update, from the gradients on their device to numbers on the host in one copy.
 
-The only room here that computes with tensors. Letters: R rows, C columns, P parameters, H histogram
-bins.
+Letters: R rows, C columns, H histogram bins.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .arithmetic import BINS, copy_weights, count_magnitudes, update_ratios
 from .groups import Groups
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from trainer_callback import GradientStats, TrainerProtocol
 
-__all__ = ["BINS", "COLUMNS", "LOWEST_BIN", "Probe", "Reading"]
+__all__ = ["COLUMNS", "Probe", "Reading"]
 
 COLUMNS: Final = (
     "norm",
@@ -31,16 +31,6 @@ COLUMNS: Final = (
     "update_ratio",
 )
 """What is known of a row; all but the last are of the gradient before clipping."""
-
-LOWEST_BIN: Final = -24
-BINS: Final = 34
-"""Of log2 of the magnitude: below -24, one each from -24 to 7, 8 and above.
-
-fp16 has nothing below 2**-24.
-"""
-
-_PIECE: Final = 1 << 20
-"""Elements: a float32 norm of so many is right to 1e-5; of 38 million it is 0.3 % too low."""
 
 _OWN = "parameter "
 """Put before a parameter's name, it names a group of that parameter alone."""
@@ -76,6 +66,9 @@ class Probe:
 
     Made in `on_backward_end`: the gradients are complete, unscaled and not yet clipped. It changes
     none of them.
+
+    Attributes:
+        step: the update that is measured.
     """
 
     def __init__(
@@ -95,6 +88,7 @@ class Probe:
             update_ratio: keep a copy of the weights until `read`.
             histogram: count the magnitudes.
         """
+        self.step: int = trainer.step + 1
         self._loss_scale = trainer.loss_scale
         parameters = dict(trainer.model.named_parameters())
         own = {_OWN + name: (name,) for names in groups.values() for name in names}
@@ -105,22 +99,24 @@ class Probe:
             for row in self._rows
         }
         self._disconnected = tuple(name for name in self._stats.disconnected if _OWN + name in own)
-        self._before = _copy(self._trained) if update_ratio else None
-        self._histogram = _histogram(self._trained) if histogram and self._rows else None
+        self._before = copy_weights(self._trained) if update_ratio else None
+        self._histogram = count_magnitudes(self._trained) if histogram and self._rows else None
 
-    def read(self, clipped: torch.Tensor | None) -> Reading:
+    def read(self, clipped: torch.Tensor | None, *, stepped: bool) -> Reading:
         """Returns the numbers; the one copy from the device to the host.
 
         Args:
             clipped: 0-dim, how many updates were clipped since the last reading; None where
                 clipping is off.
+            stepped: all processes have made this step. If not there is no update ratio, and none
+                waits here for another, which may not know of what has ended the run.
         """
         import torch
 
         stats = self._stats
         ratio = stats.values.new_full((len(self._rows),), math.nan)
-        if self._before is not None:
-            ratio = _update_ratio(self._before, self._trained, stats.values.device)
+        if self._before is not None and stepped:
+            ratio = update_ratios(self._before, self._trained, stats.values.device)
         parts = [stats.total_norm.reshape(1), stats.values.flatten(), ratio]
         parts.append(stats.values.new_zeros(1) if clipped is None else clipped.reshape(1))
         if self._histogram is not None:
@@ -160,76 +156,3 @@ def _nonfinite(table: Mapping[str, Sequence[float]], stats: GradientStats) -> di
         for row, values in table.items()
         if row.startswith(_OWN) and values[place]
     }
-
-
-def _copy(trained: Mapping[str, Sequence[torch.nn.Parameter]]) -> dict[str, list[torch.Tensor]]:
-    """Returns the weights, at least in float32, so that a difference of halves is exact."""
-    import torch
-
-    return {
-        row: [
-            p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
-            for p in parameters
-        ]
-        for row, parameters in trained.items()
-    }
-
-
-def _update_ratio(
-    before: Mapping[str, Sequence[torch.Tensor]],
-    trained: Mapping[str, Sequence[torch.nn.Parameter]],
-    home: torch.device,
-) -> torch.Tensor:
-    """Returns norm(new - old) / norm(old) of each row (R,); what is in `before` is used up."""
-    old_norms = _norms(before.values(), home)
-    for row, parameters in trained.items():
-        for old, parameter in zip(before[row], parameters, strict=True):
-            old.sub_(parameter.detach())
-    return _norms(before.values(), home) / old_norms
-
-
-def _norms(rows: Collection[Sequence[torch.Tensor]], home: torch.device) -> torch.Tensor:
-    """Returns the 2-norm of each row of tensors (R,)."""
-    import torch
-
-    pieces = [(row, x) for row, tensors in enumerate(rows) for t in tensors for x in _cut(t)]
-    squares = torch.zeros(len(rows), device=home)
-    if pieces:
-        norms = torch._foreach_norm([piece for _, piece in pieces], 2)
-        place = torch.tensor([row for row, _ in pieces], device=home)
-        squares.index_add_(0, place, torch.stack([norm.to(squares) for norm in norms]).square())
-    return squares.sqrt()
-
-
-def _cut(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    if tensor.numel() <= _PIECE:
-        yield tensor
-        return
-    flat = tensor.reshape(-1)
-    for start in range(0, flat.numel(), _PIECE):
-        yield flat[start : start + _PIECE]
-
-
-def _histogram(trained: Mapping[str, Sequence[torch.nn.Parameter]]) -> torch.Tensor:
-    """Returns the share of each row's entries in each bin (R, H).
-
-    Zeros and non-finite entries are in none.
-    """
-    import torch
-
-    shares = []
-    for parameters in trained.values():
-        counts = torch.zeros(BINS, dtype=torch.int64, device=parameters[0].device)
-        total = 0
-        for parameter in parameters:
-            gradient = parameter.grad
-            assert gradient is not None
-            values = gradient.coalesce().values() if gradient.is_sparse else gradient
-            total += values.numel()
-            for piece in _cut(values.detach().reshape(-1)):
-                magnitude = piece.float().abs()
-                floor = torch.frexp(magnitude).exponent.long() - 1
-                place = (floor - LOWEST_BIN + 1).clamp(0, BINS - 1)
-                counts.scatter_add_(0, place, ((magnitude > 0) & magnitude.isfinite()).long())
-        shares.append((counts / max(total, 1)).float())
-    return torch.stack([share.to(shares[0].device) for share in shares])

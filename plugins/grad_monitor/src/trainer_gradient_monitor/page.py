@@ -8,9 +8,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
+from .arithmetic import BINS, LOWEST_BIN
 from .history import Sample, thin
 from .layers import Layer, Spread, read_layers
-from .measurement import BINS, LOWEST_BIN, Reading
+from .measurement import Reading
 from .state import MonitorState
 
 __all__ = ["render_page"]

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .measurement import BINS, LOWEST_BIN, Reading
+from .arithmetic import BINS, LOWEST_BIN
+from .measurement import Reading
 from .verdicts import Verdict
 
 __all__ = ["Record", "describe_step", "make_entry", "make_scalars"]

@@ -78,11 +78,10 @@ class TensorBoardCallback(TrainerCallback):
             self._writer.add_text(name, _indent(text), step)
 
     def on_backward_end(self, trainer: TrainerProtocol) -> None:
-        if self._writer is None or not trainer.last_update_of_epoch or not self._is_due(trainer):
-            return
-        for name, parameter in trainer.model.named_parameters():
-            if parameter.grad is not None:
-                self._add_histogram(f"gradients/{name}", parameter.grad, trainer.step + 1)
+        if trainer.last_update_of_epoch and self._is_due(trainer):
+            for name, parameter in trainer.model.named_parameters():
+                if parameter.grad is not None:
+                    self._add_histogram(f"gradients/{name}", parameter.grad, trainer.step + 1)
 
     def on_epoch_end(
         self,
@@ -92,12 +91,11 @@ class TensorBoardCallback(TrainerCallback):
         val_loss: float | None,
         metrics: Mapping[str, float],
     ) -> None:
-        if self._writer is None:
-            return
         if self._is_due(trainer):
             for name, parameter in trainer.model.named_parameters():
                 self._add_histogram(f"weights/{name}", parameter, trainer.step)
-        self._writer.flush()
+        if self._writer is not None:
+            self._writer.flush()
 
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
@@ -112,10 +110,17 @@ class TensorBoardCallback(TrainerCallback):
         self._close()
 
     def _is_due(self, trainer: TrainerProtocol) -> bool:
-        """Whether this epoch has histograms."""
-        return self.histogram_epochs > 0 and (trainer.epoch + 1) % self.histogram_epochs == 0
+        """Whether this epoch has histograms; the same in all processes."""
+        every = self.histogram_epochs
+        return trainer.output_dir is not None and every > 0 and (trainer.epoch + 1) % every == 0
 
     def _add_histogram(self, name: str, tensor: torch.Tensor, step: int) -> None:
+        if hasattr(
+            tensor, "full_tensor"
+        ):  # sharded over all processes, each of which gives its part
+            tensor = tensor.full_tensor()
+        if self._writer is None:
+            return
         values = tensor.detach().float().flatten().cpu()
         values = values[values.isfinite()]
         if values.numel():  # TensorBoard fails at an empty histogram
