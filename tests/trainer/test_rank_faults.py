@@ -135,6 +135,30 @@ def test_a_callback_that_fails_on_one_rank_ends_both(tiny, tmp_path, hook, rank_
     assert codes[1 - rank_that_fails] == 1
 
 
+@pytest.mark.parametrize("waits", ["on_step_end", "on_epoch_end"])
+@pytest.mark.parametrize("fails", ["on_train_start", "on_batch_end", "on_validation_end", "on_log"])
+def test_a_callback_that_is_switched_off_on_one_rank_is_off_on_both(
+    tiny, tmp_path, fails, waits, caplog
+):
+    """Else the other process would wait for it in the next hook that takes both."""
+
+    def fail(self, trainer):
+        if trainer.rank == 0 and (fails == "on_train_start" or trainer.epoch == 1):
+            raise OSError("no space left")
+
+    def wait(self, trainer):
+        trainer.save_weights("mine")
+
+    breaks = type("Breaks", (TrainerCallback,), {"critical": False, fails: fail, waits: wait})
+
+    def work(rank):
+        result = tiny.trainer(tmp_path / "run", callbacks=[breaks()]).train()
+        assert result.switched_off == ("Breaks",)
+        assert ("has failed in another process" in caplog.text) == (rank == 1)
+
+    assert tiny.run_ranks(work, seconds=20) == [0, 0]
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both(tiny, tmp_path):
     def work(rank):
         def loss_fn(model, batch):

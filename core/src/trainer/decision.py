@@ -40,6 +40,7 @@ class Decider:
         self._config = config
         self._callbacks = callbacks
         self._signals = signals
+        self._switched_off = len(callbacks.switched_off)
         self._started = time.monotonic()
 
     def is_signalled(self) -> bool:
@@ -50,13 +51,34 @@ class Decider:
 
     def agree(self, stop: Stop | None, *, snapshot_due: bool) -> tuple[Stop | None, bool]:
         """Returns the end, and whether a snapshot is taken, that all processes agree on: what any
-        of them wants. Of several ends it is the gravest, of the lowest rank.
+        of them wants. Of several ends it is the gravest, of the lowest rank. Callbacks that one of
+        them has switched off are off in all.
         """
-        wanted = self._ranks.highest(2 if stop is not None else int(snapshot_due))
+        news = stop is not None or self._has_switched_off
+        wanted = self._ranks.highest(2 if news else int(snapshot_due))
         if wanted < 2:
             return None, bool(wanted)
-        stops = [each for each in self._ranks.gather(stop) if each is not None]
+        answers = self._ranks.gather((stop, snapshot_due, self._callbacks.switched_off))
+        self._switch_off([names for _, _, names in answers])
+        stops = [each for each, _, _ in answers if each is not None]
+        if not stops:
+            return None, any(due for _, due, _ in answers)
         return min(stops, key=lambda each: _GRAVEST_FIRST.index(each.status)), True
+
+    def agree_on_callbacks(self) -> None:
+        """Switches off, in all processes, the callbacks that one of them has switched off: some of
+        their hooks wait for each other.
+        """
+        if self._ranks.highest(self._has_switched_off):
+            self._switch_off(self._ranks.gather(self._callbacks.switched_off))
+
+    @property
+    def _has_switched_off(self) -> bool:
+        return len(self._callbacks.switched_off) > self._switched_off
+
+    def _switch_off(self, failed: Sequence[Sequence[str]]) -> None:
+        self._callbacks.switch_off([name for names in failed for name in names])
+        self._switched_off = len(self._callbacks.switched_off)
 
     def read_signals(self) -> Stop | None:
         """Returns the end that a signal asks for, or None; nobody else is asked."""

@@ -288,6 +288,7 @@ class Trainer(Host):
             return
         train_loss = self._losses.epoch_mean()
         self._record({"train_loss": train_loss, **metrics})
+        self._decider.agree_on_callbacks()
         self._hook.on_epoch_end(
             trainer=self,
             epoch=progress.epoch,

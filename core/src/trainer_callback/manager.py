@@ -5,7 +5,7 @@ answers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -136,6 +136,16 @@ class CallbackManager(pluggy.PluginManager):
         for failure in self._take(count):
             logger.error("%s", failure)
 
+    def switch_off(self, names: Iterable[str]) -> None:
+        """Calls the plugins `names` no more: they have failed in another process, which they would
+        wait for.
+        """
+        for name in names:
+            if name not in self.switched_off:
+                text = "%s has failed in another process and is switched off here too."
+                logger.warning(text, name)
+                self._remove(name)
+
     def _take(self, count: int | None) -> list[CallbackError | PluginError]:
         start = 0 if count is None else len(self._failures) - count
         taken = self._failures[start:]
@@ -159,10 +169,13 @@ class CallbackManager(pluggy.PluginManager):
             failure.__cause__ = error
             return failure
         logger.warning("%s. It is not critical and is switched off; the run goes on.", message)
-        self.switched_off.append(plugin.name)
-        self.unregister(name=plugin.name)
-        self.table = self._compile()
+        self._remove(plugin.name)
         return None
+
+    def _remove(self, name: str) -> None:
+        self.switched_off.append(name)
+        self.unregister(name=name)
+        self.table = self._compile()
 
     def _register(self, plugin: Plugin) -> None:
         try:
