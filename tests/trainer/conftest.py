@@ -251,21 +251,21 @@ class Child:
         raise AssertionError(f"still running after {seconds} seconds")
 
 
-def run_ranks(work: Callable[[int], object], seconds: float = 60) -> list[int]:
-    """Runs `work(rank)` in two processes, as torchrun would; returns their exit codes."""
+def run_ranks(work: Callable[[int], object], seconds: float = 60, count: int = 2) -> list[int]:
+    """Runs `work(rank)` in `count` processes, as torchrun would; returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
     def join(rank: int) -> object:
-        os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+        os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
         try:
             return work(rank)
         finally:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
-    children = [Child(lambda rank=rank: join(rank)) for rank in (0, 1)]
+    children = [Child(lambda rank=rank: join(rank)) for rank in range(count)]
     end = time.monotonic() + seconds
     try:
         return [child.wait(max(1, end - time.monotonic())) for child in children]

@@ -308,8 +308,7 @@ def _merge(table: Tensor, row: Tensor, count: int, norm_type: float) -> Tensor:
     merged = table.new_zeros(count, 8).index_add_(0, row, table)
     mean = merged[:, _SUM] / merged[:, _COUNT].clamp(min=1)
     shift = table[:, _SUM] / table[:, _COUNT].clamp(min=1) - mean[row]
-    apart = torch.where(table[:, _COUNT] > 0, table[:, _COUNT] * shift.square(), 0.0)
-    merged[:, _DEVIATION].index_add_(0, row, apart)
+    merged[:, _DEVIATION].index_add_(0, row, table[:, _COUNT] * shift.square())
     peak = table.new_zeros(count).scatter_reduce_(0, row, table[:, _PEAK], "amax")
     merged[:, _PEAK] = peak
     if norm_type not in (2.0, float("inf")):

@@ -34,14 +34,23 @@ class Stream:
 
 
 def make_trainer(
-    place, *, divided=True, items=32, validated=12, callbacks=(), loss_fn=None, norm=None, **config
+    place,
+    *,
+    divided=True,
+    items=32,
+    validated=12,
+    callbacks=(),
+    loss_fn=None,
+    norm=None,
+    mesh=None,
+    **config,
 ):
-    """A trainer in double, so that two processes do what one does with two batches an update."""
+    """A trainer in double, so that W processes do what one does with W batches an update."""
     torch.manual_seed(7)
     norm = norm if norm is not None else nn.LayerNorm(7)
     model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), norm, nn.Linear(7, 1)).double()
     if divided:
-        shard(model[0], model)
+        shard(model[0], model, **({} if mesh is None else {"mesh": mesh()}))
     settings = {"epochs": 2, "seed": 5, "log_interval": 1, "max_grad_norm": 0.5, **config}
     data = torch.arange(400.0).reshape(100, 4).sin().double()
     return Trainer(
@@ -73,6 +82,13 @@ def apart(one, other):
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+def replicas():
+    """A mesh of two copies of the model, each divided over two of four processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+
+
 @pytest.fixture(scope="session")
 def sharded():
     """The functions above, for tests."""
@@ -80,6 +96,7 @@ def sharded():
     class Sharded:
         shard = staticmethod(shard)
         trainer = staticmethod(make_trainer)
+        replicas = staticmethod(replicas)
         read_log = staticmethod(read_log)
         same_log = staticmethod(same_log)
         apart = staticmethod(apart)

@@ -10,6 +10,7 @@ from trainer.loaders import EmptyLoaderError
 from trainer.losses import NonFiniteError
 from trainer.snapshot import list_snapshots
 from trainer_callback import TrainerCallback
+from trainer_gradient_monitor import GradientMonitorCallback
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -24,6 +25,37 @@ def test_two_ranks_train_a_divided_model_as_one_trains_a_whole_one(tiny, sharded
     assert tiny.run_ranks(work) == [0, 0]
     assert sharded.same_log(sharded.read_log(alone), sharded.read_log(both))
     one, two = tiny.newest_state(alone)["model"], tiny.newest_state(both)["model"]
+    assert sharded.apart(one, two) < 1e-12
+
+
+def test_the_gradients_of_an_update_are_exchanged_once(tiny, sharded):
+    class Looks(TrainerCallback):
+        def on_batch_end(self, trainer, batch_idx):
+            exchanged = trainer.model[0].weight.grad is not None
+            assert not exchanged, batch_idx  # dropped after an update, and absent before
+
+    def work(rank):
+        sharded.trainer(None, callbacks=[Looks()], gradient_accumulation_steps=2).train()
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_four_ranks_train_two_divided_copies_as_one_trains_a_whole_model(tiny, sharded, tmp_path):
+    """Each copy's parts lie in two processes: sums go over these only."""
+    alone, four = tmp_path / "alone", tmp_path / "four"
+
+    def run(place, resume=False, **config):
+        monitor = GradientMonitorCallback(monitor_interval=1, monitor_level="parameter")
+        settings = {"callbacks": [monitor], "validated": 20, "snapshot_interval": 2, **config}
+        trainer = sharded.trainer(place, **settings)
+        return trainer.train(resume=resume).exit_code
+
+    run(alone, divided=False, gradient_accumulation_steps=4)
+    for settings in ({"max_steps": 2}, {"resume": True}):
+        codes = tiny.run_ranks(lambda rank: run(four, mesh=sharded.replicas, **settings), count=4)  # noqa: B023
+        assert codes == [0] * 4
+    assert sharded.same_log(sharded.read_log(alone), sharded.read_log(four))
+    one, two = tiny.newest_state(alone)["model"], tiny.newest_state(four)["model"]
     assert sharded.apart(one, two) < 1e-12
 
 
