@@ -22,7 +22,7 @@ from .losses import LossMeter
 from .precision import Precision
 from .ranks import ALONE, Ranks
 from .rng import read_rng, restore_rng
-from .sharding import scatter_optimizer_state, scatter_state
+from .sharding import gather_weights, scatter_optimizer_state, scatter_state
 
 __all__ = ["Checkpoint"]
 
@@ -72,7 +72,7 @@ class Checkpoint:
         """
         scheduler = None if self._scheduler is None else self._scheduler.state_dict()
         parts = {
-            "model": self._model.state_dict(),
+            "model": gather_weights(self._model, keep=self._ranks.is_main),
             "optimizer": self._optimizer.state_dict(),
             "scheduler": scheduler,
             "classes": self._classes(),

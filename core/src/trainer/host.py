@@ -21,7 +21,7 @@ from .keeper import SnapshotKeeper
 from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
-from .sharding import gather_state, is_sharded, scatter_state
+from .sharding import gather_weights, is_sharded, scatter_state
 
 __all__ = ["Host"]
 
@@ -144,7 +144,7 @@ class Host:
     def save_weights(self, name: str) -> str:
         """See `TrainerProtocol`."""
         facts = {"step": self.step, "epoch": self.epoch}
-        weights = gather_state(self.model.state_dict(), keep=self.is_main_process)
+        weights = gather_weights(self.model, keep=self.is_main_process)
         return self.ranks.on_main(lambda: self.keeper.save_weights(name, weights, facts))
 
     def load_weights(self, name: str, digest: str, *, fallback_step: int | None = None) -> str:

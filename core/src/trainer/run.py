@@ -29,7 +29,7 @@ from .progress import Progress
 from .result import Stop, TrainResult
 from .rng import seed_rng
 from .rundir import RunDirectory
-from .sharding import gather_state
+from .sharding import gather_state, gather_weights
 from .snapshot import save_bytes
 from .state_file import save_state
 from .state_table import Deal, deal_out
@@ -311,7 +311,7 @@ class Run:
         )
 
     def _save_final(self) -> None:
-        weights = gather_state(self._trainer.model.state_dict(), keep=self._ranks.is_main)
+        weights = gather_weights(self._trainer.model, keep=self._ranks.is_main)
         self._ranks.on_main(partial(self._write_final, weights))
 
     def _write_final(self, weights: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "check_sharding",
     "fsdp_modules",
     "gather_state",
+    "gather_weights",
     "is_sharded",
     "local_part",
     "reshard",
@@ -114,6 +115,24 @@ def gather_state(value: Any, *, keep: bool) -> Any:
     if type(value) in (list, tuple):
         return type(value)(gather_state(item, keep=keep) for item in value)
     return value
+
+
+def gather_weights(model: nn.Module, *, keep: bool) -> dict[str, Any]:
+    """Returns the `state_dict` of `model` as `gather_state` does; tied weights, which are gathered
+    once, are the same memory.
+    """
+    state = model.state_dict()
+    first: dict[int, str] = {}
+    whole: dict[str, Any] = {}
+    names = {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    for name, value in state.items():
+        source = names.get(name, name)
+        is_tied = is_sharded(value) and source in whole
+        whole[name] = whole[source] if is_tied else gather_state(value, keep=keep)
+    return whole
 
 
 def scatter_state(whole: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from trainer import Trainer, TrainerConfig
 from trainer.state_file import load_state
 from trainer_callback import SnapshotError, TrainerCallback
 
@@ -63,6 +64,37 @@ def test_the_finished_model_is_whole(tiny, sharded, tmp_path):
     state, _ = load_state(tmp_path / "final")
     assert sharded.apart(state["model"], final) == 0
     assert sharded.apart(tiny.newest_state(tmp_path)["model"], final) == 0
+
+
+def test_tied_weights_are_written_once_and_stay_tied(tiny, sharded, tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(x)).square().mean()
+
+    def work(rank):
+        torch.manual_seed(0)
+        model = Tied()
+        sharded.shard(model)
+        trainer = Trainer(
+            model,
+            torch.optim.AdamW(model.parameters(), lr=0.1),
+            [torch.ones(2, 4)] * 8,
+            config=TrainerConfig(output_dir=tmp_path, epochs=2, snapshot_interval=2),
+            discover=False,
+        )
+        trainer.train(resume="auto")
+        assert model.second.weight is model.first.weight
+
+    for _ in range(2):  # the second time they come from the snapshot
+        assert tiny.run_ranks(work) == [0, 0]
+    weights = tiny.newest_state(tmp_path)["model"]
+    assert weights["first.weight"].data_ptr() == weights["second.weight"].data_ptr()
+    assert [*load_file(tmp_path / "final" / "model.safetensors")] == ["first.weight"]
 
 
 def test_saved_weights_are_loaded_bit_by_bit_wherever_they_lie(tiny, sharded, tmp_path):
