@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer_callback import TrainerCallback
+from trainer_callback import CallbackError, TrainerCallback
 from trainer_early_stopping import EarlyStoppingCallback
 from trainer_ema import EMACallback
 from trainer_gradient_monitor import GradientMonitorCallback
@@ -102,21 +102,21 @@ def test_a_layer_with_a_bad_entry_in_one_part_is_named(tiny, sharded, tmp_path):
     assert None not in entries[3]["layers"]["update_ratio"]
 
 
-def test_a_rank_that_fails_after_its_backward_pass_does_not_wait_in_the_monitor(
-    tiny, sharded, tmp_path
-):
-    class Fails(TrainerCallback):
-        critical = True
+def test_a_run_that_a_bad_gradient_ends_says_where_it_came_from_on_both(tiny, sharded, tmp_path):
+    """One process ends before the other has come to know of it."""
 
-        def on_step_end(self, trainer):
-            if trainer.rank == 1 and trainer.step == 2:
+    class Fails(TrainerCallback):
+        def on_gradients_clipped(self, trainer):
+            if trainer.rank == 0 and trainer.step == 2:
                 raise RuntimeError("broken")
 
     def work(rank):
         monitor = GradientMonitorCallback(monitor_interval=1, report=False)
-        sharded.trainer(tmp_path, callbacks=[Fails(), monitor]).train()
+        with pytest.raises(CallbackError if rank == 0 else RuntimeError):
+            sharded.trainer(tmp_path, callbacks=[monitor, Fails()]).train()
 
-    assert 0 not in tiny.run_ranks(work, seconds=30)
+    assert tiny.run_ranks(work, seconds=30) == [0, 0]
+    assert [entry["step"] for entry in read_gradients(tmp_path)] == [1, 2, 3]
 
 
 class Worse(TrainerCallback):

@@ -151,7 +151,7 @@ class GradientMonitorCallback(TrainerCallback):
                 _MANY_SKIPPED,
             )
         if self._probe is not None:
-            self._take(trainer, skipped=skipped)
+            self._take(trainer, trainer.step, skipped=skipped)
 
     def should_stop_training(self, trainer: TrainerProtocol) -> StopRequest | None:
         return self._stop
@@ -174,9 +174,8 @@ class GradientMonitorCallback(TrainerCallback):
 
     def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
         if self._probe is not None:  # the measured update ended the run: say where it came from
-            skipped = trainer.step < self._probe.step
-            self.state.count_update(skipped=skipped)
-            self._take(trainer, skipped=skipped, failed=True)
+            self.state.count_update(skipped=True)
+            self._take(trainer, trainer.step + 1, skipped=True)
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         if not self.state.measured:
@@ -238,11 +237,10 @@ class GradientMonitorCallback(TrainerCallback):
             or (self.monitor_at_epochs and trainer.last_update_of_epoch)
         )
 
-    def _take(self, trainer: TrainerProtocol, *, skipped: bool, failed: bool = False) -> None:
+    def _take(self, trainer: TrainerProtocol, step: int, *, skipped: bool) -> None:
         """Reads the probe and passes the numbers on to history, record, log and people."""
         assert self._probe is not None
-        step, stepped = self._probe.step, not (skipped or failed)
-        reading = self._last = self._probe.read(self._clipped, stepped=stepped)
+        reading = self._last = self._probe.read(self._clipped, skipped=skipped)
         self._probe = self._clipped = None
         state = self.state
         median = state.running_median
@@ -265,7 +263,7 @@ class GradientMonitorCallback(TrainerCallback):
             self._tell(trainer, reading, verdicts, step)
         if not skipped and math.isfinite(reading.total_norm):
             state.recent_norms.append(reading.total_norm)
-        if not failed:
+        if step == trainer.step:
             trainer.log(make_scalars(facts))
 
     def _tell(

@@ -66,9 +66,6 @@ class Probe:
 
     Made in `on_backward_end`: the gradients are complete, unscaled and not yet clipped. It changes
     none of them.
-
-    Attributes:
-        step: the update that is measured.
     """
 
     def __init__(
@@ -88,7 +85,6 @@ class Probe:
             update_ratio: keep a copy of the weights until `read`.
             histogram: count the magnitudes.
         """
-        self.step: int = trainer.step + 1
         self._loss_scale = trainer.loss_scale
         parameters = dict(trainer.model.named_parameters())
         own = {_OWN + name: (name,) for names in groups.values() for name in names}
@@ -102,20 +98,20 @@ class Probe:
         self._before = copy_weights(self._trained) if update_ratio else None
         self._histogram = count_magnitudes(self._trained) if histogram and self._rows else None
 
-    def read(self, clipped: torch.Tensor | None, *, stepped: bool) -> Reading:
+    def read(self, clipped: torch.Tensor | None, *, skipped: bool) -> Reading:
         """Returns the numbers; the one copy from the device to the host.
 
         Args:
             clipped: 0-dim, how many updates were clipped since the last reading; None where
                 clipping is off.
-            stepped: all processes have made this step. If not there is no update ratio, and none
-                waits here for another, which may not know of what has ended the run.
+            skipped: there was no step, and so there is no update ratio. No process waits here for
+                another then, which may not know of what has ended the run.
         """
         import torch
 
         stats = self._stats
         ratio = stats.values.new_full((len(self._rows),), math.nan)
-        if self._before is not None and stepped:
+        if self._before is not None and not skipped:
             ratio = update_ratios(self._before, self._trained, stats.values.device)
         parts = [stats.total_norm.reshape(1), stats.values.flatten(), ratio]
         parts.append(stats.values.new_zeros(1) if clipped is None else clipped.reshape(1))
