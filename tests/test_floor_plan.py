@@ -21,10 +21,9 @@ FLOORS = {
         {"manager", "plugins"},
     ],
     "trainer": [
-        {"config", "progress", "result", "signals", "rng", "precision"}
+        {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
         | {"manifest", "batches", "command_flags", "state_table"},
         {"sharding"},
-        {"reductions"},
         {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer", "facts"}
         | {"plugin_doctor", "new_plugin"},
         {"final", "state_file", "rundir", "decision", "losses", "shares", "console"}

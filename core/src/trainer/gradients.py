@@ -154,8 +154,10 @@ class Gradients:
                 seen.append((gradient, version))
         if self._blocks is None or not _same(self._seen, seen):
             home = next(iter(self._parameters.values())).device
-            gradients = zip(names, (gradient for gradient, _ in seen), strict=True)
-            self._blocks = Blocks(gradients, home, self._shard_groups)
+            gradients = [gradient for gradient, _ in seen]
+            if self._shard_groups:
+                gradients = [local_part(gradient) for gradient in gradients]
+            self._blocks = Blocks(zip(names, gradients, strict=True), home, self._shard_groups)
             self._seen = seen
         return self._blocks
 

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from .sharding import local_part
-
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -44,7 +42,7 @@ class Blocks:
 
     Attributes:
         tensors: the B blocks: whole gradients, or flat pieces of large ones, in their own dtype. Of
-            a sharded gradient they are what this process holds of it.
+            a sharded gradient, what this process holds.
         names: of the parameter that each block is from.
         home: the device on which everything comes together.
         groups: name of a sharded parameter -> the processes that hold its parts.
@@ -58,6 +56,7 @@ class Blocks:
         home: torch.device,
         groups: Mapping[str, ProcessGroup],
     ) -> None:
+        """Cuts `gradients`, each with its parameter's name; of a sharded one, this process's part."""
         self.tensors: list[Tensor] = []
         self.names: list[str] = []
         self.home = home
@@ -130,10 +129,8 @@ def _gather_all(values: Tensor, group: ProcessGroup) -> list[Tensor]:
 
 
 def _values(gradient: Tensor) -> Tensor:
-    """Returns the numbers that this process holds of a gradient: of a sparse one, its values after
-    adding up repeated indices.
-    """
-    values = gradient.coalesce().values() if gradient.is_sparse else local_part(gradient)
+    """Returns a gradient's numbers; of a sparse one its values, repeated indices added up."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
     return torch.view_as_real(values) if values.is_complex() else values
 
 
