@@ -56,7 +56,7 @@ class Blocks:
         home: torch.device,
         groups: Mapping[str, ProcessGroup],
     ) -> None:
-        """Cuts `gradients`, each with its parameter's name; of a sharded one, this process's part."""
+        """Cuts gradients, each with its parameter's name; of a sharded one, this process's part."""
         self.tensors: list[Tensor] = []
         self.names: list[str] = []
         self.home = home
