@@ -1,6 +1,7 @@
 """Tiny runs, and processes that are forked off this one, so that torch is imported once."""
 
 import contextlib
+import faulthandler
 import logging
 import os
 import random
@@ -224,6 +225,7 @@ class Child:
             try:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                faulthandler.register(signal.SIGUSR1, file=2)  # where it hangs, if it does
                 result = work()
                 code = result if isinstance(result, int) else 0
             except SystemExit as error:
@@ -246,6 +248,8 @@ class Child:
             if pid:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.002)
+        os.kill(self.pid, signal.SIGUSR1)
+        time.sleep(0.5)
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         raise AssertionError(f"still running after {seconds} seconds")
@@ -270,9 +274,11 @@ def run_ranks(work: Callable[[int], object], seconds: float = 60, count: int = 2
     try:
         return [child.wait(max(1, end - time.monotonic())) for child in children]
     except AssertionError:  # the one that is left would wait for the other
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                child.send(signal.SIGKILL)
+        for number in (signal.SIGUSR1, signal.SIGKILL):
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    child.send(number)
+            time.sleep(0.5)
         raise
 
 
