@@ -22,7 +22,7 @@ from .losses import LossMeter
 from .precision import Precision
 from .ranks import ALONE, Ranks
 from .rng import read_rng, restore_rng
-from .sharding import gather_weights, scatter_optimizer_state, scatter_state
+from .sharding import check_optimizer_state, gather_weights, scatter_optimizer_state, scatter_state
 
 __all__ = ["Checkpoint"]
 
@@ -80,6 +80,7 @@ class Checkpoint:
             "losses": self._losses.state(),
             **self._own_parts(mid_epoch=mid_epoch),
         }
+        check_optimizer_state(parts["optimizer"], self._optimizer)
         state = {name: to_plain(part, name, copy_tensors=False) for name, part in parts.items()}
         state["other_ranks"] = []
         if not self._ranks.is_alone:

@@ -21,7 +21,7 @@ from .keeper import SnapshotKeeper
 from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
-from .sharding import gather_weights, is_sharded, scatter_state
+from .sharding import gather_weights, scatter_state, whole_tensors
 
 __all__ = ["Host"]
 
@@ -158,8 +158,7 @@ class Host:
 
         source = self.ranks.on_main(read)
         self.model.load_state_dict(scatter_state(weights, own))  # in place: the tied stay tied
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        self.ranks.share([tensor for tensor in tensors if not is_sharded(tensor)])
+        self.ranks.share(whole_tensors(self.model))
         return source
 
     def delete_weights(self, name: str) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import torch
 
-from trainer_callback import SnapshotError
+from trainer_callback import CallbackError, SnapshotError
 
 from .config import TrainerConfig
 from .manifest import MANIFEST
 from .ranks import Ranks
+from .sharding import holds_sharded
 from .snapshot import (
     FileWriter,
     list_snapshots,
@@ -27,7 +29,14 @@ from .snapshot import (
 from .state_file import load_state, save_state
 from .writer import BackgroundWriter, HostCopier
 
-__all__ = ["Found", "SnapshotKeeper", "check_model_state", "check_same", "load_named"]
+__all__ = [
+    "Found",
+    "SnapshotKeeper",
+    "check_model_state",
+    "check_same",
+    "load_named",
+    "match_parts",
+]
 
 Found: TypeAlias = tuple[Path, dict[str, Any], dict[str, Any]]
 """Path, state and manifest of a snapshot."""
@@ -260,3 +269,23 @@ def check_same(found: Found | None, ranks: Ranks) -> None:
             "another snapshot. Give all of them the same output directory, and name a sound "
             "snapshot of it: --resume PATH."
         )
+
+
+def match_parts(states: dict[str, Any], failed: set[str], ranks: Ranks) -> None:
+    """Leaves in `states` of callbacks only such parts as all processes have, which is what can be
+    gathered; those that have `failed` in one of them go.
+
+    Raises:
+        CallbackError: in all of them, where a callback has answered parts in some only.
+    """
+    answers = ranks.gather(({key for key, each in states.items() if holds_sharded(each)}, failed))
+    gone = {key for _, keys in answers for key in keys}
+    for key in gone & states.keys():
+        del states[key]
+    counts = Counter(key for keys, _ in answers for key in keys - gone)
+    for key, count in sorted(counts.items()):
+        if count < ranks.world_size:
+            raise CallbackError(
+                f"{key} answered on_snapshot_save with DTensors in {count} of {ranks.world_size} "
+                "processes. Answer them in all: the whole is gathered from all."
+            )

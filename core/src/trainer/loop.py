@@ -34,7 +34,7 @@ from .parts import check_parts
 from .result import Stop, TrainResult
 from .rng import read_rng, restore_rng
 from .run import Resume, Run
-from .sharding import reshard
+from .sharding import fsdp_modules
 from .signals import SignalFlags
 from .validation import mean_loss
 
@@ -112,6 +112,7 @@ class Trainer(Host):
         self._hook: TrainerCallback = manager.table.plain
         self._ask = manager.table.ask_stop
         self._moves_batches = self.device.type != "cpu"
+        self._shards = [*fsdp_modules(model)]
         self._window = 0
         self._total_norm: Tensor | None = None
         self._stop: Stop | None = None
@@ -193,7 +194,9 @@ class Trainer(Host):
         hook, used, batch_idx = self._hook, self.callbacks.table.used, self.progress.batch_in_epoch
         hook.on_batch_start(trainer=self, batch_idx=batch_idx, batch=batch)
         is_last = self._window + 1 == steps or self.last_update_of_epoch
-        self.ranks.reduce_next(is_last)
+        self.ranks.start_forward(last=is_last)
+        for module in self._shards:  # a callback's forward pass may have left stale copies
+            module.reshard()
         loss = self._loss_of(batch)
         if "on_forward_end" in used:
             hook.on_forward_end(trainer=self, loss=loss.detach().clone())
@@ -318,7 +321,8 @@ class Trainer(Host):
             self.ranks,
             self._decider.is_signalled,
         )
-        reshard(self.model)
+        for module in self._shards:
+            module.reshard()
         metrics = {} if loss is None else {"val_loss": loss}
         if loss is not None and not math.isfinite(loss):
             logger.warning("the validation loss at update %d is %s.", self.step, loss)

@@ -13,17 +13,14 @@ import atexit
 import gc
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from .config import ConfigError
-from .sharding import check_sharding, fsdp_modules
-
-if TYPE_CHECKING:
-    from torch.distributed.fsdp import FSDPModule
+from .sharding import check_sharding, share_copies, whole_tensors
 
 __all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
 
@@ -46,7 +43,7 @@ class Ranks:
         self.rank: int = 0 if group is None else dist.get_rank(group)
         self.world_size: int = 1 if group is None else dist.get_world_size(group)
         self._parallel: nn.parallel.DistributedDataParallel | None = None
-        self._shards: list[FSDPModule] = []
+        self._sharded: nn.Module | None = None
 
     @property
     def is_alone(self) -> bool:
@@ -61,7 +58,7 @@ class Ranks:
     @property
     def is_sharded(self) -> bool:
         """Whether each has a part of the model, so that a forward pass takes all of them."""
-        return bool(self._shards)
+        return self._sharded is not None
 
     def highest(self, value: int) -> int:
         """Returns the highest of all processes' values."""
@@ -119,24 +116,29 @@ class Ranks:
         evaluated = cast(nn.Module, torch.compile(model)) if compiled else model
         if self._group is None:
             return evaluated, evaluated
-        if check_sharding(model, self.world_size):
-            self._shards = [*fsdp_modules(model)]
-            return evaluated, evaluated
         device = next(model.parameters()).device
+        if check_sharding(model, self.world_size, device):
+            self._sharded = model
+            share_copies(model)
+            self.share(whole_tensors(model))
+            return evaluated, evaluated
         self._parallel = nn.parallel.DistributedDataParallel(
             model, device_ids=None if device.type == "cpu" else [device]
         )
         trained = torch.compile(self._parallel) if compiled else self._parallel
         return cast(nn.Module, trained), evaluated
 
-    def reduce_next(self, due: bool) -> None:
-        """Says before a forward pass whether its backward is to average the gradients: only the
-        last micro-batch of an update has to.
+    def start_forward(self, *, last: bool) -> None:
+        """Prepares a forward pass in training.
+
+        Args:
+            last: it is that of an update's last micro-batch. Whole models average their gradients
+                then only; parts do each time, or else each process would hold whole gradients.
         """
         if self._parallel is not None:  # what its `no_sync` sets, without a context per batch
-            self._parallel.require_backward_grad_sync = due
-        for module in self._shards:
-            module.set_requires_gradient_sync(due, recurse=False)
+            self._parallel.require_backward_grad_sync = last
+        elif self._sharded is not None:  # as DistributedDataParallel does by itself
+            self.share([*self._sharded.buffers()])
 
 
 ALONE: Final = Ranks()

@@ -24,7 +24,7 @@ from .checkpoint import Checkpoint
 from .config import ConfigError
 from .facts import list_differences, read_facts
 from .final import save_safetensors
-from .keeper import Found, check_same, load_named
+from .keeper import Found, check_same, load_named, match_parts
 from .progress import Progress
 from .result import Stop, TrainResult
 from .rng import seed_rng
@@ -287,6 +287,10 @@ class Run:
             except StateError as error:
                 self._callbacks.caught(plugin, "on_snapshot_save", error)
         self._callbacks.finish()
+        if self._ranks.is_sharded:
+            off = self._callbacks.switched_off
+            failed = {each.state_key for each in self._callbacks.plugins if each.name in off}
+            match_parts(state["callback_state"], failed, self._ranks)
         return cast(dict[str, Any], gather_state(state, keep=self._ranks.is_main))
 
     def _conclude(self, stop: Stop | None, error: BaseException | None) -> TrainResult:

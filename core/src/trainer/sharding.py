@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from trainer_callback import StateError
+
 from .config import ConfigError
 
 if TYPE_CHECKING:
@@ -22,16 +24,19 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
+    "check_optimizer_state",
     "check_sharding",
     "fsdp_modules",
     "gather_state",
     "gather_weights",
+    "holds_sharded",
     "is_sharded",
     "local_part",
-    "reshard",
     "scatter_optimizer_state",
     "scatter_state",
     "shard_group",
+    "share_copies",
+    "whole_tensors",
 ]
 
 
@@ -61,30 +66,34 @@ def shard_group(tensor: Tensor) -> ProcessGroup | None:
 
 
 def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
-    """Yields the modules on which `fully_shard` was called, the outermost first."""
+    """Yields the modules on which `fully_shard` was called, the outermost first.
+
+    A forward pass without a backward pass leaves parameters whole, of which the optimizer knows
+    nothing, until their `reshard` is called.
+    """
     package = sys.modules.get("torch.distributed.fsdp")
     if package is not None:
         yield from (each for each in model.modules() if isinstance(each, package.FSDPModule))
 
 
-def check_sharding(model: nn.Module, world_size: int) -> bool:
+def check_sharding(model: nn.Module, world_size: int, device: torch.device) -> bool:
     """Returns whether `model` is sharded, as a whole and over all processes.
 
     Raises:
-        ConfigError: a part of it is, or in another way than `fully_shard` does it by itself.
+        ConfigError: a part of it is, or in another way than `fully_shard` does it by itself, or
+            over other devices than `device`.
     """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    sharded = [name for name, parameter in trained.items() if is_sharded(parameter)]
+    sharded = [name for name, parameter in model.named_parameters() if is_sharded(parameter)]
     if not sharded:
         return False
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     whole = [name for name in trained if name not in {*sharded}]
     if whole:
         raise ConfigError(
             f"{whole[0]} is not sharded, and {sharded[0]} is: nobody would average its gradient. "
             "Call fully_shard on the model itself, after its parts."
         )
-    found = trained[sharded[0]]
-    assert is_sharded(found)
+    found: Any = model.get_parameter(sharded[0])
     mesh, shards = found.device_mesh, [p for p in found.placements if p.is_shard()]
     if not any(fsdp_modules(model)) or len(shards) != 1 or mesh.size() != world_size:
         raise ConfigError(
@@ -92,15 +101,29 @@ def check_sharding(model: nn.Module, world_size: int) -> bool:
             f"{found.placements}. Shard over all of them by fully_shard; tensor and pipeline "
             "parallelism are not supported, for each process gets batches of its own."
         )
+    if mesh.device_type != device.type:
+        raise ConfigError(
+            f"the model is sharded over {mesh.device_type} devices, and the run's device is "
+            f"{device.type}. Set device={mesh.device_type!r}, or shard it over a mesh of "
+            f"{device.type} devices."
+        )
     return True
 
 
-def reshard(model: nn.Module) -> None:
-    """Makes the parameters of `model` the sharded ones again, which a forward pass without a
-    backward pass leaves whole.
-    """
-    for module in fsdp_modules(model):
-        module.reshard()
+def whole_tensors(model: nn.Module) -> list[Tensor]:
+    """Returns the parameters and buffers of `model` that are not sharded."""
+    tensors = (*model.parameters(), *model.buffers())
+    return [tensor for tensor in tensors if not is_sharded(tensor)]
+
+
+def share_copies(model: nn.Module) -> None:
+    """Makes copies of parts the same everywhere, on a mesh that has several."""
+    for parameter in model.parameters():
+        if is_sharded(parameter):
+            for dimension, placement in enumerate(parameter.placements):
+                if placement.is_replicate():
+                    group = parameter.device_mesh.get_group(dimension)
+                    torch.distributed.broadcast(local_part(parameter), group=group, group_src=0)
 
 
 def gather_state(value: Any, *, keep: bool) -> Any:
@@ -151,16 +174,52 @@ def scatter_optimizer_state(
     """Returns the `whole` state of an optimizer with each tensor that belongs to a sharded
     parameter, and has its shape, divided as it is.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if not any(map(is_sharded, parameters)):
+    owners = _owners(whole, optimizer)
+    if not any(map(is_sharded, owners.values())):
         return whole
-    keys = [key for group in whole["param_groups"] for key in group["params"]]
-    owner = dict(zip(keys, parameters, strict=False))
-    state = {
-        key: {name: _scatter(value, owner[key]) for name, value in values.items()}
-        for key, values in whole["state"].items()
-    }
+    state = {key: _scatter(value, owners.get(key)) for key, value in whole["state"].items()}
     return {**whole, "state": state}
+
+
+def check_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Sees to it that `scatter_optimizer_state` will be able to divide what `state` has sharded.
+
+    Raises:
+        StateError: a sharded tensor of the optimizer is not divided as its parameter is.
+    """
+    owners = _owners(state, optimizer)
+    for key, value in state["state"].items():
+        own = owners.get(key)
+        for tensor in _find_sharded(value):
+            if own is None or tensor.shape != own.shape:
+                raise StateError(
+                    f"optimizer.state[{key!r}] of {type(optimizer).__name__} has a sharded tensor "
+                    f"of shape {tuple(tensor.shape)} that is not divided as a parameter is. Such a "
+                    "state cannot be saved; use another optimizer."
+                )
+
+
+def _owners(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+    """Returns key in `state` -> parameter."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    keys = [key for group in state["param_groups"] for key in group["params"]]
+    return dict(zip(keys, parameters, strict=False))
+
+
+def _find_sharded(value: Any) -> Iterator[DTensor]:
+    if is_sharded(value):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _find_sharded(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _find_sharded(item)
+
+
+def holds_sharded(value: Any) -> bool:
+    """Whether there is a DTensor in containers."""
+    return next(_find_sharded(value), None) is not None
 
 
 def _scatter(whole: Any, own: Any) -> Any:
@@ -168,6 +227,10 @@ def _scatter(whole: Any, own: Any) -> Any:
         return whole
     if whole is None:
         whole = torch.empty(own.shape, dtype=own.dtype)
+    if isinstance(whole, Mapping):
+        return {name: _scatter(item, own) for name, item in whole.items()}
+    if type(whole) in (list, tuple):
+        return type(whole)(_scatter(item, own) for item in whole)
     if not isinstance(whole, Tensor) or whole.shape != own.shape:
         return whole
     from torch.distributed.tensor import distribute_tensor

@@ -47,18 +47,18 @@ def mean_loss(
             f"the validation loader has no batch for one of {ranks.world_size} processes, and the "
             "model is sharded over all of them. Make its batches smaller."
         )
-    batch: Any = None
+    batch: Any = None  # on the host: a loss function may take things out of what it is given
     while ranks.highest(item is not None):  # shares may differ by a batch
         if is_cut():
             return None
         if item is not None:
-            batch = move_to_device(item[0], device)
+            batch = item[0]
         if item is not None or ranks.is_sharded:  # whose forward pass takes all: once more, for 0
-            losses.append(loss_of(batch).detach())
+            losses.append(loss_of(move_to_device(batch, device)).detach())
             sizes.append(0 if item is None else batch_size_of(batch))
             item = next(batches, None)
     values: list[float] = torch.stack(losses).tolist() if losses else []
-    weighted = sum(value * size for value, size in zip(values, sizes, strict=True))
+    weighted = sum(value * size for value, size in zip(values, sizes, strict=True) if size)
     total, count = ranks.total([weighted, sum(sizes)])
     if not count:
         raise EmptyLoaderError("the validation loader gave no batch to any process.")

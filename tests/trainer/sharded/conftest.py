@@ -39,8 +39,10 @@ def make_trainer(
     divided=True,
     items=32,
     validated=12,
+    batches=None,
     callbacks=(),
     loss_fn=None,
+    optimizer=torch.optim.AdamW,
     norm=None,
     mesh=None,
     **config,
@@ -55,8 +57,8 @@ def make_trainer(
     data = torch.arange(400.0).reshape(100, 4).sin().double()
     return Trainer(
         model,
-        torch.optim.AdamW(model.parameters(), lr=0.01),
-        DataLoader(data[:items], batch_size=4, shuffle=True),
+        optimizer(model.parameters(), lr=0.01),
+        batches or DataLoader(data[:items], batch_size=4, shuffle=True),
         Stream(validated) if isinstance(validated, list) else DataLoader(data[-validated:], 4),
         loss_fn=loss_fn or (lambda model, batch: model(batch).square().mean()),
         config=TrainerConfig(output_dir=place, **settings),

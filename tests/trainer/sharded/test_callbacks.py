@@ -202,3 +202,32 @@ def test_histograms_in_tensorboard_are_of_the_whole(tiny, sharded, tmp_path):
     for kind in ("weights", "gradients"):
         (first, _) = events.Histograms(f"{kind}/0.weight")
         assert first.histogram_value.num == 7 * 4
+
+
+def test_a_disk_that_is_full_for_one_process_ends_the_histograms_and_not_the_run(
+    tiny, sharded, tmp_path
+):
+    class Full(TensorBoardCallback):
+        def _add_histogram(self, name, tensor, step):
+            raise OSError("no space left")
+
+    def work(rank):
+        result = sharded.trainer(tmp_path, callbacks=[Full(histogram_epochs=1)]).train()
+        assert result.switched_off == ("Full",)
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_averages_of_parts_and_of_whole_buffers(tiny, sharded, tmp_path):
+    def run(place, **config):
+        ema = EMACallback(decay=0.9, use_buffers=True)
+        settings = {"callbacks": [ema], "norm": nn.BatchNorm1d(7), **config}
+        return sharded.trainer(place, **settings).train().exit_code
+
+    for divided in (True, False):
+        assert tiny.run_ranks(lambda rank: run(tmp_path / str(divided), divided=divided)) == [0, 0]  # noqa: B023
+    one, two = (
+        tiny.newest_state(tmp_path / name)["callback_state"]["EMACallback"]["averages"]
+        for name in ("True", "False")
+    )
+    assert sharded.apart(one, two) < 1e-12

@@ -6,6 +6,7 @@ from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.ranks import join_ranks
+from trainer.sharding import check_sharding
 
 
 def test_a_validation_without_a_batch_for_each_process_is_refused(tiny, sharded):
@@ -48,6 +49,28 @@ def test_an_optimizer_of_the_whole_weights_is_refused(tiny, sharded):
         sharded.shard(model)
         with pytest.raises(ConfigError, match=r"after fully_shard"):
             Trainer(model, optimizer, [1, 2], discover=False)
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_a_whole_part_that_is_trained_beside_a_divided_frozen_one_is_refused(tiny, sharded):
+    def work(rank):
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        model[0].requires_grad_(False)
+        sharded.shard(model[0])
+        optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+        with pytest.raises(ConfigError, match=r"1\.weight is not sharded, and 0\.weight is"):
+            Trainer(model, optimizer, [1, 2], discover=False)
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_a_mesh_of_other_devices_is_refused(tiny, sharded):
+    def work(rank):
+        model = nn.Linear(4, 8)
+        sharded.shard(model)
+        with pytest.raises(ConfigError, match=r"over cpu devices, and the run's device is meta"):
+            check_sharding(model, 2, torch.device("meta"))
 
     assert tiny.run_ranks(work) == [0, 0]
 

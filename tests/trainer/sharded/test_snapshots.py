@@ -7,7 +7,7 @@ from torch import nn
 
 from trainer import Trainer, TrainerConfig
 from trainer.state_file import load_state
-from trainer_callback import SnapshotError, TrainerCallback
+from trainer_callback import CallbackError, SnapshotError, StateError, TrainerCallback
 
 
 def test_a_snapshot_holds_the_whole_and_each_rank_takes_its_part_back(tiny, sharded, tmp_path):
@@ -114,5 +114,70 @@ def test_saved_weights_are_loaded_bit_by_bit_wherever_they_lie(tiny, sharded, tm
     def work(rank):
         trainer = sharded.trainer(tmp_path, callbacks=[Keeper()], norm=nn.BatchNorm1d(7))
         return trainer.train().exit_code
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+class Odd(torch.optim.SGD):
+    """Keeps a list per weight, and something that belongs to no weight."""
+
+    def step(self, closure=None):
+        self.state["all"]["calls"] = self.state["all"].get("calls", 0) + 1
+        for parameter in self.param_groups[0]["params"]:
+            history = self.state[parameter].setdefault("history", [])
+            history.append(parameter.grad.clone())
+            parameter.data.sub_(0.01 * sum(history))
+
+
+class Factored(torch.optim.SGD):
+    """Keeps sums over the columns of each weight."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["rows"] = parameter.grad.sum(-1)
+
+
+def test_an_optimizer_may_keep_lists_and_things_of_no_weight(tiny, sharded, tmp_path):
+    def work(name, resume=False, **config):
+        trainer = sharded.trainer(tmp_path / name, optimizer=Odd, snapshot_interval=2, **config)
+        return trainer.train(resume=resume).exit_code
+
+    assert tiny.run_ranks(lambda rank: work("through")) == [0, 0]
+    assert tiny.run_ranks(lambda rank: work("cut", max_steps=4)) == [0, 0]
+    assert tiny.run_ranks(lambda rank: work("cut", resume=True)) == [0, 0]
+    one, two = (tiny.newest_state(tmp_path / name) for name in ("through", "cut"))
+    for part in ("model", "optimizer"):
+        assert tiny.difference(one[part], two[part]) is None
+
+
+def test_a_state_that_could_not_be_divided_again_is_not_saved(tiny, sharded, tmp_path):
+    def work(rank):
+        trainer = sharded.trainer(tmp_path, optimizer=Factored)
+        with pytest.raises(StateError, match=r"state\[0\] of Factored has a sharded tensor"):
+            trainer.train()
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["fails on one", "answers on one"])
+def test_parts_that_not_all_answer_are_no_state(tiny, sharded, tmp_path, kind):
+    class Keeps(TrainerCallback):
+        critical = False
+
+        def on_snapshot_save(self, trainer):
+            if trainer.rank == 1 and kind == "fails on one":
+                raise OSError("no space left")
+            if trainer.rank == 1 and kind == "answers on one":
+                return {"mine": 1}
+            return {"mine": trainer.model[0].weight}
+
+    def work(rank):
+        trainer = sharded.trainer(tmp_path, callbacks=[Keeps()], snapshot_interval=2)
+        if kind == "fails on one":
+            assert trainer.train().switched_off == ("Keeps",)
+            return
+        with pytest.raises(CallbackError, match=r"Keeps .*DTensors in 1 of 2 processes"):
+            trainer.train()
 
     assert tiny.run_ranks(work) == [0, 0]

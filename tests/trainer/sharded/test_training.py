@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from trainer import Trainer, TrainerConfig
 from trainer.loaders import EmptyLoaderError
 from trainer.losses import NonFiniteError
+from trainer.ranks import join_ranks
 from trainer.snapshot import list_snapshots
 from trainer_callback import TrainerCallback
+from trainer_ema import EMACallback
 from trainer_gradient_monitor import GradientMonitorCallback
 
 
@@ -28,16 +31,83 @@ def test_two_ranks_train_a_divided_model_as_one_trains_a_whole_one(tiny, sharded
     assert sharded.apart(one, two) < 1e-12
 
 
-def test_the_gradients_of_an_update_are_exchanged_once(tiny, sharded):
+def test_no_process_holds_whole_gradients_between_micro_batches(tiny, sharded):
     class Looks(TrainerCallback):
+        seen = 0
+
         def on_batch_end(self, trainer, batch_idx):
-            exchanged = trainer.model[0].weight.grad is not None
-            assert not exchanged, batch_idx  # dropped after an update, and absent before
+            if batch_idx % 2 == 0:  # inside an update
+                gradient = trainer.model[0].weight.grad
+                assert gradient.to_local().numel() < gradient.numel()
+                self.seen += 1
 
     def work(rank):
-        sharded.trainer(None, callbacks=[Looks()], gradient_accumulation_steps=2).train()
+        looks = Looks()
+        sharded.trainer(None, callbacks=[looks], gradient_accumulation_steps=2).train()
+        assert looks.seen
 
     assert tiny.run_ranks(work) == [0, 0]
+
+
+@pytest.mark.parametrize("hook", ["on_backward_end", "on_step_end", "on_validation_end"])
+def test_a_forward_pass_in_a_callback_changes_nothing(tiny, sharded, tmp_path, hook):
+    @torch.no_grad()
+    def look(self, trainer):
+        trainer.model(torch.ones(2, 4).double())
+
+    def run(place, callbacks):
+        ema = EMACallback(decay=0.9, use_for_validation=True)
+        return sharded.trainer(place, callbacks=[*callbacks, ema]).train().exit_code
+
+    looks = type("Looks", (TrainerCallback,), {hook: look})
+    for name, callbacks in (("without", []), ("with", [looks()])):
+        assert tiny.run_ranks(lambda rank: run(tmp_path / name, callbacks)) == [0, 0]  # noqa: B023
+    assert sharded.read_log(tmp_path / "without") == sharded.read_log(tmp_path / "with")
+
+
+class Centre(nn.Module):
+    """Uses a running mean of its own in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(7))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return x - self.mean
+
+
+def test_buffers_are_those_of_the_main_process_as_in_a_whole_model(tiny, sharded, tmp_path):
+    def run(divided):
+        place = tmp_path / str(divided)
+        return sharded.trainer(place, divided=divided, norm=Centre()).train().exit_code
+
+    for divided in (True, False):
+        assert tiny.run_ranks(lambda rank: run(divided)) == [0, 0]  # noqa: B023
+    assert sharded.same_log(*(sharded.read_log(tmp_path / name) for name in ("True", "False")))
+
+
+def test_copies_start_as_the_main_process_has_them(tiny, sharded, tmp_path):
+    """A frozen part, and the copies of a part on a mesh of replicas."""
+
+    def work(rank):
+        join_ranks("cpu")
+        torch.manual_seed(rank)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+        model[0].requires_grad_(False)
+        sharded.shard(model[1], mesh=sharded.replicas())
+        optimizer = torch.optim.SGD(model[1].parameters())
+        config = TrainerConfig(output_dir=None)
+        Trainer(model, optimizer, [1, 2, 3, 4], config=config, discover=False)
+        part = model[1].weight.to_local().detach()
+        torch.save((model[0].weight.detach(), part), tmp_path / f"{rank}.pt")
+
+    assert tiny.run_ranks(work, count=4) == [0] * 4
+    frozen, parts = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(4)), strict=True)
+    assert all(torch.equal(each, frozen[0]) for each in frozen)
+    assert torch.equal(parts[0], parts[2])
+    assert torch.equal(parts[1], parts[3])
 
 
 def test_four_ranks_train_two_divided_copies_as_one_trains_a_whole_model(tiny, sharded, tmp_path):
@@ -57,6 +127,19 @@ def test_four_ranks_train_two_divided_copies_as_one_trains_a_whole_model(tiny, s
     assert sharded.same_log(sharded.read_log(alone), sharded.read_log(four))
     one, two = tiny.newest_state(alone)["model"], tiny.newest_state(four)["model"]
     assert sharded.apart(one, two) < 1e-12
+
+
+def test_a_loss_function_may_take_its_batch_apart(tiny, sharded):
+    def work(rank):
+        def loss_fn(model, batch):
+            x = batch["x"] if model.training else batch.pop("x")
+            return model(x).square().mean()
+
+        batches = [{"x": torch.ones(2, 4).double()} for _ in range(3)]
+        trainer = sharded.trainer(None, validated=batches, loss_fn=loss_fn, batches=batches * 2)
+        assert math.isfinite(trainer.train().val_loss)
+
+    assert tiny.run_ranks(work) == [0, 0]
 
 
 @pytest.mark.parametrize("validated", [8, 12, 20])

@@ -33,6 +33,7 @@ class WeightAverage:
         self._model = model
         self._decay = decay
         self._use_buffers = use_buffers
+        self._shards: list[Any] = [each for each in model.modules() if hasattr(each, "reshard")]
         self._own: dict[str, torch.Tensor] | None = None
 
     def update(self) -> None:
@@ -44,8 +45,8 @@ class WeightAverage:
         for name, weight in weights.items():
             if name not in self.averages:
                 self.averages[name] = _widen(weight).clone()
-        averages = [self.averages[name] for name in weights]
-        wide = [_widen(weight) for weight in weights.values()]
+        averages = [_local(self.averages[name]) for name in weights]
+        wide = [_local(_widen(weight)) for weight in weights.values()]
         if averages:
             get_update(self._decay)(averages, wide, 0)
 
@@ -77,7 +78,11 @@ class WeightAverage:
                 weight.copy_(self.averages[name])
 
     def _find(self) -> dict[str, torch.Tensor]:
-        """Looked up each time: a module may have put another tensor in the place of a buffer."""
+        """Looked up each time: a module may have put another tensor in the place of a buffer. A
+        forward pass may have left sharded weights whole: only the parts are those of the optimizer.
+        """
+        for module in self._shards:
+            module.reshard()
         found = dict(self._model.named_parameters())
         buffers = dict(self._model.named_buffers()) if self._use_buffers else {}
         return {
@@ -96,6 +101,11 @@ def _place_like(weight: Any, average: torch.Tensor) -> torch.Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(average, weight.device_mesh, weight.placements)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns what this process holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

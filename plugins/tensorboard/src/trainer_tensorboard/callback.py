@@ -79,9 +79,9 @@ class TensorBoardCallback(TrainerCallback):
 
     def on_backward_end(self, trainer: TrainerProtocol) -> None:
         if trainer.last_update_of_epoch and self._is_due(trainer):
-            for name, parameter in trainer.model.named_parameters():
-                if parameter.grad is not None:
-                    self._add_histogram(f"gradients/{name}", parameter.grad, trainer.step + 1)
+            parameters = trainer.model.named_parameters()
+            found = {name: p.grad for name, p in parameters if p.grad is not None}
+            self._add_histograms("gradients", found, trainer.step + 1)
 
     def on_epoch_end(
         self,
@@ -92,8 +92,8 @@ class TensorBoardCallback(TrainerCallback):
         metrics: Mapping[str, float],
     ) -> None:
         if self._is_due(trainer):
-            for name, parameter in trainer.model.named_parameters():
-                self._add_histogram(f"weights/{name}", parameter, trainer.step)
+            found = dict(trainer.model.named_parameters())
+            self._add_histograms("weights", found, trainer.step)
         if self._writer is not None:
             self._writer.flush()
 
@@ -114,13 +114,21 @@ class TensorBoardCallback(TrainerCallback):
         every = self.histogram_epochs
         return trainer.output_dir is not None and every > 0 and (trainer.epoch + 1) % every == 0
 
+    def _add_histograms(self, kind: str, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        failure: Exception | None = None
+        for name, tensor in tensors.items():
+            # Of a sharded one each process gives its part, to the last.
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            if self._writer is None or failure is not None:
+                continue
+            try:
+                self._add_histogram(f"{kind}/{name}", whole, step)
+            except Exception as error:
+                failure = error
+        if failure is not None:
+            raise failure
+
     def _add_histogram(self, name: str, tensor: torch.Tensor, step: int) -> None:
-        if hasattr(
-            tensor, "full_tensor"
-        ):  # sharded over all processes, each of which gives its part
-            tensor = tensor.full_tensor()
-        if self._writer is None:
-            return
         values = tensor.detach().float().flatten().cpu()
         values = values[values.isfinite()]
         if values.numel():  # TensorBoard fails at an empty histogram
