@@ -2,8 +2,8 @@
 `_update`.
 
 Every hook stands where it is called. Whatever ends a run is decided in `_decide`, whether a
-snapshot follows in `snapshot_due`, and
-nowhere else. The loop knows no file format, no plugin, and no command.
+snapshot follows in `snapshot_due`, and nowhere else. The loop knows no file format, no plugin, and
+no command.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .parts import check_parts
 from .result import Stop, TrainResult
 from .rng import read_rng, restore_rng
 from .run import Resume, Run
-from .sharding import fsdp_modules
+from .sharding import fsdp_modules, reshard
 from .signals import SignalFlags
 from .validation import mean_loss
 
@@ -195,8 +195,7 @@ class Trainer(Host):
         hook.on_batch_start(trainer=self, batch_idx=batch_idx, batch=batch)
         is_last = self._window + 1 == steps or self.last_update_of_epoch
         self.ranks.start_forward(last=is_last)
-        for module in self._shards:  # a callback's forward pass may have left stale copies
-            module.reshard()
+        reshard(self._shards)
         loss = self._loss_of(batch)
         if "on_forward_end" in used:
             hook.on_forward_end(trainer=self, loss=loss.detach().clone())
@@ -312,6 +311,7 @@ class Trainer(Host):
         assert self._val is not None
         rng = read_rng(self.device)
         self.ranks.share([*self.model.buffers()])
+        reshard(self._shards)
         self.model.eval()
         self._hook.on_validation_start(trainer=self)
         loss = mean_loss(
@@ -321,8 +321,7 @@ class Trainer(Host):
             self.ranks,
             self._decider.is_signalled,
         )
-        for module in self._shards:
-            module.reshard()
+        reshard(self._shards)
         metrics = {} if loss is None else {"val_loss": loss}
         if loss is not None and not math.isfinite(loss):
             logger.warning("the validation loss at update %d is %s.", self.step, loss)

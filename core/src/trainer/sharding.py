@@ -8,7 +8,7 @@ order. A model that is not sharded is left as it is.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -32,6 +32,7 @@ __all__ = [
     "holds_sharded",
     "is_sharded",
     "local_part",
+    "reshard",
     "scatter_optimizer_state",
     "scatter_state",
     "shard_group",
@@ -66,11 +67,7 @@ def shard_group(tensor: Tensor) -> ProcessGroup | None:
 
 
 def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
-    """Yields the modules on which `fully_shard` was called, the outermost first.
-
-    A forward pass without a backward pass leaves parameters whole, of which the optimizer knows
-    nothing, until their `reshard` is called.
-    """
+    """Yields the modules on which `fully_shard` was called, the outermost first."""
     package = sys.modules.get("torch.distributed.fsdp")
     if package is not None:
         yield from (each for each in model.modules() if isinstance(each, package.FSDPModule))
@@ -108,6 +105,14 @@ def check_sharding(model: nn.Module, world_size: int, device: torch.device) -> b
             f"{device.type} devices."
         )
     return True
+
+
+def reshard(modules: Iterable[FSDPModule]) -> None:
+    """Drops the whole copies of weights that a forward pass without a backward pass has left: the
+    optimizer knows nothing of them, and the next forward pass would take them as they are.
+    """
+    for module in modules:
+        module.reshard()
 
 
 def whole_tensors(model: nn.Module) -> list[Tensor]:

@@ -49,15 +49,17 @@ def test_no_process_holds_whole_gradients_between_micro_batches(tiny, sharded):
     assert tiny.run_ranks(work) == [0, 0]
 
 
+@pytest.mark.parametrize("averaged", [False, True])
 @pytest.mark.parametrize("hook", ["on_backward_end", "on_step_end", "on_validation_end"])
-def test_a_forward_pass_in_a_callback_changes_nothing(tiny, sharded, tmp_path, hook):
+def test_a_forward_pass_in_a_callback_changes_nothing(tiny, sharded, tmp_path, hook, averaged):
     @torch.no_grad()
     def look(self, trainer):
         trainer.model(torch.ones(2, 4).double())
 
     def run(place, callbacks):
-        ema = EMACallback(decay=0.9, use_for_validation=True)
-        return sharded.trainer(place, callbacks=[*callbacks, ema]).train().exit_code
+        if averaged:
+            callbacks = [*callbacks, EMACallback(decay=0.9, use_for_validation=True)]
+        return sharded.trainer(place, callbacks=callbacks).train().exit_code
 
     looks = type("Looks", (TrainerCallback,), {hook: look})
     for name, callbacks in (("without", []), ("with", [looks()])):
