@@ -14,7 +14,8 @@ raise SystemExit(main(["--max_steps=1", "--n_layer=1", "--n_embd=8", "--n_head=2
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or not torch.backends.openmp.is_available(), reason="GNU OpenMP"
+    sys.platform != "linux" or not torch.backends.openmp.is_available(),
+    reason="the variable is of GNU OpenMP, which torch has on Linux",
 )
 @pytest.mark.parametrize(("chosen", "spins"), [(None, "20000"), ("ACTIVE", "30000000000")])
 def test_waiting_threads_spin_for_a_short_time_unless_the_user_wants_otherwise(

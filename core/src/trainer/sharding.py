@@ -167,10 +167,13 @@ def scatter_state(whole: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str,
     """Returns `whole` in the form of `own`: of what is sharded there, the main process's tensor is
     divided. A process that has no `whole` but an empty one keeps what is not sharded.
     """
-    return {
-        name: _scatter(whole.get(name, None if is_sharded(value) else value), value)
+    missing = {
+        name: torch.empty(value.shape, dtype=value.dtype) if is_sharded(value) else value
         for name, value in own.items()
+        if name not in whole
     }
+    source = {**missing, **whole}
+    return {name: _scatter(source[name], value) for name, value in own.items()}
 
 
 def scatter_optimizer_state(
@@ -230,8 +233,6 @@ def holds_sharded(value: Any) -> bool:
 def _scatter(whole: Any, own: Any) -> Any:
     if not is_sharded(own):
         return whole
-    if whole is None:
-        whole = torch.empty(own.shape, dtype=own.dtype)
     if isinstance(whole, Mapping):
         return {name: _scatter(item, own) for name, item in whole.items()}
     if type(whole) in (list, tuple):

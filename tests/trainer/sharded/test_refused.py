@@ -17,12 +17,17 @@ def test_a_validation_without_a_batch_for_each_process_is_refused(tiny, sharded)
     assert tiny.run_ranks(work) == [0, 0]
 
 
-def test_a_model_that_is_divided_in_part_only_is_refused(tiny, sharded):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_model_that_is_divided_in_part_only_is_refused(tiny, sharded, frozen):
+    """Also where nothing but a frozen part is divided."""
+
     def work(rank):
         model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        model[1].requires_grad_(not frozen)
         sharded.shard(model[1])
+        optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
         with pytest.raises(ConfigError, match=r"0\.weight is not sharded, and 1\.weight is"):
-            Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), [1, 2], discover=False)
+            Trainer(model, optimizer, [1, 2], discover=False)
 
     assert tiny.run_ranks(work) == [0, 0]
 
@@ -48,18 +53,6 @@ def test_an_optimizer_of_the_whole_weights_is_refused(tiny, sharded):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         sharded.shard(model)
         with pytest.raises(ConfigError, match=r"after fully_shard"):
-            Trainer(model, optimizer, [1, 2], discover=False)
-
-    assert tiny.run_ranks(work) == [0, 0]
-
-
-def test_a_whole_part_that_is_trained_beside_a_divided_frozen_one_is_refused(tiny, sharded):
-    def work(rank):
-        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
-        model[0].requires_grad_(False)
-        sharded.shard(model[0])
-        optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
-        with pytest.raises(ConfigError, match=r"1\.weight is not sharded, and 0\.weight is"):
             Trainer(model, optimizer, [1, 2], discover=False)
 
     assert tiny.run_ranks(work) == [0, 0]

@@ -119,11 +119,12 @@ def test_saved_weights_are_loaded_bit_by_bit_wherever_they_lie(tiny, sharded, tm
 
 
 class Odd(torch.optim.SGD):
-    """Keeps a list per weight, and something that belongs to no weight."""
+    """Keeps a list and a None per weight, and something that belongs to no weight."""
 
     def step(self, closure=None):
         self.state["all"]["calls"] = self.state["all"].get("calls", 0) + 1
         for parameter in self.param_groups[0]["params"]:
+            self.state[parameter].setdefault("nothing", None)
             history = self.state[parameter].setdefault("history", [])
             history.append(parameter.grad.clone())
             parameter.data.sub_(0.01 * sum(history))
