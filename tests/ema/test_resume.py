@@ -41,3 +41,12 @@ def test_a_second_run_of_one_object_starts_clean(make, weights):
     first.train()
     second.train()
     assert torch.equal(first.model.weight, second.model.weight)
+
+
+def test_absent_for_a_while_it_starts_a_new_average(make, weights, average_of, tmp_path, caplog):
+    make(EMACallback(decay=0.5), output_dir=tmp_path, max_steps=3).train()
+    make(output_dir=tmp_path, max_steps=6).train(resume=True)
+    trainer = make(EMACallback(decay=0.5), weights, output_dir=tmp_path)
+    trainer.train(resume=True)
+    assert torch.allclose(trainer.model.weight, average_of(weights.trained, 0.5), atol=1e-6)
+    assert "was absent from update 3 to 6: it needs every update" in caplog.text

@@ -33,7 +33,9 @@ def read_facts(
         "batch_in_epoch": progress.batch_in_epoch,
         "metrics": dict(progress.metrics),
         "versions": {"torch": torch.__version__, _CORE: find_version(_CORE)},
-        "plugins": {plugin.state_key: _describe(plugin) for plugin in plugins},
+        "plugins": {
+            plugin.state_key: {**_describe(plugin), "update": progress.step} for plugin in plugins
+        },
         "options": _options(config),
     }
 

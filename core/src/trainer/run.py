@@ -151,6 +151,7 @@ class Run:
             manifest.get("plugins", {}),
             self._callbacks.plugins,
             self._callbacks.implementers("on_snapshot_save"),
+            progress.step,
         )
         checkpoint = {**state, "epoch": progress.epoch, "step": progress.step}
         checkpoint["callback_state"] = self._deal.states
@@ -202,7 +203,7 @@ class Run:
         if progress is None or not due:
             return
         facts = read_facts(progress, self._trainer.config, self._callbacks.plugins)
-        facts["plugins"] = {**self._deal.carried_writers, **facts["plugins"]}
+        facts["plugins"] = {**facts["plugins"], **self._deal.carried_writers}
         state = self._collect(progress)
         if self._trainer.is_main_process:
             report = self._make_report(progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from trainer_callback import PluginError
 from trainer_callback.identity import Plugin
@@ -14,6 +14,10 @@ from trainer_callback.saved_state import read_saved_state
 __all__ = ["Deal", "deal_out"]
 
 logger: logging.Logger = logging.getLogger("trainer")
+
+_ABSENT: Final = "%s was absent from update %d to %d: it %s."
+_AFRESH: Final = "needs every update, so it starts afresh"
+_GOES_ON: Final = "goes on from its state of update %d, and knows nothing of what came between"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ def deal_out(
     writers: Mapping[str, Any],
     plugins: Sequence[Plugin],
     keeping: Collection[str],
+    update: int,
 ) -> Deal:
     """Returns who gets which state, and logs a table of the verdicts.
 
@@ -44,6 +49,7 @@ def deal_out(
         writers: state key -> what the manifest says of who wrote it.
         plugins: the callbacks of this run.
         keeping: names of those that have a state; of the others nothing is told.
+        update: that of the snapshot. A state that was carried along belongs to an earlier one.
 
     Raises:
         PluginError: a callback cannot read what was saved under its key; the first one's.
@@ -53,21 +59,26 @@ def deal_out(
     rows: list[tuple[str, str]] = []
     refusals: list[PluginError] = []
     for key in [*present, *sorted(set(states) - set(present))]:
-        plugin, writer = present.get(key), writers.get(key, {})
+        plugin, writer = present.get(key), {"update": update, **writers.get(key, {})}
         who = plugin.label if plugin is not None else _describe_absent(key, writer)
         try:
-            state, verdict = read_saved_state(plugin, states.get(key), writer)
+            state, verdict = read_saved_state(plugin, states.get(key), writer, update)
         except PluginError as error:
             refusals.append(error)
             rows.append((who, "refused"))
             continue
-        if verdict == "carried along":
+        if plugin is None:
             deal.carried[key], deal.carried_writers[key] = state, writer
             logger.warning(
                 "the snapshot has state of %s, which is not in this run: it is carried along.", who
             )
         elif state is not None:
             deal.states[key] = state
+        else:
+            deal.states.pop(key, None)
+        if plugin is not None and key in states and writer["update"] < update:
+            goes_on = _AFRESH if state is None else _GOES_ON % writer["update"]
+            logger.warning(_ABSENT, who, writer["update"], update, goes_on)
         if state is not None or (plugin is not None and plugin.name in keeping):
             rows.append((who, verdict))
     _log(rows)

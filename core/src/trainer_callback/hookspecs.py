@@ -49,6 +49,8 @@ class TrainerCallback:
             name.
         state_version: raise it by 1 when the form of the state changes; `migrate_state` reads the
             older forms.
+        needs_every_update: True means that its state is worth nothing once it has missed an update:
+            where it was not in the run for a while, it is handed none, and starts fresh.
         critical: False means that a failure is reported once and the callback is switched off,
             while the run goes on.
         before, after: names of plugins that must be called later, or earlier, than this one. Absent
@@ -58,6 +60,7 @@ class TrainerCallback:
     option_prefix: ClassVar[str | None] = None
     state_key: str | None = None
     state_version: int = 1
+    needs_every_update: bool = False
     critical: bool = True
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()

@@ -70,6 +70,11 @@ class Plugin:
         return version
 
     @property
+    def needs_every_update(self) -> bool:
+        """Whether its state is worth nothing once it has missed an update."""
+        return bool(getattr(self.callback, "needs_every_update", False))
+
+    @property
     def critical(self) -> bool:
         """Whether its failure ends the run."""
         return bool(getattr(self.callback, "critical", True))

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from .errors import PluginError
 from .identity import Plugin
 from .implementation import describe
 
-__all__ = ["Verdict", "describe_writer", "read_saved_state"]
-
-Verdict = Literal["restored", "migrated", "fresh", "carried along"]
-"""What becomes of a state: handed to its callback as it is, or after `migrate_state`; there is
-none; or its callback is not in this run, and it is kept for later snapshots.
-"""
+__all__ = ["describe_writer", "read_saved_state"]
 
 
 def describe_writer(plugin: Plugin) -> dict[str, Any]:
@@ -33,15 +28,18 @@ def describe_writer(plugin: Plugin) -> dict[str, Any]:
 
 
 def read_saved_state(
-    plugin: Plugin | None, saved: Mapping[str, Any] | None, writer: Mapping[str, Any]
-) -> tuple[Mapping[str, Any] | None, Verdict]:
-    """Returns the state that `plugin` is to get of what was saved under its key, and the verdict.
+    plugin: Plugin | None, saved: Mapping[str, Any] | None, writer: Mapping[str, Any], update: int
+) -> tuple[Mapping[str, Any] | None, str]:
+    """Returns the state that `plugin` is to get of what was saved under its key, and the verdict:
+    it is `restored` as it is, or `migrated` by `migrate_state`; the callback starts `fresh`; or it
+    is not in this run, and its state is `carried along` into later snapshots.
 
     Args:
         plugin: the callback of this run that has the state key; None where there is none.
         saved: the state under the key; None where there is none.
         writer: what the manifest says of who wrote it, as `describe_writer` made it. Of an older
-            manifest, without `state_version`, the version is 1.
+            manifest, without `state_version`, the version is 1; without `update`, that is `update`.
+        update: that of the snapshot; an earlier one in `writer` is when the callback was last seen.
 
     Raises:
         PluginError: the state is another distribution's, or is newer than the plugin, or is older
@@ -51,6 +49,9 @@ def read_saved_state(
         return None, "fresh"
     if plugin is None:
         return saved, "carried along"
+    written = writer.get("update", update)
+    if plugin.needs_every_update and written < update:
+        return None, f"fresh: its state is of update {written}, and it was absent until {update}"
     distribution = writer.get("distribution") or plugin.distribution
     if plugin.distribution and distribution != plugin.distribution:
         raise PluginError(
@@ -59,15 +60,16 @@ def read_saved_state(
             "another `state_key`, and it starts fresh."
         )
     old, new = int(writer.get("state_version", 1)), plugin.state_version
+    age = f", from update {written} of {update}" if written < update else ""
     if old == new:
-        return saved, "restored"
+        return saved, "restored" + age
     if old > new:
         raise PluginError(
             f"{plugin.label} reads state of version {new}, and the snapshot has version {old}, "
             f"written by {distribution or plugin.name} {writer.get('version', '')}. Upgrade the "
             "plugin to that version."
         )
-    return _migrate(plugin, saved, old, new), "migrated"
+    return _migrate(plugin, saved, old, new), "migrated" + age
 
 
 def _migrate(plugin: Plugin, saved: Mapping[str, Any], old: int, new: int) -> Mapping[str, Any]:

@@ -37,6 +37,7 @@ class EMACallback(TrainerCallback):
 
     # at the end it puts its best weights over the last average
     before: tuple[str, ...] = ("early_stopping",)
+    needs_every_update = True
 
     def __init__(
         self,
