@@ -60,7 +60,7 @@ def test_the_first_line_after_a_resume_counts_from_there(log, tmp_path):
 
 def test_the_first_line_names_what_can_stop_the_run_at_once(log):
     options = {"stopping_threshold": 0.1, "check_finite": True, "start_from_epoch": 2}
-    assert log([1.0], **options)[0].endswith(
+    assert log([1.0] * 9, **options)[0].endswith(
         "at the earliest after 8 epochs, by stopping_threshold or check_finite after 3 epochs."
     )
 
@@ -144,3 +144,40 @@ def test_a_run_without_a_best_is_said(log):
     assert log([float("nan")] * 2)[-1] == (
         "early stopping saw no best val_loss: the last weights stay."
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({"patience": 5}, 6),
+        ({"patience": 1, "start_from_epoch": 3}, 5),
+        ({"patience": 1, "min_epochs": 20}, 20),
+        ({"patience": 9, "check_finite": True, "min_epochs": 4}, 10),
+    ],
+)
+def test_a_run_that_is_too_short_to_be_stopped_is_told_once(log, caplog, options, epochs):
+    line = log([1.0] * 4, **options)[0]
+    assert f"at the earliest after {epochs} epochs" in line
+    end = (
+        "This run has 4 epochs, so early stopping cannot end it; it only restores the best weights."
+    )
+    assert line.endswith(end)
+    warned = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("options", [{"patience": 2}, {"patience": 9, "check_finite": True}])
+def test_a_run_that_can_be_stopped_is_no_warning(log, caplog, options):
+    log([1.0] * 4, **options)
+    assert "cannot end it" not in caplog.text
+
+
+def test_a_margin_of_no_amount_is_told_to_have_no_effect(log):
+    assert any(
+        "min_delta_mode rel has no effect" in line for line in log([1.0], min_delta_mode="rel")
+    )
+
+
+def test_a_run_that_ends_before_the_first_check_is_told(log):
+    line = log([1.0] * 2, start_from_epoch=2)[0]
+    assert line.endswith("This run has 2 epochs, so early stopping cannot end it.")

@@ -200,3 +200,28 @@ def test_several_ranks_that_are_handed_the_same_metric_decide_the_same():
             callback.on_epoch_end(host, epoch, 1.0, loss, {"val_loss": loss})
     assert repr(ranks[0].state) == repr(ranks[1].state) == repr(ranks[2].state)
     assert all(callback.stop_reason == "patience" for callback in ranks)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_metric_may_first_come_in_the_first_epoch_that_counts(make_trainer, first):
+    callback = EarlyStoppingCallback(patience=2, monitor="accuracy", start_from_epoch=3)
+    values = [None] * first + [0.5] * (7 - first)
+    result = make_trainer([1.0] * 7, [callback, Logs("on_epoch_end", "accuracy", values)]).train()
+    assert (result.epochs, callback.best_epoch) == (6, 3)
+
+
+def test_a_metric_that_is_missing_in_the_first_epoch_that_counts_is_an_error(make_trainer):
+    callback = EarlyStoppingCallback(patience=2, monitor="accuracy", start_from_epoch=3)
+    trainer = make_trainer(STEADY, [callback])
+    with pytest.raises(CallbackError) as caught:
+        trainer.train()
+    assert trainer.epoch == 3
+    for part in ("strict=False", "start_from_epoch", "train_loss, val_loss", "epoch 3"):
+        assert part in str(caught.value)
+
+
+def test_not_strict_it_waits_for_a_metric_that_comes_late(make_trainer, caplog):
+    callback = EarlyStoppingCallback(patience=2, monitor="accuracy", strict=False)
+    logs = Logs("on_epoch_end", "accuracy", [None, None, 0.5, 0.4, 0.3, 0.2])
+    assert make_trainer(STEADY, [callback, logs]).train().epochs == 5
+    assert caplog.text.count("no accuracy") == 1

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -32,9 +33,19 @@ logger: Final = logging.getLogger("trainer.early_stopping")
 _OTHER_METRIC: Final = (
     "early stopping watched %s before the resume and watches %s now: it starts afresh."
 )
+_WATCH_ANOTHER: Final = "watch one of %s%s"
+_COMES_LATER: Final = (
+    ". If it comes later, use start_from_epoch (--early_stop_start_from_epoch N), or strict=False "
+    "(--no_early_stop_strict), which waits for it with a warning"
+)
 _STOPPED_AGAIN: Final = (
     "early stopping had ended this run, and ends it again: %s: %s "
     "Use --early_stop_on_resume_stopped continue to go on."
+)
+
+
+_TOO_SHORT: Final = (
+    "early stopping watches %s This run has %d epochs, so early stopping cannot end it%s."
 )
 
 
@@ -198,7 +209,7 @@ class EarlyStoppingCallback(TrainerCallback):
         validated, self.state.validated = self.state.validated, False
         self.state.epochs_done = epoch + 1
         losses = {"train_loss": train_loss, "val_loss": val_loss}
-        value = None if validated else self._find_new(losses, metrics)
+        value = None if validated else self._find_new(losses, metrics, epoch)
         if value is not None:
             self._check(trainer, epoch, value)
         self._decide(epoch)  # min_epochs may be reached without a check
@@ -243,19 +254,29 @@ class EarlyStoppingCallback(TrainerCallback):
         rule = replace(self._rule, min_epochs=least)
         first_epoch = max(self.start_from_epoch, self.state.epochs_done)
         text = describe_start(self.monitor, rule, self.state, first_epoch, interval)
-        logger.info("early stopping watches %s", text)
+        epochs = getattr(config, "epochs", math.inf)
+        least = rule.epochs_left(self.state, first_epoch, several=interval is not None)
+        if least < epochs:
+            logger.info("early stopping watches %s", text)
+        else:
+            restores = self.restore_best and self.start_from_epoch < epochs
+            rest = "; it only restores the best weights" if restores else ""
+            logger.warning(_TOO_SHORT, text, epochs, rest)
+        if self.min_delta_mode == "rel" and self.min_delta == 0:
+            logger.info("early stopping: min_delta_mode rel has no effect without a min_delta.")
 
     def _find_new(
-        self, losses: Mapping[str, float | None], metrics: Mapping[str, float]
+        self, losses: Mapping[str, float | None], metrics: Mapping[str, float], epoch: int
     ) -> float | None:
         """Returns the metric at the end of an epoch, if it has a value that was not seen yet."""
         if self.monitor in losses:
             return losses[self.monitor]
         if self.monitor in metrics:
             return None if self.state.unread is False else metrics[self.monitor]
-        if self.state.checks == 0:
+        if self.state.checks == 0 and epoch >= self.start_from_epoch:
             known = ", ".join(sorted({*losses, *metrics}))
-            self._report_missing("among the metrics", f"watch one of {known}")
+            advice = _WATCH_ANOTHER % (known, "" if not self.strict else _COMES_LATER)
+            self._report_missing(f"among the metrics by the end of epoch {epoch}", advice)
         return None
 
     def _check(self, trainer: TrainerProtocol, epoch: int, value: float) -> None:

@@ -126,6 +126,16 @@ class Rule:
         first_is_best = state.best is None and self.baseline is None
         return max(1, self.patience - state.wait + first_is_best)
 
+    def epochs_left(self, state: State, first_epoch: int, *, several: bool) -> int:
+        """Returns how many epochs have to be done, at least, before there can be a stop.
+
+        Args:
+            first_epoch: the epoch of the next check.
+            several: an epoch has several checks, nobody knows how many.
+        """
+        checks = 1 if self.sudden else self.checks_left(state)
+        return max(first_epoch + (0 if several else checks), self.min_epochs)
+
     @property
     def sudden(self) -> tuple[str, ...]:
         """The options in force that can stop at a single check."""
