@@ -64,10 +64,11 @@ class Weights(TrainerCallback):
 
 
 def average(weights: Sequence[Tensor], decay: float) -> Tensor:
-    """The definition, in float64."""
+    """The definition, in float64; the decay is warmed up as in TensorFlow."""
     result = weights[0].double()
-    for weight in weights[1:]:
-        result = decay * result + (1 - decay) * weight.double()
+    for count, weight in enumerate(weights[1:], start=1):
+        share = min(decay, (1 + count) / (10 + count))
+        result = share * result + (1 - share) * weight.double()
     return result.float()
 
 

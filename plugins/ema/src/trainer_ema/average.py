@@ -16,39 +16,42 @@ class WeightAverage:
 
     Tied weights have one average, under their first name. Averages of a type narrower than float32
     are kept in float32: in bfloat16 a share of 0.001 would be rounded away. Of sharded weights each
-    process averages its part.
+    process averages its part. An entry that is not finite has no average, and stays what it is:
+    -inf in the mask of an attention. Sparse tensors stay what they are, too.
 
     Attributes:
         averages: name -> average, each on the device of its weight; empty before the first update.
     """
 
-    def __init__(self, model: torch.nn.Module, decay: float, *, use_buffers: bool) -> None:
+    def __init__(self, model: torch.nn.Module, *, use_buffers: bool) -> None:
         """Averages nothing yet.
 
         Args:
-            decay: share of the old average in the new one.
             use_buffers: average the floating-point buffers too.
         """
         self.averages: dict[str, torch.Tensor] = {}
         self._model = model
-        self._decay = decay
         self._use_buffers = use_buffers
         self._shards: list[Any] = [each for each in model.modules() if hasattr(each, "reshard")]
         self._own: dict[str, torch.Tensor] | None = None
 
-    def update(self) -> None:
-        """Moves each average towards its weight; the first time, the average is the weight."""
+    def update(self, decay: float) -> None:
+        """Moves each average towards its weight; the first time, the average is the weight.
+
+        Args:
+            decay: share of the old average in the new one.
+        """
         from torch.optim import swa_utils
 
         get_update: Any = swa_utils.get_ema_multi_avg_fn  # which has no types
         weights = self._find()
         for name, weight in weights.items():
-            if name not in self.averages:
+            if name not in self.averages or self.averages[name].shape != weight.shape:
                 self.averages[name] = _widen(weight).clone()
         averages = [_local(self.averages[name]) for name in weights]
         wide = [_local(_widen(weight)) for weight in weights.values()]
         if averages:
-            get_update(self._decay)(averages, wide, 0)
+            get_update(decay)(averages, wide, 0)
 
     def load(self, averages: Mapping[str, torch.Tensor]) -> None:
         """Goes on from `averages`; those of weights that the model has not are dropped."""
@@ -71,8 +74,18 @@ class WeightAverage:
             if name in own:
                 weight.copy_(own[name])
 
+    def heal(self) -> None:
+        """Makes entries that are not finite those of the weights, of which they came: -inf of a
+        mask has become NaN (inf - inf). Not done at each update, for it reads every average.
+        """
+        for name, weight in self._find().items():
+            if name in self.averages:
+                average, own = _local(self.averages[name]), _local(weight)
+                average.copy_(own.to(average.dtype).where(~average.isfinite(), average))
+
     def copy_in(self) -> None:
         """Puts the averages into the model, in place and for good."""
+        self.heal()
         for name, weight in self._find().items():
             if name in self.averages:
                 weight.copy_(self.averages[name])
@@ -88,7 +101,7 @@ class WeightAverage:
         return {
             name: tensor.detach()
             for name, tensor in {**found, **buffers}.items()
-            if tensor.is_floating_point() or tensor.is_complex()
+            if (tensor.is_floating_point() or tensor.is_complex()) and not _is_sparse(tensor)
         }
 
 
@@ -112,4 +125,12 @@ def _widen(tensor: torch.Tensor) -> torch.Tensor:
     """Returns the tensor itself, or a float32 copy of a narrower one."""
     import torch
 
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    if tensor.is_complex():
+        return tensor.to(torch.promote_types(tensor.dtype, torch.complex64))
+    return tensor.float() if tensor.element_size() < 4 else tensor
+
+
+def _is_sparse(tensor: torch.Tensor) -> bool:
+    import torch
+
+    return tensor.layout != torch.strided

@@ -19,7 +19,9 @@ logger: Final = logging.getLogger("trainer.ema")
 class EMACallback(TrainerCallback):
     """Keeps an exponential moving average of the weights, which often validates better than they.
 
-    After each update: average = decay * average + (1 - decay) * weights. The weights that are
+    After each update: average = decay * average + (1 - decay) * weights. The decay is warmed up:
+    over the first updates it is lower, or a short run would end in an average of its first weights.
+    The weights that are
     trained are not changed: a run with it trains the same ones, bit by bit, as a run without.
 
     With early stopping, the weights that it keeps as the best are those that were validated, so
@@ -27,6 +29,7 @@ class EMACallback(TrainerCallback):
 
     Args:
         decay: share of the old average in the new one, from 0 to below 1
+        warmup: let the n-th averaging have a decay of (1 + n) / (10 + n), up to `decay`
         start_step: updates before the average starts as a copy of the weights
         every: average once in so many updates; skipped updates do not count
         use_buffers: average floating-point buffers too, such as the statistics of batch
@@ -43,6 +46,7 @@ class EMACallback(TrainerCallback):
         self,
         decay: float = 0.999,
         *,
+        warmup: bool = True,
         start_step: int = 0,
         every: int = 1,
         use_buffers: bool = False,
@@ -61,6 +65,7 @@ class EMACallback(TrainerCallback):
         if every < 1:
             raise _refuse("every", "at least 1", every, "1 for each update")
         self.decay = decay
+        self.warmup = warmup
         self.start_step = start_step
         self.every = every
         self.use_buffers = use_buffers
@@ -79,14 +84,30 @@ class EMACallback(TrainerCallback):
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         if not resumed:
             self._start(trainer)
-        if self.use_for_validation and trainer.has_validation:
+        validates = self.use_for_validation and trainer.has_validation
+        steps: int | None = getattr(trainer.config, "max_steps", None)
+        if steps is not None and steps - self.start_step <= self.every:
+            logger.warning(
+                "start_step %d and every %d cannot average anything in a run of %d updates. Use "
+                "lower ones (--ema_start_step, --ema_every).",
+                self.start_step,
+                self.every,
+                steps,
+            )
+        elif not (validates or self.swap_at_end):
+            logger.warning(
+                "nothing uses the average but the snapshots: neither a validation nor the finished "
+                "model. Use use_for_validation with a validation set (--ema_use_for_validation), "
+                "or swap_at_end (--ema_swap_at_end)."
+            )
+        elif validates:
             logger.info("validates the average of the weights once it has started.")
 
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
         if skipped or self._average is None or trainer.step <= self.start_step:
             return
         if self.updates % self.every == 0:
-            self._average.update()
+            self._average.update(self._decay_now)
         self.updates += 1
 
     @hookimpl(tryfirst=True)
@@ -107,8 +128,10 @@ class EMACallback(TrainerCallback):
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
     ) -> Mapping[str, object]:
-        averages = {} if self._average is None else self._average.averages
-        return {"updates": self.updates, "averages": averages}
+        if self._average is None:
+            return {"updates": self.updates, "averages": {}}
+        self._average.heal()
+        return {"updates": self.updates, "averages": self._average.averages}
 
     def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
         self._swap_out()  # the exception may have come out of a validation
@@ -116,19 +139,25 @@ class EMACallback(TrainerCallback):
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         if not self.swap_at_end or result.status not in ("finished", "stopped"):
             return
-        if self._average is None or not self._average.averages:
+        if self._average is None or self.updates <= self.every:  # a copy of what were the weights
             logger.warning(
-                "%d updates were too few to start an average: the last weights stay. Use "
-                "--ema_start_step below that.",
+                "%d updates were too few for an average: the last weights stay. Use a lower "
+                "start_step (--ema_start_step) or every (--ema_every).",
                 trainer.step,
             )
             return
         self._average.copy_in()
         logger.info("the model has the average over %d updates now.", self.updates)
 
+    @property
+    def _decay_now(self) -> float:
+        """As TensorFlow's `ExponentialMovingAverage(num_updates=n)` warms it up."""
+        done = self.updates // self.every
+        return min(self.decay, (1 + done) / (10 + done)) if self.warmup else self.decay
+
     def _start(self, trainer: TrainerProtocol) -> None:
         self.updates = 0
-        self._average = WeightAverage(trainer.model, self.decay, use_buffers=self.use_buffers)
+        self._average = WeightAverage(trainer.model, use_buffers=self.use_buffers)
 
     def _swap_out(self) -> None:
         if self._average is not None:
