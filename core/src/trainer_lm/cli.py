@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import configargparse
-
 from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.implementation import closest
 from trainer_callback.plugins import InstalledPlugin, discover, read_one_off
 
-from .settings import Settings, Sources
+from .config_file import read_config_file
+from .parser import Parser
+from .settings import Settings
+from .spelling import find_usual
 from .threads import shorten_spinning
 
 __all__ = ["main"]
@@ -33,12 +34,6 @@ _KNOWN_PLUGINS: Final = {
     "throughput": "trainer-plugin-throughput",
 }
 """Start of a flag -> the distribution of this project that brings it."""
-
-
-class _Parser(configargparse.ArgumentParser):  # type: ignore[misc]
-    def error(self, message: str) -> None:
-        text = " ".join(message.split()).rstrip(".")  # YAML's own has many lines
-        raise UsageError(f"{text}. See train-lm --help.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _read(arguments: list[str]) -> Settings | None:
     """Returns the settings, or None where the command was only asked to print them."""
-    first, _ = _make_first_parser().parse_known_args(arguments)
+    first_parser = _make_first_parser()
+    first, _ = first_parser.parse_known_args(arguments)
+    in_file = [] if first.config is None else read_config_file(first.config)
+    first_parser.read_file(first, in_file)
     plugins = discover(first.no_plugin)
     _check_names(first.no_plugin, plugins)
     plugins += [read_one_off(value) for value in first.callback]
@@ -82,12 +80,16 @@ def _read(arguments: list[str]) -> Settings | None:
     parser = _make_parser(usable)
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
-        _refuse(unknown[0], parser, plugins)
+        raise UsageError(_explain_unknown(unknown[0], parser, plugins))
+    for option in in_file:
+        if parser.find(option.name) is None:
+            why = _explain_unknown(f"--{option.name}", parser, plugins)
+            raise UsageError(f"{option.file}, line {option.line}: {why}")
+    parser.read_file(namespace, in_file)
     if namespace.sample is not None:
         _print_sample(namespace)
         return None
-    sources = Sources(parser, arguments, namespace)
-    settings = Settings.read(namespace, usable, sources)
+    settings = Settings.read(namespace, usable, parser)
     if namespace.print_config:
         print(settings.as_yaml(with_origin=True), end="")
         return None
@@ -101,22 +103,15 @@ def _print_sample(namespace: argparse.Namespace) -> None:
     print(sample(namespace.sample, namespace.prompt, namespace.sample_tokens, seed))
 
 
-def _make_first_parser() -> _Parser:
+def _make_first_parser() -> Parser:
     """What has to be known before the plugins can add their flags."""
-    parser = _Parser(
-        add_help=False,
-        allow_abbrev=False,
-        config_file_parser_class=configargparse.YAMLConfigFileParser,
-        ignore_unknown_config_file_keys=True,
-    )
+    parser = Parser(add_help=False)
     _add_run_options(parser)
     return parser
 
 
 def _add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    parser.add_argument(
-        "--config", is_config_file=True, metavar="FILE", help="read options from a YAML file"
-    )
+    parser.add_argument("--config", metavar="FILE", help="read options from a YAML file")
     parser.add_argument(
         "--no_plugin",
         action="append",
@@ -138,16 +133,12 @@ def _add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
     )
 
 
-def _make_parser(plugins: Sequence[InstalledPlugin]) -> _Parser:
-    parser = _Parser(
+def _make_parser(plugins: Sequence[InstalledPlugin]) -> Parser:
+    parser = Parser(
         prog="train-lm",
         usage="train-lm [options]",
         description="Trains a small GPT on a text. Without any option: on the text of Python's own "
         "language reference, in about two minutes on two cores.",
-        allow_abbrev=False,
-        config_file_parser_class=configargparse.YAMLConfigFileParser,
-        add_config_file_help=False,
-        add_env_var_help=False,
     )
     parser.add_argument(
         "--version", action="version", version=f"train-lm {find_version('trainer-core')}"
@@ -239,33 +230,34 @@ def _complain(plugin: InstalledPlugin, *, strict: bool) -> None:
     print(f"train-lm: warning: {plugin.problem} The run goes on.", file=sys.stderr)
 
 
-def _refuse(argument: str, parser: _Parser, plugins: Sequence[InstalledPlugin]) -> None:
-    """Says of an unknown argument what would have worked."""
+def _explain_unknown(argument: str, parser: Parser, plugins: Sequence[InstalledPlugin]) -> str:
+    """Returns what would have worked in place of an unknown argument."""
     flag = argument.partition("=")[0]
     name = flag.lstrip("-")
     for plugin in plugins:
         if plugin.problem is not None and name.startswith(plugin.entry.name.replace("-", "_")):
-            raise UsageError(f"{flag} cannot be used: {plugin.problem}")
+            return f"{flag} cannot be used: {plugin.problem}"
         if plugin.kind == "live" and name == plugin.entry.flag:
-            raise UsageError(
+            return (
                 f"{flag} is no option: {plugin.label} is live in every run. Leave {flag} out; "
                 f"--no_plugin {name} is a run without it."
             )
-    flags = [text for action in parser._actions for text in action.option_strings]
-    hint = closest(
-        flag, [text for text in flags if not text.startswith("--no_") or flag.startswith("--no_")]
-    )
     for start, distribution in _KNOWN_PLUGINS.items():
         if not name.removeprefix("no_").startswith(start):
             continue
         owner = next((p for p in plugins if p.entry.distribution == distribution), None)
         if owner is None:
-            raise UsageError(
-                f"{flag} belongs to a plugin that is not installed: pip install {distribution}"
-            )
+            return f"{flag} belongs to a plugin that is not installed: pip install {distribution}"
         if owner.problem is not None:
-            raise UsageError(f"{flag} cannot be used: {owner.label} is {owner.problem}.")
+            return f"{flag} cannot be used: {owner.label} is {owner.problem}."
+    flags = [text for action in parser._actions for text in action.option_strings]
+    usual = f"--{find_usual(name)}"
+    if usual in flags:
+        hint = f" Here it is {usual}."
+    else:
+        hint = closest(
+            flag,
+            [text for text in flags if not text.startswith("--no_") or flag.startswith("--no_")],
+        )
     what = f"there is no option {flag}." if flag.startswith("-") else f"what is {argument!r}?"
-    raise UsageError(
-        f"{what}{hint} See train-lm --help, and trainer plugins for what is installed."
-    )
+    return f"{what}{hint} See train-lm --help, and trainer plugins for what is installed."

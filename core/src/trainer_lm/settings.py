@@ -12,16 +12,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-import configargparse
-
 from trainer.config import ConfigError, TrainerConfig
 from trainer_callback.manager import Plugin
 from trainer_callback.options import Option, add_options, collect_options, read_options
 from trainer_callback.plugins import InstalledPlugin
 
+from .config_file import write_value
 from .options import ModelOptions, OptimizerOptions, SampleOptions, TextOptions
+from .parser import Parser
 
-__all__ = ["Settings", "Sources"]
+__all__ = ["Settings"]
 
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "epochs": 3,
@@ -53,35 +53,6 @@ _GROUPS: Final[Mapping[str, type]] = {
     "training": TrainerConfig,
     "samples": SampleOptions,
 }
-
-
-class Sources:
-    """Where the value of a flag came from."""
-
-    def __init__(
-        self,
-        parser: configargparse.ArgumentParser,
-        arguments: Sequence[str],
-        namespace: argparse.Namespace,
-    ) -> None:
-        """Reads the origins from `parser` after it has parsed `arguments` into `namespace`."""
-        words = {argument.partition("=")[0] for argument in arguments}
-        flags = [action for action in parser._actions if action.option_strings]
-        self._typed = {a.dest for a in flags if words & set(a.option_strings)}
-        self._file = namespace.config
-        self._in_file = {
-            action.dest
-            for source, settings in parser.get_source_to_settings_dict().items()
-            if source.startswith("config_file")
-            for action, _ in settings.values()
-            if action is not None
-        }
-
-    def origin(self, flag: str) -> str:
-        """Returns `command line`, the name of the file, or `default`."""
-        if flag in self._typed:
-            return "command line"
-        return str(self._file) if flag in self._in_file else "default"
 
 
 @dataclass(frozen=True)
@@ -118,9 +89,9 @@ class Settings:
 
     @classmethod
     def read(
-        cls, namespace: argparse.Namespace, plugins: Sequence[InstalledPlugin], sources: Sources
+        cls, namespace: argparse.Namespace, plugins: Sequence[InstalledPlugin], parser: Parser
     ) -> Settings:
-        """Returns the settings that `namespace` means.
+        """Returns the settings that `namespace` means, which `parser` has made.
 
         Raises:
             UsageError: a value is out of range; a plugin refuses its options.
@@ -139,22 +110,25 @@ class Settings:
             callbacks = plugin.make_callbacks(namespace)
             made += callbacks
             if callbacks and plugin.options:
-                if hasattr(namespace, plugin.entry.name):
-                    values[plugin.entry.name] = True
+                if hasattr(namespace, plugin.entry.flag):
+                    values[plugin.entry.flag] = True
                 given = collect_options(namespace, plugin.options)
-                values.update({o.flag: given.get(o.parameter, o.default) for o in plugin.options})
+                for option in plugin.options:
+                    if not option.required or option.parameter in given:
+                        value = given.get(option.parameter, option.default)
+                        values[option.flag] = _as_word(value, option)
         derived = {option.flag for plugin in plugins for option in plugin.options}
-        derived |= {plugin.entry.name for plugin in plugins}
-        own = {name: v for name, v in vars(namespace).items() if name not in derived}
-        values.update({name: v for name, v in own.items() if name not in {*_COMMAND, *values}})
-        if namespace.callback:
-            values["callback"] = namespace.callback
+        derived |= {plugin.entry.flag for plugin in plugins}
+        values.update(parser.as_given(vars(namespace).keys() - derived - _COMMAND - values.keys()))
+        for name in ("callback", "no_plugin"):
+            if getattr(namespace, name):
+                values[name] = getattr(namespace, name)
         resume = namespace.resume
         return cls(
             **parts,
             plugins=made,
             values=values,
-            origins={flag: sources.origin(flag) for flag in values},
+            origins={flag: parser.origin(flag) for flag in values},
             resume=False if resume is None else True if resume == "newest" else resume,
             quiet=namespace.quiet,
             plugin_costs=namespace.plugin_costs,
@@ -172,15 +146,12 @@ class Settings:
         """Returns a file that `--config` reads back to the same run, without its place; with the
         origin of each value as a comment.
         """
-        import yaml
-
         lines = []
         for flag, value in self.values.items():
             if flag == "output_dir" and not with_origin:
                 continue
-            text = yaml.safe_dump(_plain(value), default_flow_style=True).removesuffix("...\n")
             comment = f"  # {self.origins[flag]}" if with_origin else ""
-            lines.append(f"{flag}: {text.strip()}{comment}\n")
+            lines.append(f"{flag}: {write_value(_plain(value))}{comment}\n")
         return "".join(lines)
 
 
@@ -198,12 +169,22 @@ def _own_options() -> dict[str, list[Option]]:
     }
 
 
+def _as_word(value: Any, option: Option) -> Any:
+    """Returns a choice such as True as the word that is read as it."""
+    is_plain = value is None or (isinstance(value, (str, int)) and not isinstance(value, bool))
+    if option.choices is None or option.reader.container is not None or is_plain:
+        return value
+    return value if isinstance(value, Enum) else str(value)
+
+
 def _plain(value: object) -> Any:
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, (set, frozenset)):
+        return sorted((_plain(item) for item in value), key=repr)
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _find_place(dataset: str, resume: str | None) -> Path:

@@ -1,0 +1,134 @@
+"""The YAML file of `--config`: one option a line, and every value as the words that a person would
+type. Nothing is guessed, so that no value means something else there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer_callback import UsageError
+
+if TYPE_CHECKING:
+    import yaml
+
+__all__ = ["FileOption", "read_config_file", "write_value"]
+
+_TAG: Final = "tag:yaml.org,2002:"
+_KINDS: Final = frozenset({"seq", "str", "int", "float", "bool", "null", "timestamp"})
+
+
+@dataclass(frozen=True)
+class FileOption:
+    """One line of the file.
+
+    Attributes:
+        file: name of the file.
+        line: 1-based.
+        name: of the option, with underscores.
+        words: its values as written; None is a null.
+        several: it is a list.
+        is_bool: it is one of YAML's words for true and false.
+    """
+
+    file: str
+    line: int
+    name: str
+    words: list[str | None]
+    several: bool
+    is_bool: bool
+
+    def __str__(self) -> str:
+        """Returns where it stands and what it says, for a message."""
+        words = ["null" if word is None else word for word in self.words]
+        value = f"[{', '.join(words)}]" if self.several else words[0]
+        return f"{self.file}, line {self.line}, {self.name}: {value}"
+
+
+def read_config_file(path: str) -> list[FileOption]:
+    """Returns the options of the file `path`.
+
+    Raises:
+        UsageError: it cannot be read, or it is no plain mapping of options to values.
+    """
+    import yaml
+
+    text = _read_text(path)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UsageError(f"{path}{line}: this is no YAML: {reason}. {_FORM}") from error
+    if root is None:
+        return []  # comments only
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"{path} is no list of options with their values. {_FORM}")
+    options: dict[str, FileOption] = {}
+    for key, value in root.value:
+        option = _read_option(path, key, value)
+        if option.name in options:
+            raise UsageError(
+                f"{path} has {option.name!r} twice, in line {options[option.name].line} and in "
+                f"line {option.line}. Keep one of them."
+            )
+        options[option.name] = option
+    return list(options.values())
+
+
+_FORM: Final = "Write one option a line, such as epochs: 3."
+
+
+def _read_text(path: str) -> str:
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UsageError(f"--config {path} is not UTF-8. Convert it, or write it anew.") from error
+    if not text.strip():
+        raise UsageError(f"--config {path} is empty. {_FORM}")
+    return text
+
+
+def _read_option(path: str, key: yaml.Node, value: yaml.Node) -> FileOption:
+    import yaml
+
+    line = key.start_mark.line + 1
+    where = f"{path}, line {line}"
+    if not isinstance(key.value, str) or key.tag == f"{_TAG}merge":
+        what = key.value if isinstance(key.value, str) else "this"
+        raise UsageError(f"{where}: {what!r} is no name of an option. {_FORM}")
+    name = key.value.replace("-", "_")
+    several = isinstance(value, yaml.SequenceNode)
+    nodes = value.value if several else [value]
+    for node in nodes:
+        if not isinstance(node, yaml.ScalarNode):
+            what = "a mapping" if isinstance(node, yaml.MappingNode) else "a list"
+            inside = "a list with " if several else ""
+            raise UsageError(f"{where}: the value of {name!r} is {inside}{what}. {_FORM}")
+    for tag in (value.tag, *(node.tag for node in nodes)):
+        if tag.removeprefix(_TAG) not in _KINDS:
+            raise UsageError(f"{where}: {name!r} has the tag {tag!r}. Leave the tag out.")
+    words = [_read_word(node) for node in nodes]
+    return FileOption(path, line, name, words, several, value.tag == f"{_TAG}bool")
+
+
+def _read_word(node: Any) -> str | None:
+    if node.tag == f"{_TAG}null":
+        return None
+    text = str(node.value)
+    is_name = node.tag == f"{_TAG}float" and text.lower().lstrip("+-") in (".inf", ".nan")
+    return text.replace(".", "") if is_name else text
+
+
+def write_value(value: object) -> str:
+    """Returns plain data (None, bool, int, float, str, a list of these) as YAML on one line, from
+    which `read_config_file` reads the words that mean it.
+    """
+    import yaml
+
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
