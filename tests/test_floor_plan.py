@@ -15,7 +15,7 @@ FLOORS = {
         {"protocol"},
         {"hookspecs"},
         {"discovery", "state", "implementation", "arguments", "costs", "hints"},
-        {"identity", "options"},
+        {"identity", "options", "values"},
         {"dispatch", "order", "saved_state"},
         {"wrappers"},
         {"manager", "plugins"},

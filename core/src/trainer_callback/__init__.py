@@ -4,6 +4,7 @@ no torch.
 
 from .errors import (
     CallbackError,
+    OptionError,
     PluginError,
     RunError,
     SaveError,
@@ -18,6 +19,7 @@ __all__ = [
     "HOOKS",
     "CallbackError",
     "GradientStats",
+    "OptionError",
     "OptionParser",
     "PluginError",
     "RunError",

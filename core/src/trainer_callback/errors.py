@@ -6,6 +6,7 @@ a line or two and exits 2. What goes wrong while training runs is a `CallbackErr
 
 __all__ = [
     "CallbackError",
+    "OptionError",
     "PluginError",
     "RunError",
     "SaveError",
@@ -19,6 +20,10 @@ class UsageError(Exception):
     """Something was refused before the first step; the message says what, with which values, and
     what to do.
     """
+
+
+class OptionError(UsageError, ValueError):
+    """An option of a callback is out of its range, of another type, or does not fit the run."""
 
 
 class PluginError(UsageError):

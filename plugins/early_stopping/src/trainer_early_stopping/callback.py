@@ -12,17 +12,21 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
-from trainer_callback import StopRequest, TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback import (
+    OptionError,
+    StopRequest,
+    TrainerCallback,
+    TrainerProtocol,
+    hookimpl,
+)
+from trainer_callback.values import check_types
 
 from .decision import Rule, State, StopReason
 from .messages import describe_best, describe_start, describe_stop
 from .options import (
-    OptionError,
-    require_choice,
     require_count,
     require_margin,
     require_mode,
-    require_threshold,
 )
 from .weights import BestWeights
 
@@ -101,11 +105,9 @@ class EarlyStoppingCallback(TrainerCallback):
         Raises:
             ValueError: an option is out of range, or `monitor` does not tell its direction.
         """
-        require_choice("min_delta_mode", min_delta_mode, ("abs", "rel"))
-        require_choice("check_on", check_on, ("validation", "epoch"))
-        require_choice("on_resume_stopped", on_resume_stopped, ("stop", "continue"))
         self.patience: int = require_count("patience", patience, 1, "to stop at the first miss")
         self.min_delta: float = require_margin("min_delta", min_delta)
+        check_types(EarlyStoppingCallback, locals(), "early_stop_")
         self.min_delta_mode = min_delta_mode
         self.restore_best = restore_best
         self.monitor = monitor
@@ -115,13 +117,9 @@ class EarlyStoppingCallback(TrainerCallback):
             "start_from_epoch", start_from_epoch, 0, "for none"
         )
         self.min_epochs: int = require_count("min_epochs", min_epochs, 0, "for no minimum")
-        self.baseline: float | None = require_threshold("baseline", baseline)
-        self.stopping_threshold: float | None = require_threshold(
-            "stopping_threshold", stopping_threshold
-        )
-        self.divergence_threshold: float | None = require_threshold(
-            "divergence_threshold", divergence_threshold
-        )
+        self.baseline: float | None = _to_float(baseline)
+        self.stopping_threshold: float | None = _to_float(stopping_threshold)
+        self.divergence_threshold: float | None = _to_float(divergence_threshold)
         self.check_finite = check_finite
         self.strict = strict
         self.on_resume_stopped = on_resume_stopped
@@ -322,3 +320,7 @@ class EarlyStoppingCallback(TrainerCallback):
         if not self.state.warned:
             logger.warning("%s", text)
         self.state.warned = True
+
+
+def _to_float(number: float | None) -> float | None:
+    return None if number is None else float(number)

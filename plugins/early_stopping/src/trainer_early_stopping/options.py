@@ -6,30 +6,17 @@ import math
 from numbers import Integral, Real
 from typing import Final
 
-from trainer_callback import UsageError
+from trainer_callback import OptionError
 
 from .decision import Mode, guess_mode
 
 __all__ = [
-    "OptionError",
-    "require_choice",
     "require_count",
     "require_margin",
     "require_mode",
-    "require_threshold",
 ]
 
 _FLAG: Final = "--early_stop_"
-
-
-class OptionError(UsageError, ValueError):
-    """An option is out of its range, or does not fit the run."""
-
-
-def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises OptionError if `value` is none of `choices`."""
-    if value not in choices:
-        raise _refuse(name, f"one of {', '.join(choices)}", value, choices[0])
 
 
 def require_count(name: str, value: object, least: int, effect: str) -> int:
@@ -57,27 +44,12 @@ def require_margin(name: str, value: object) -> float:
     return number
 
 
-def require_threshold(name: str, value: object) -> float | None:
-    """Returns `value`, a number or None.
-
-    Raises:
-        OptionError: it is something else, such as NaN, with which nothing compares.
-    """
-    if value is None:
-        return None
-    number = _read_number(value)
-    if number is None:
-        raise _refuse(name, "a number", value, "0.5, or leave it out")
-    return number
-
-
 def require_mode(mode: str, monitor: str) -> Mode:
     """Returns the direction in which `monitor` gets better; `auto` reads it off the name.
 
     Raises:
         OptionError: the name tells none, or both.
     """
-    require_choice("mode", mode, ("auto", "min", "max"))
     guess: Mode | None = "min" if mode == "min" else "max" if mode == "max" else None
     guess = guess or guess_mode(monitor)
     if guess is None:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from trainer_callback import SnapshotError, TrainerProtocol
+from trainer_callback import OptionError, SnapshotError, TrainerProtocol
 
 from .decision import State
-from .options import OptionError
 
 __all__ = ["BestWeights"]
 

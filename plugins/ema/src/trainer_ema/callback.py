@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Generator, Mapping
 from typing import Any, Final
 
-from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback.values import check_types
 
 from .average import WeightAverage
 
@@ -56,9 +56,10 @@ class EMACallback(TrainerCallback):
         """Keeps each option as the attribute of its name.
 
         Raises:
-            ValueError: an option is out of range.
+            OptionError: an option is out of range, or of another type.
         """
-        if not (math.isfinite(decay) and 0 <= decay < 1):
+        check_types(EMACallback, locals(), "ema_")
+        if not 0 <= decay < 1:
             raise _refuse("decay", "from 0 to below 1", decay, "0.999")
         if start_step < 0:
             raise _refuse("start_step", "at least 0", start_step, "0 to start at once")
@@ -164,7 +165,7 @@ class EMACallback(TrainerCallback):
             self._average.swap_out()
 
 
-def _refuse(name: str, wanted: str, value: object, example: str) -> ValueError:
-    return ValueError(
+def _refuse(name: str, wanted: str, value: object, example: str) -> OptionError:
+    return OptionError(
         f"EMACallback: {name} must be {wanted}, got {value!r}. Use --ema_{name} {example}."
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trainer_callback import StopRequest, TrainerCallback, TrainerProtocol, UsageError
+from trainer_callback.values import check_types
 
 from .groups import Groups, Level, group_parameters
 from .measurement import Probe, Reading
@@ -80,6 +81,7 @@ class GradientMonitorCallback(TrainerCallback):
         report: bool = True,
         history: int = 512,
     ) -> None:
+        check_types(GradientMonitorCallback, locals(), "gradient_")
         self.monitor_at_snapshots = monitor_at_snapshots
         self.monitor_interval = monitor_interval
         self.monitor_at_epochs = monitor_at_epochs

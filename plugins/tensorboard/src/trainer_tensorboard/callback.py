@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback.values import check_types
 
 from .event_files import cut_files, measure_files, wait_for_later_name
 
@@ -37,10 +38,11 @@ class TensorBoardCallback(TrainerCallback):
         """Keeps each option as the attribute of its name.
 
         Raises:
-            ValueError: an option is out of range.
+            OptionError: an option is out of range, or of another type.
         """
+        check_types(TensorBoardCallback, locals(), "tensorboard_")
         if histogram_epochs < 0:
-            raise ValueError(
+            raise OptionError(
                 f"TensorBoardCallback: histogram_epochs must be at least 0, got {histogram_epochs}."
                 " Use --tensorboard_histogram_epochs 1 for one after each epoch."
             )

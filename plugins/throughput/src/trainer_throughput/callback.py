@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback.values import check_types
 
 from .memory import peak_memory
 from .stopwatch import Stopwatch, Update, percentile
@@ -52,13 +54,14 @@ class ThroughputCallback(TrainerCallback):
         """Keeps each option as the attribute of its name.
 
         Raises:
-            ValueError: an option is out of range.
+            OptionError: an option is out of range, or of another type.
         """
+        check_types(ThroughputCallback, locals(), "throughput_")
         for name, value in (("interval", interval), ("window", window)):
             if value < 1:
                 raise _refuse(name, "at least 1", value, "50")
         for name, number in (("peak_tflops", peak_tflops), ("flops_per_item", flops_per_item)):
-            if number is not None and not number > 0:
+            if number is not None and not 0 < number < math.inf:
                 raise _refuse(name, "above 0", number, "1e3")
         self.interval = interval
         self.window = window
@@ -159,8 +162,8 @@ class ThroughputCallback(TrainerCallback):
         return {f"step_ms_p{percent}": percentile(times, percent) for percent in (50, 90, 99)}
 
 
-def _refuse(name: str, wanted: str, value: object, example: str) -> ValueError:
-    return ValueError(
+def _refuse(name: str, wanted: str, value: object, example: str) -> OptionError:
+    return OptionError(
         f"ThroughputCallback: {name} must be {wanted}, got {value!r}. "
         f"Use --throughput_{name} {example}."
     )
