@@ -23,12 +23,12 @@ FLOORS = {
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
         | {"manifest", "batches", "command_flags", "state_table"},
-        {"sharding"},
-        {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer", "facts"}
+        {"sharding", "schedules", "compiled", "parameters"},
+        {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer"}
         | {"plugin_doctor", "new_plugin"},
         {"final", "state_file", "rundir", "decision", "losses", "shares", "console"}
         | {"plugin_report"},
-        {"keeper", "loaders", "snapshot_report"},
+        {"keeper", "loaders", "snapshot_report", "facts"},
         {"host", "checkpoint", "validation", "snapshot_command"},
         {"run"},
         {"loop"},

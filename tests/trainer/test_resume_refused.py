@@ -31,7 +31,7 @@ def make(place, model=None, optimizer=torch.optim.AdamW, scheduler=False, **opti
         ({"model": nn.Linear(4, 1)}, "has no 'weight', which the model has"),
         ({"model": nn.Sequential(nn.Linear(4, 1).double())}, "float64"),
         ({"optimizer": torch.optim.SGD}, "with the optimizer AdamW, and this run has SGD"),
-        ({"scheduler": True}, "with the scheduler NoneType, and this run has StepLR"),
+        ({"scheduler": True}, "without a scheduler, and this run has StepLR"),
     ],
 )
 def test_a_snapshot_that_does_not_fit_is_refused(tmp_path, changes, text):

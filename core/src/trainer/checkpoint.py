@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -16,17 +17,30 @@ from torch import nn
 from trainer_callback import SnapshotError
 from trainer_callback.state import to_plain
 
+from .config import TrainerConfig
+from .facts import describe_data, tell_other_data
 from .keeper import check_model_state
 from .loaders import EpochLoader
 from .losses import LossMeter
+from .parameters import match_parameters, name_parameters
 from .precision import Precision
+from .progress import Progress
 from .ranks import ALONE, Ranks
 from .rng import read_rng, restore_rng
+from .schedules import (
+    describe_schedule,
+    fixed_settings,
+    list_ends,
+    list_unused,
+    name_schedule,
+)
 from .sharding import check_optimizer_state, gather_weights, scatter_optimizer_state, scatter_state
 
 __all__ = ["Checkpoint"]
 
 logger: logging.Logger = logging.getLogger("trainer")
+
+_SET_LATER: Final = "To change it, set it in a callback's on_train_start."
 
 
 class Checkpoint:
@@ -58,6 +72,7 @@ class Checkpoint:
         self._rng: dict[str, Any] | None = None
         self._loader_state: dict[str, Any] | None = None
         self._in_place = True
+        self._other_schedule = False
 
     def read(self, *, mid_epoch: bool) -> dict[str, Any]:
         """Returns the state now; tensors are those of the run, for the caller to copy. What the
@@ -76,6 +91,8 @@ class Checkpoint:
             "optimizer": self._optimizer.state_dict(),
             "scheduler": scheduler,
             "classes": self._classes(),
+            "parameters": name_parameters(self._model, self._optimizer),
+            "data": describe_data(self._loader.given),
             "scaler": self._precision.state(),
             "losses": self._losses.state(),
             **self._own_parts(mid_epoch=mid_epoch),
@@ -100,16 +117,20 @@ class Checkpoint:
                 f"{path} was written by {len(others) + 1} processes, and this run has "
                 f"{self._ranks.world_size}: each would see other data. Start as many."
             )
+        self._check_place(state["progress"], path)
         built = [dict(group) for group in self._optimizer.param_groups]
         own = self._model.state_dict()
+        _check_names(own, state["model"], path)
         check_model_state(own, state["model"], path)
         self._model.load_state_dict(scatter_state(state["model"], own))
         self._check_classes(state["classes"], path)
+        ordered = match_parameters(
+            state["optimizer"], state.get("parameters"), self._model, self._optimizer, path
+        )
         try:
-            whole = scatter_optimizer_state(state["optimizer"], self._optimizer)
+            whole = scatter_optimizer_state(ordered, self._optimizer)
             self._optimizer.load_state_dict(dict(whole))
-            if self._scheduler is not None:
-                self._scheduler.load_state_dict(state["scheduler"])
+            self._load_schedule(state["scheduler"])
             self._precision.load_state(state["scaler"])
         except (ValueError, KeyError, TypeError) as error:
             raise SnapshotError(
@@ -117,10 +138,23 @@ class Checkpoint:
                 "as the run that wrote it did."
             ) from error
         self._tell_unused(built)
+        if "data" in state:
+            now = describe_data(self._loader.given)
+            tell_other_data(state["data"], now, state["progress"])
         self._losses.load_state(state["losses"])
         mine = state if self._ranks.is_main else others[self._ranks.rank - 1]
         self._rng = mine["rng"]
         self._loader_state, self._in_place = mine["loader"], False
+
+    def check_schedule(self, progress: Progress, config: TrainerConfig) -> None:
+        """Tells, before the first step, of a schedule that ends before the run.
+
+        Raises:
+            ConfigError: it cannot be stepped to the end.
+        """
+        left = _updates_left(progress, config, self._loader.length)
+        for text in list_ends(self._scheduler, left, changed=self._other_schedule):
+            logger.warning("%s", text)
 
     def restore_rng(self) -> None:
         """Puts the generators where the snapshot had them; callbacks may have drawn numbers since.
@@ -148,31 +182,84 @@ class Checkpoint:
             loader = self._loader.state() if self._in_place else self._loader_state
         return {"loader": loader, "rng": read_rng(self._device)}
 
+    def _check_place(self, progress: Mapping[str, Any], path: Path) -> None:
+        """Refuses a place inside an epoch that the epoch does not have."""
+        length, batch = self._loader.length, progress["batch_in_epoch"]
+        if length is not None and batch > length and not progress["epoch_done"]:
+            raise SnapshotError(
+                f"{path} stands behind batch {batch} of epoch {progress['epoch']}, and an epoch of "
+                f"the training loader has {length} batches. Give it the data and the batch size of "
+                "the run that wrote it, or name a snapshot of an epoch's end."
+            )
+
+    def _load_schedule(self, state: Any) -> None:
+        """Puts the scheduler into `state`, and says which of its own settings have no effect."""
+        if self._scheduler is None:
+            return
+        built = describe_schedule(self._scheduler)
+        self._scheduler.load_state_dict(state)
+        unused = [*list_unused(built, describe_schedule(self._scheduler))]
+        self._other_schedule = bool(unused)
+        for text in unused:
+            logger.warning("%s %s", text, _SET_LATER)
+
     def _tell_unused(self, built: list[dict[str, Any]]) -> None:
         """Says which settings that the optimizer was built with have no effect: it goes on with
-        those of the snapshot. The rate of a run with a schedule differs all the time.
+        those of the snapshot.
         """
-        for old, new in zip(built, self._optimizer.param_groups, strict=False):
-            for name, value in old.items():
-                if name == "params" or (name == "lr" and "initial_lr" in old):
-                    continue
-                if repr(new.get(name, value)) != repr(value):
-                    text = "the optimizer goes on with %s %r of the snapshot; %r has no effect."
-                    logger.warning(text, name, new[name], value)
+        for index, (old, new) in enumerate(zip(built, self._optimizer.param_groups, strict=False)):
+            of_group = f" (group {index})" if len(built) > 1 else ""
+            before, after = (fixed_settings(group, self._scheduler) for group in (old, new))
+            for name, value in before.items():
+                if repr(after.get(name, value)) != repr(value):
+                    logger.warning(
+                        "the optimizer%s goes on with %s %r of the snapshot; %r has no effect. %s",
+                        *(of_group, name, after[name], value, _SET_LATER),
+                    )
 
     def _classes(self) -> dict[str, str]:
         return {
             "optimizer": type(self._optimizer).__name__,
-            "scheduler": type(self._scheduler).__name__,
+            "scheduler": name_schedule(self._scheduler),
         }
 
     def _check_classes(self, saved: Mapping[str, str], path: Path) -> None:
+        none = type(None).__name__
         for part, name in self._classes().items():
-            if saved[part] != name:
-                raise SnapshotError(
-                    f"{path} was written with the {part} {saved[part]}, and this run has {name}. "
-                    "Build it as the run that wrote it did."
-                )
+            if saved[part] in (name, name.partition("(")[0]):
+                continue
+            before = (
+                f"with the {part} {saved[part]}" if saved[part] != none else f"without a {part}"
+            )
+            raise SnapshotError(
+                f"{path} was written {before}, and this run has "
+                f"{name if name != none else 'none'}. Build it as the run that wrote it did."
+            )
+
+
+def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+    first = next(iter(saved), "")
+    if first.startswith("_orig_mod.") and first not in own:
+        raise SnapshotError(
+            f"{path} has {first!r}: it was written with the names of a compiled model, before they "
+            "became those of the plain model. Start a run of its own from its weights."
+        )
+
+
+def _updates_left(progress: Progress, config: TrainerConfig, batches: int | None) -> int | None:
+    """Returns how many updates this run will make, or None where nobody knows.
+
+    Args:
+        batches: of an epoch.
+    """
+    by_steps = None if config.max_steps is None else max(0, config.max_steps - progress.step)
+    if batches is None:
+        return by_steps
+    window = config.gradient_accumulation_steps
+    left = max(0, config.epochs - progress.epochs_done) * math.ceil(batches / window)
+    if progress.is_mid_epoch:
+        left -= math.ceil(min(batches, progress.batch_in_epoch) / window)
+    return left if by_steps is None else min(left, by_steps)
 
 
 def _pack(state: Mapping[str, Any]) -> bytes:

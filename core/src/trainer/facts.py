@@ -1,13 +1,17 @@
-"""What the manifest of a snapshot says beside its files: plain JSON, no path of this machine."""
+"""What a snapshot says of its run beside the state: options, plugins, data. Plain, no path of this
+machine; a resume tells what differs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Final
 
 import torch
+from torch.utils.data import DataLoader
 
 from trainer_callback import TrainerCallback
 from trainer_callback.discovery import find_version
@@ -16,10 +20,21 @@ from trainer_callback.saved_state import describe_writer
 
 from .config import TrainerConfig
 from .progress import Progress
+from .shares import samplers_of
 
-__all__ = ["list_differences", "read_facts"]
+__all__ = ["describe_data", "read_facts", "tell_differences", "tell_other_data"]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 _CORE: Final = "trainer-core"
+_NUMERIC: Final = frozenset(
+    {"seed", "gradient_accumulation_steps", "max_grad_norm", "precision", "compile"}
+)
+"""Options that change the numbers of a run from where they change."""
+_OTHER_ORDER: Final = (
+    "The place in epoch %d is a number of batches (%d are done), so items of this epoch come again "
+    "or are left out; the next epoch is whole."
+)
 
 
 def read_facts(
@@ -40,22 +55,80 @@ def read_facts(
     }
 
 
-def list_differences(
-    manifest: Mapping[str, Any], config: TrainerConfig, plugins: Sequence[Plugin]
-) -> Iterator[str]:
-    """Yields a line for each option that the snapshot's run had otherwise. They are shown, never
-    applied.
+def tell_differences(
+    manifest: Mapping[str, Any],
+    config: TrainerConfig,
+    plugins: Sequence[Plugin],
+    progress: Progress,
+) -> None:
+    """Logs a line for each option that the snapshot's run had otherwise: those of this run hold. A
+    warning where it changes the numbers, so that the resume is not exact.
     """
-    yield from _compare("", manifest.get("options", {}), _options(config))
+    for name, text in _compare(manifest.get("options", {}), _options(config)):
+        is_order = name == "seed" and progress.is_mid_epoch
+        more = " " + _OTHER_ORDER % (progress.epoch, progress.batch_in_epoch) if is_order else ""
+        level = logging.WARNING if name in _NUMERIC else logging.INFO
+        logger.log(level, "%s from here on.%s", text, more)
     for plugin in plugins:
         saved = manifest.get("plugins", {}).get(plugin.state_key, {}).get("options", {})
-        yield from _compare(f"{plugin.state_key}.", saved, _describe(plugin)["options"])
+        for _, text in _compare(saved, _describe(plugin)["options"]):
+            logger.info("%s.%s.", plugin.state_key, text)
 
 
-def _compare(prefix: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name in saved.keys() & now.keys():
-        if repr(saved[name]) != repr(now[name]):  # nan is nan
-            yield f"{prefix}{name} was {saved[name]!r} in the snapshot's run and is {now[name]!r}."
+def _compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in now.items():
+        if name in saved and repr(saved[name]) != repr(value):  # nan is nan
+            yield name, f"{name} was {saved[name]!r} in the snapshot's run and is {value!r}"
+
+
+def describe_data(loader: Iterable[Any]) -> dict[str, Any]:
+    """Returns what can be known of the data of an epoch and their order, of all processes together;
+    what a loader does not tell is not there.
+    """
+    found: dict[str, Any] = {}
+    if isinstance(loader, DataLoader):
+        chain = samplers_of(loader)
+        cuts = next((each for each in chain if hasattr(each, "batch_size")), loader)
+        found["items"] = _length(loader.dataset)
+        found["batch_size"] = cuts.batch_size
+        found["drop_last"] = bool(getattr(cuts, "drop_last", False))
+        inner = [each for each in chain if not hasattr(each, "sampler")]
+        found["sampler"] = type(inner[-1]).__name__ if inner else None
+        found["workers"] = loader.num_workers
+    found["batches"] = _length(loader)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def tell_other_data(
+    saved: Mapping[str, Any], now: Mapping[str, Any], progress: Mapping[str, Any]
+) -> None:
+    """Logs what of the training data differs (see `describe_data`); a warning inside an epoch."""
+    names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    if not names:
+        return
+    before, after = (
+        ", ".join(f"{name}={each[name]!r}" for name in names if name in each) or "none of these"
+        for each in (saved, now)
+    )
+    is_inside = progress["batch_in_epoch"] and not progress["epoch_done"]
+    effect = "They are used from the next epoch on."
+    if is_inside:
+        effect = _OTHER_ORDER % (progress["epoch"], progress["batch_in_epoch"])
+        effect += " For an exact resume give it the loader of the snapshot's run."
+    logger.log(
+        logging.WARNING if is_inside else logging.INFO,
+        "the training loader had %s in the snapshot's run and has %s. %s",
+        before,
+        after,
+        effect,
+    )
+
+
+def _length(value: object) -> int | None:
+    try:
+        return len(value) if isinstance(value, Sized) else None
+    except TypeError:
+        return None
 
 
 def _options(config: TrainerConfig) -> dict[str, Any]:

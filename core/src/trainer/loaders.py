@@ -77,14 +77,14 @@ class EpochLoader:
             ConfigError: it is known to be empty, or to have no batch for some process.
         """
         _check_loader(loader, name, ranks.world_size if in_step or ranks.is_sharded else 1)
+        self.given: Iterable[Any] = loader
         self._loader, self._share = divide(loader, ranks, in_step=in_step)
         self._ranks = ranks
         self._in_step = in_step and not ranks.is_alone
         self._may_be_empty = not in_step and not ranks.is_alone
         is_own = self._loader is not loader  # what its workers load, no other process does
         self._workers = f"workers of rank {ranks.rank}" if is_own and ranks.rank else "workers"
-        self._seed = seed
-        self._name = name
+        self._seed, self._name = seed, name
         self._stream: RandomStream | None = None
         self._ahead: dict[str, Any] | None = None
 

@@ -23,6 +23,7 @@ from trainer_callback.plugins import find_live
 
 from .batches import move_to_device
 from .checkpoint import Checkpoint
+from .compiled import plain_model
 from .config import TrainerConfig
 from .decision import Decider
 from .gradients import drop_gradients
@@ -84,11 +85,12 @@ class Trainer(Host):
         """
         config = config if config is not None else TrainerConfig()
         check_parts(model, optimizer, scheduler, config)
+        given, model = model, plain_model(model)
         live = find_live() if discover else []
         manager = CallbackManager([*callbacks], [*live, *core_callbacks(config)])
         super().__init__(model, optimizer, scheduler, config, manager)
         ranks, seed = self.ranks, config.seed
-        trained, evaluated = ranks.prepare(model, compiled=config.compile)
+        trained, evaluated = ranks.prepare(model, given, compiled=config.compile)
         self._train = EpochLoader(train_loader, seed, "train", ranks)
         self._val = None
         if val_loader is not None:

@@ -105,15 +105,22 @@ class Ranks:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def prepare(self, model: nn.Module, *, compiled: bool) -> tuple[nn.Module, nn.Module]:
+    def prepare(
+        self, model: nn.Module, given: nn.Module, *, compiled: bool
+    ) -> tuple[nn.Module, nn.Module]:
         """Returns what to call in place of `model` in training, and in evaluation. The one for
         training averages the gradients over all processes, which have the main one's weights now. A
         model that `fully_shard` has divided does that itself.
 
+        Args:
+            given: `model`, or what somebody's `torch.compile` has made of it.
+            compiled: compile it, if nobody has.
+
         Raises:
             ConfigError: it is divided in a way that cannot be trained here.
         """
-        evaluated = cast(nn.Module, torch.compile(model)) if compiled else model
+        compiles = compiled and given is model
+        evaluated = cast(nn.Module, torch.compile(model)) if compiles else given
         if self._group is None:
             return evaluated, evaluated
         device = next(model.parameters()).device
@@ -123,9 +130,9 @@ class Ranks:
             self.share(whole_tensors(model))
             return evaluated, evaluated
         self._parallel = nn.parallel.DistributedDataParallel(
-            model, device_ids=None if device.type == "cpu" else [device]
+            given, device_ids=None if device.type == "cpu" else [device]
         )
-        trained = torch.compile(self._parallel) if compiled else self._parallel
+        trained = torch.compile(self._parallel) if compiles else self._parallel
         return cast(nn.Module, trained), evaluated
 
     def start_forward(self, *, last: bool) -> None:

@@ -22,7 +22,7 @@ from trainer_callback.state import to_plain_state
 
 from .checkpoint import Checkpoint
 from .config import ConfigError
-from .facts import list_differences, read_facts
+from .facts import read_facts, tell_differences
 from .final import save_safetensors
 from .keeper import Found, check_same, load_named, match_parts
 from .progress import Progress
@@ -137,6 +137,7 @@ class Run:
             logger.info("callbacks in call order: %s.", names)
         if found is None:
             trainer.progress = Progress()
+            self._checkpoint.check_schedule(trainer.progress, trainer.config)
             seed_rng(trainer.config.seed + trainer.rank)  # as for dropout, not twice the same
             return False
         path, state, manifest = found
@@ -144,8 +145,8 @@ class Run:
         logger.info(
             "resumed from %s: %d epochs done, update %d.", path, progress.epochs_done, progress.step
         )
-        for line in list_differences(manifest, trainer.config, self._callbacks.plugins):
-            logger.info("%s", line)
+        self._checkpoint.check_schedule(progress, trainer.config)
+        tell_differences(manifest, trainer.config, self._callbacks.plugins, progress)
         self._deal = deal_out(
             state["callback_state"],
             manifest.get("plugins", {}),
