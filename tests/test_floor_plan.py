@@ -26,7 +26,7 @@ FLOORS = {
         {"sharding", "schedules", "compiled", "parameters"},
         {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer"}
         | {"plugin_doctor", "new_plugin"},
-        {"final", "state_file", "rundir", "decision", "losses", "shares", "console"}
+        {"final", "state_file", "rundir", "decision", "losses", "shares", "console", "replicas"}
         | {"plugin_report"},
         {"keeper", "loaders", "snapshot_report", "facts"},
         {"host", "checkpoint", "validation", "snapshot_command"},

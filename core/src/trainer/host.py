@@ -21,6 +21,7 @@ from .keeper import SnapshotKeeper
 from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
+from .replicas import check_replicas
 from .sharding import gather_weights, scatter_state, whole_tensors
 
 __all__ = ["Host"]
@@ -140,6 +141,10 @@ class Host:
     def request_snapshot(self) -> None:
         """Asks for a snapshot at the next boundary."""
         self._snapshot_requested = True
+
+    def check_replicas(self) -> None:
+        """Raises a `ReplicaError`, in all processes, where they have come to train other models."""
+        check_replicas(self.model, self.ranks, self.callbacks, self.step)
 
     def save_weights(self, name: str) -> str:
         """See `TrainerProtocol`."""

@@ -312,6 +312,7 @@ class Trainer(Host):
         """Returns `val_loss`, or None if a signal cut the validation short."""
         assert self._val is not None
         rng = read_rng(self.device)
+        self.check_replicas()
         self.ranks.share([*self.model.buffers()])
         reshard(self._shards)
         self.model.eval()

@@ -203,6 +203,7 @@ class Run:
             report()
         if progress is None or not due:
             return
+        self._trainer.check_replicas()
         facts = read_facts(progress, self._trainer.config, self._callbacks.plugins)
         facts["plugins"] = {**facts["plugins"], **self._deal.carried_writers}
         state = self._collect(progress)

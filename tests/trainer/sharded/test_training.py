@@ -10,6 +10,7 @@ from trainer import Trainer, TrainerConfig
 from trainer.loaders import EmptyLoaderError
 from trainer.losses import NonFiniteError
 from trainer.ranks import join_ranks
+from trainer.replicas import ReplicaError
 from trainer.snapshot import list_snapshots
 from trainer_callback import TrainerCallback
 from trainer_ema import EMACallback
@@ -255,3 +256,18 @@ def test_a_request_of_one_rank_does_not_make_it_measure_alone(tiny, sharded, tmp
     assert tiny.run_ranks(work) == [0, 0]
     names = [path.name for path in list_snapshots(tmp_path / "snapshots")]
     assert names == ["step-00000004", "step-00000002"]
+
+
+def test_divided_copies_that_drift_apart_end_the_run(tiny, sharded):
+    class Drifts(TrainerCallback):
+        def on_step_end(self, trainer):
+            if trainer.rank == 3 and trainer.step == 1:
+                with torch.no_grad():
+                    trainer.model[0].weight.to_local().add_(1)
+
+    def work(rank):
+        trainer = sharded.trainer(None, mesh=sharded.replicas, callbacks=[Drifts()], validated=16)
+        with pytest.raises(ReplicaError, match=r"'0\.weight' of process 3 .* of process 1"):
+            trainer.train()
+
+    assert tiny.run_ranks(work, count=4) == [0] * 4
