@@ -11,7 +11,7 @@ from trainer_gradient_monitor.record import Record
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
-    record = Record(tmp_path / "new folder" / "gradients.jsonl")
+    record = Record(tmp_path / "gradients.jsonl")
     for step in (10, 20, 30):
         record.append({"step": step, "norm": step / 3})
     return record

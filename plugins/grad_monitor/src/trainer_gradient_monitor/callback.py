@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from trainer_callback import StopRequest, TrainerCallback, TrainerProtocol, UsageError
 from trainer_callback.values import check_types
 
+from .files import PAGE, PICTURE, RECORD, claim
 from .groups import Groups, Level, group_parameters
 from .measurement import Probe, Reading
 from .news import describe_change, describe_disconnected, describe_nonfinite
@@ -219,7 +220,8 @@ class GradientMonitorCallback(TrainerCallback):
         self._record = self._report = self._probe = self._clipped = self._last = self._stop = None
 
     def _open(self, folder: Path, step: int, limit: float | None) -> None:
-        self._record = Record(folder / "gradients.jsonl")
+        claim(folder, (RECORD, PAGE, PICTURE) if self.report else (RECORD,))
+        self._record = Record(folder / RECORD)
         last = self._record.cut(step)
         if last < self.state.last_step:
             logger.warning(

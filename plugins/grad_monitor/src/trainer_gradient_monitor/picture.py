@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
+from .files import MARK
 from .layers import Layer, Spread, read_layers
 from .state import MonitorState
 from .verdicts import Verdict
@@ -70,7 +71,7 @@ def draw_picture(state: MonitorState, vanish_threshold: float, clip_limit: float
     lines = [*_legend(state, layers, clip_limit), *lines]
     figure.legend(handles=lines, loc="outside lower left", ncols=5, frameon=False, fontsize=8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", metadata={"Software": MARK})
     return buffer.getvalue()
 
 

@@ -23,12 +23,11 @@ class Record:
     """A file of JSON lines, each with its update as the first key, in rising order.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def cut(self, step: int) -> int:
         """Removes every line after update `step`, and a line that was not finished.

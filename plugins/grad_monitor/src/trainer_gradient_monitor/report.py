@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from .files import PAGE, PICTURE, write_whole
 from .measurement import Reading
 from .page import render_page
 from .picture import draw_picture
@@ -30,11 +32,11 @@ class Report:
     """
 
     def __init__(self, folder: Path, vanish_threshold: float, clip_limit: float | None) -> None:
-        self.page: Path = folder / "gradient_flow.html"
-        self.picture: Path = folder / "gradient_flow.png"
+        self.page: Path = folder / PAGE
+        self.picture: Path = folder / PICTURE
         self._vanish_threshold = vanish_threshold
         self._clip_limit = clip_limit
-        self._can_draw = True
+        self._told: set[Path] = set()
         self._not_before = 0.0
 
     def write_if_cheap(self, state: MonitorState, last: Reading | None) -> None:
@@ -49,23 +51,23 @@ class Report:
             last: what was measured last, for the histogram.
         """
         start = time.monotonic()
-        page = render_page(state, last, self._vanish_threshold, self._clip_limit)
-        _replace(self.page, page.encode())
-        if self._can_draw:
-            try:
-                picture = draw_picture(state, self._vanish_threshold, self._clip_limit)
-            except ImportError as error:
-                self._can_draw = False
-                logger.warning(
-                    "matplotlib cannot be imported (%s): no picture, only the page.", error
-                )
-            else:
-                _replace(self.picture, picture)
+        limits = (self._vanish_threshold, self._clip_limit)
+        self._write(self.page, lambda: render_page(state, last, *limits).encode())
+        self._write(self.picture, lambda: draw_picture(state, *limits))
         end = time.monotonic()
         self._not_before = end + _SHARE * (end - start)
 
+    def _write(self, path: Path, render: Callable[[], bytes]) -> None:
+        """One of the two that fails costs itself only, and is told once."""
+        try:
+            write_whole(path, render())
+        except Exception as error:
+            if path not in self._told:
+                logger.warning("%s", _describe(path, error))
+            self._told.add(path)
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+
+def _describe(path: Path, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"matplotlib cannot be imported ({error}): no picture, only the page."
+    return f"{path} cannot be written: {type(error).__name__}: {error}. The monitor goes on."

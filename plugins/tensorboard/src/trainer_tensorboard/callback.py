@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, UsageError, hookimpl
 from trainer_callback.values import check_types
 
-from .event_files import cut_files, measure_files, wait_for_later_name
+from .event_files import SUFFIX, count_foreign, cut_files, measure_files, wait_for_later_name
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,15 @@ class TensorBoardCallback(TrainerCallback):
             logger.info("tensorboard: no files, for there is no output directory.")
             return
         self._directory = trainer.output_dir / "tensorboard"
+        if os.path.lexists(self._directory) and not self._directory.is_dir():
+            raise UsageError(
+                f"{str(self._directory)!r} is no folder, and the event files go there. Move it "
+                "away, or use another output_dir."
+            )
+        foreign = count_foreign(self._directory)
+        if foreign:
+            text = "%s has %d event files that are not its own: they stay as they are."
+            logger.info(text, self._directory, foreign)
         lengths = self._lengths if resumed else {}
         if lengths is not None:
             cut_files(self._directory, lengths)
@@ -142,7 +152,7 @@ class TensorBoardCallback(TrainerCallback):
 
         wait_for_later_name(directory)
         purge_step = None if step is None else step + 1
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step)
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step, filename_suffix=SUFFIX)
 
     def _close(self) -> None:
         if self._writer is not None:

@@ -8,18 +8,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-__all__ = ["cut_files", "measure_files", "wait_for_later_name"]
+__all__ = ["SUFFIX", "count_foreign", "cut_files", "measure_files", "wait_for_later_name"]
+
+SUFFIX: Final = ".trainer"
+"""At the end of a file's name: it is ours. Other writers may use the same directory."""
 
 _PATTERN: Final = "events.out.tfevents.*"
 
 
 def measure_files(directory: Path) -> dict[str, int]:
-    """Returns name -> length in bytes of each event file in `directory`."""
-    return {path.name: path.stat().st_size for path in sorted(directory.glob(_PATTERN))}
+    """Returns name -> length in bytes of each event file of ours in `directory`."""
+    paths = sorted(directory.glob(_PATTERN + SUFFIX))
+    return {path.name: path.stat().st_size for path in paths}
+
+
+def count_foreign(directory: Path) -> int:
+    """Returns how many event files in `directory` are not ours."""
+    return len([*directory.glob(_PATTERN)]) - len(measure_files(directory))
 
 
 def cut_files(directory: Path, lengths: Mapping[str, int]) -> None:
-    """Makes the event files in `directory` those of `lengths`: what was written after is removed.
+    """Makes our event files in `directory` those of `lengths`: what was written after is removed.
 
     A file that is shorter than it was stays as it is: after a crash of the machine its end may not
     have reached the disk.
