@@ -22,7 +22,7 @@ FLOORS = {
     ],
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
-        | {"manifest", "batches", "command_flags", "state_table"},
+        | {"manifest", "batches", "command_flags", "modes", "state_table"},
         {"sharding", "schedules", "compiled", "parameters"},
         {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer"}
         | {"plugin_doctor", "new_plugin"},

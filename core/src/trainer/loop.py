@@ -31,13 +31,13 @@ from .host import Host
 from .loaders import EpochLoader
 from .losses import LossMeter, NonFiniteError, default_loss
 from .metrics_file import core_callbacks
+from .modes import Modes
 from .parts import check_parts
 from .result import Stop, TrainResult
-from .rng import read_rng, restore_rng
 from .run import Resume, Run
 from .sharding import fsdp_modules, reshard
 from .signals import SignalFlags
-from .validation import mean_loss
+from .validation import mean_loss, without_trace
 
 __all__ = ["Trainer"]
 
@@ -118,6 +118,7 @@ class Trainer(Host):
         self._window = 0
         self._total_norm: Tensor | None = None
         self._stop: Stop | None = None
+        self._modes = Modes(model)
 
     def train(self, resume: Resume = False) -> TrainResult:
         """Trains until the epochs, the steps or the time are used up, or somebody asks for the end.
@@ -131,6 +132,7 @@ class Trainer(Host):
             CallbackError: a callback failed; it names plugin, distribution, version and hook.
             KeyboardInterrupt: after Ctrl-C, when the step is finished and the snapshot is durable.
         """
+        self._modes.leave_evaluation()
         with self._run.open(resume), SignalFlags() as signals:
             self._decider = Decider(self.config, self.callbacks, signals, self.ranks)
             self._window, self._stop = 0, None
@@ -164,7 +166,7 @@ class Trainer(Host):
 
     def _train_epoch(self, resumed: bool) -> None:
         progress = self.progress
-        self.model.train()
+        self._modes.leave_evaluation()
         if progress.batch_in_epoch == 0:
             self._losses.start_epoch()
         self._hook.on_epoch_start(trainer=self, epoch=progress.epoch)
@@ -311,28 +313,24 @@ class Trainer(Host):
     def _validate(self) -> dict[str, float] | None:
         """Returns `val_loss`, or None if a signal cut the validation short."""
         assert self._val is not None
-        rng = read_rng(self.device)
         self.check_replicas()
         self.ranks.share([*self.model.buffers()])
         reshard(self._shards)
-        self.model.eval()
-        self._hook.on_validation_start(trainer=self)
-        loss = mean_loss(
-            self._val,
-            self._val_loss_of,
-            self.device,
-            self.ranks,
-            self._decider.is_signalled,
-        )
-        reshard(self._shards)
-        metrics = {} if loss is None else {"val_loss": loss}
-        if loss is not None and not math.isfinite(loss):
-            logger.warning("the validation loss at update %d is %s.", self.step, loss)
-        if loss is None:  # it starts again after the resume, with the same random numbers
-            restore_rng(rng, self.device)
-        self.progress.metrics.update(metrics)
-        self._hook.on_validation_end(trainer=self, metrics=metrics)
-        self.model.train()
+        with without_trace(self._modes, self.device):
+            self._hook.on_validation_start(trainer=self)
+            loss = mean_loss(
+                self._val,
+                self._val_loss_of,
+                self.device,
+                self.ranks,
+                self._decider.is_signalled,
+            )
+            reshard(self._shards)
+            metrics = {} if loss is None else {"val_loss": loss}
+            if loss is not None and not math.isfinite(loss):
+                logger.warning("the validation loss at update %d is %s.", self.step, loss)
+            self.progress.metrics.update(metrics)
+            self._hook.on_validation_end(trainer=self, metrics=metrics)
         return metrics or None
 
     def _close_boundary(self) -> None:

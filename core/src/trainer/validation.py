@@ -1,8 +1,9 @@
-"""The mean loss over a validation set."""
+"""The mean loss over a validation set, and what keeps a validation from leaving a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,9 +11,24 @@ from torch import Tensor
 
 from .batches import batch_size_of, move_to_device
 from .loaders import EmptyLoaderError, EpochLoader
+from .modes import Modes
 from .ranks import Ranks
+from .rng import read_rng, restore_rng
 
-__all__ = ["mean_loss"]
+__all__ = ["mean_loss", "without_trace"]
+
+
+@contextlib.contextmanager
+def without_trace(modes: Modes, device: torch.device) -> Iterator[None]:
+    """Puts every mode and every generator of random numbers back as it was before; inside, the
+    model is in evaluation mode.
+    """
+    rng = read_rng(device)
+    try:
+        with modes.evaluation():
+            yield
+    finally:
+        restore_rng(rng, device)
 
 
 @torch.no_grad()
@@ -38,8 +54,8 @@ def mean_loss(
     Raises:
         EmptyLoaderError: there was no batch, or not one for each process of a sharded model.
     """
-    losses: list[Tensor] = []
-    sizes: list[int] = []
+    wide = torch.float32 if device.type == "mps" else torch.float64  # which mps has not
+    weighted, count = torch.zeros((), dtype=wide, device=device), 0
     batches = loader.iterate(epoch=0)
     item = next(batches, None)
     if ranks.is_sharded and ranks.highest(item is None):
@@ -54,12 +70,13 @@ def mean_loss(
         if item is not None:
             batch = item[0]
         if item is not None or ranks.is_sharded:  # whose forward pass takes all: once more, for 0
-            losses.append(loss_of(move_to_device(batch, device)).detach())
-            sizes.append(0 if item is None else batch_size_of(batch))
+            size = 0 if item is None else batch_size_of(batch)
+            loss = loss_of(move_to_device(batch, device)).detach()
+            if size:  # a loss that is kept, though 0-dim, pins the memory of its whole forward pass
+                weighted += loss.to(wide) * size
+                count += size
             item = next(batches, None)
-    values: list[float] = torch.stack(losses).tolist() if losses else []
-    weighted = sum(value * size for value, size in zip(values, sizes, strict=True) if size)
-    total, count = ranks.total([weighted, sum(sizes)])
-    if not count:
+    total, items = ranks.total([float(weighted), count])
+    if not items:
         raise EmptyLoaderError("the validation loader gave no batch to any process.")
-    return total / count
+    return total / items
