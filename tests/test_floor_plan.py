@@ -28,7 +28,8 @@ FLOORS = {
         | {"plugin_doctor", "new_plugin"},
         {"final", "state_file", "rundir", "decision", "losses", "shares", "console", "replicas"}
         | {"plugin_report"},
-        {"keeper", "loaders", "snapshot_report", "facts"},
+        {"keeper", "loader_check", "snapshot_report", "facts"},
+        {"loaders"},
         {"host", "checkpoint", "validation", "snapshot_command"},
         {"run"},
         {"loop"},

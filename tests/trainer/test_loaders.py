@@ -2,15 +2,17 @@
 
 import itertools
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from trainer import ConfigError
+from trainer import ConfigError, Trainer
 from trainer.loaders import EmptyLoaderError, EpochLoader
 
 DATA = TensorDataset(torch.arange(10.0))
@@ -30,12 +32,82 @@ def test_an_empty_train_loader_is_refused_with_sizes_and_drop_last(tiny):
 
 
 def test_an_empty_validation_loader_is_refused(tiny):
-    from trainer import Trainer
-
     model = torch.nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters())
     with pytest.raises(ConfigError, match="the validation loader is empty"):
         Trainer(model, optimizer, [torch.ones(2, 4)], [])
+
+
+def refused(train_loader, val_loader=None):
+    model = torch.nn.Linear(4, 1)
+    with pytest.raises(ConfigError) as caught:
+        Trainer(
+            model,
+            torch.optim.SGD(model.parameters()),
+            train_loader,
+            val_loader,
+            discover=False,
+        )
+    return str(caught.value)
+
+
+class FeaturesOnly:
+    """A data set that is no torch.utils.data.Dataset: rows, one or several at a time."""
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return iter(self.__getitems__(range(3)))
+
+    def __getitems__(self, indices):
+        return [{"x": i} for i in indices]
+
+
+class Rows(IterableDataset):
+    def __iter__(self):
+        return iter(torch.ones(3, 4))
+
+
+NO_LOADERS = {
+    "a tensor": (torch.ones(8, 4), r"a Tensor of shape \(8, 4\).*DataLoader\(TensorDataset"),
+    "an array": (numpy.ones((8, 4)), r"a ndarray of shape \(8, 4\).*DataLoader\(TensorDataset"),
+    "a data set": (DATA, r"the data set TensorDataset.*DataLoader\(dataset, batch_size=32\)"),
+    "an iterable data set": (Rows(), r"the data set Rows.*batch_size=None if each"),
+    "a foreign data set": (FeaturesOnly(), "the data set FeaturesOnly"),
+    "a class": (DataLoader, "the class DataLoader.*Pass a DataLoader"),
+    "a path": ("data.txt", "a str, which cannot be iterated over batches"),
+    "a number": (3, "a int, which cannot be iterated over batches"),
+    "a list of loaders": ([DataLoader(DATA)] * 2, "a list of 2, and has to be one.*ConcatDataset"),
+    "a tuple of loaders": ((DataLoader(DATA),), "a tuple of 1, and has to be one"),
+    "a dict of loaders": ({"clean": DataLoader(DATA)}, "a dict of 1, .*on_validation_end"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LOADERS)
+def test_what_is_no_loader_is_refused_with_what_would_be_one(kind):
+    loader, text = NO_LOADERS[kind]
+    assert re.search("the train loader is " + text, refused(loader))
+    assert re.search("the validation loader is " + text, refused([torch.ones(2, 4)], loader))
+
+
+def test_a_sampler_that_pads_the_validation_is_refused():
+    sampler = DistributedSampler(DATA, num_replicas=4, rank=0)
+    text = refused([torch.ones(2, 4)], DataLoader(DATA, sampler=sampler))
+    assert "the validation loader has a DistributedSampler, which makes 12 items of 10" in text
+    assert "Leave the sampler out" in text
+
+
+def test_a_sampler_that_leaves_items_out_of_the_validation_is_refused():
+    sampler = DistributedSampler(DATA, num_replicas=4, rank=0, drop_last=True)
+    assert "makes 8 items of 10" in refused([torch.ones(2, 4)], DataLoader(DATA, sampler=sampler))
+
+
+def test_a_sampler_that_divides_the_validation_evenly_is_taken():
+    sampler = DistributedSampler(DATA, num_replicas=2, rank=0)
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    Trainer(model, optimizer, [torch.ones(2, 4)], DataLoader(DATA, sampler=sampler), discover=False)
 
 
 class Drying:
@@ -57,8 +129,6 @@ def test_a_loader_that_dries_up_in_epoch_2(tiny):
 
 
 def test_a_validation_loader_that_dries_up_gives_no_mean_over_zero_batches(tiny):
-    from trainer import Trainer
-
     model = torch.nn.Linear(4, 1)
     trainer = Trainer(
         model,

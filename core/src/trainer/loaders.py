@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from trainer_callback import RunError
 from trainer_callback.state import to_plain
 
-from .config import ConfigError
+from .loader_check import check_loader, check_whole
 from .ranks import ALONE, Ranks
 from .rng import RandomStream
 from .shares import BatchShare, divide, samplers_of
@@ -74,9 +74,12 @@ class EpochLoader:
                 else their shares may differ by a batch, and be empty, if the model is whole.
 
         Raises:
-            ConfigError: it is known to be empty, or to have no batch for some process.
+            ConfigError: it is no loader, known to be empty, or to have no batch for some process;
+                or, not in step, a sampler counts items twice.
         """
-        _check_loader(loader, name, ranks.world_size if in_step or ranks.is_sharded else 1)
+        check_loader(loader, name, ranks.world_size if in_step or ranks.is_sharded else 1)
+        if not in_step:
+            check_whole(loader, name)
         self.given: Iterable[Any] = loader
         self._loader, self._share = divide(loader, ranks, in_step=in_step)
         self._ranks = ranks
@@ -87,6 +90,7 @@ class EpochLoader:
         self._seed, self._name = seed, name
         self._stream: RandomStream | None = None
         self._ahead: dict[str, Any] | None = None
+        self._is_longer = False
 
     @property
     def length(self) -> int | None:
@@ -133,6 +137,8 @@ class EpochLoader:
                 if self._in_step and length is None:
                     self._check_end(is_last, count, epoch)
                 yield batch, is_last
+            if length is not None and count == length:
+                self._reach_end(batches, length)
         except Exception as error:
             self._locate(error, epoch, count)
             raise
@@ -145,6 +151,17 @@ class EpochLoader:
             raise EmptyLoaderError(
                 f"the {self._name} loader promised {length} batches in epoch {epoch} and gave "
                 f"{count}."
+            )
+
+    def _reach_end(self, batches: Iterator[Any], length: int) -> None:
+        """Lets the loader do what stands behind its last batch, as the end of a `for` does."""
+        if next(batches, _END) is not _END and not self._is_longer:
+            self._is_longer = True
+            logger.warning(
+                "the %s loader promises %d batches and has more, which are not used. Correct its "
+                "__len__.",
+                self._name,
+                length,
             )
 
     def state(self) -> dict[str, Any] | None:
@@ -224,30 +241,6 @@ class EpochLoader:
         logger.error("%s: %s: %s", where, type(error).__name__, str(error))
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(where)
-
-
-def _check_loader(loader: Iterable[Any], name: str, least: int) -> None:
-    """Refuses a loader that is known to have fewer than `least` batches; the message has the
-    sizes.
-    """
-    if not isinstance(loader, Iterable):
-        raise ConfigError(
-            f"the {name} loader is a {type(loader).__name__}, which cannot be iterated."
-        )
-    try:
-        length = len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return
-    if length < least:
-        sizes = ""
-        if isinstance(loader, DataLoader):
-            sizes = f" (batch size {loader.batch_size}, drop_last={loader.drop_last})"
-            if isinstance(loader.dataset, Sized):
-                sizes = f" ({len(loader.dataset)} items, {sizes[2:]}"
-        what = "is empty" if length == 0 else f"has {length} batches for {least} processes"
-        raise ConfigError(
-            f"the {name} loader {what}{sizes}. Give it more data or a smaller batch size."
-        )
 
 
 def _draws_here(loader: Iterable[Any], length: int | None) -> bool:
