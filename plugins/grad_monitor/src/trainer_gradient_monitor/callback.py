@@ -14,6 +14,7 @@ from trainer_callback.values import check_types
 from .files import PAGE, PICTURE, RECORD, claim
 from .groups import Groups, Level, group_parameters
 from .measurement import Probe, Reading
+from .names import readable
 from .news import describe_change, describe_disconnected, describe_nonfinite
 from .options import OnNonfinite, check_options, to_patterns
 from .record import Record, describe_step, make_entry, make_scalars
@@ -207,7 +208,8 @@ class GradientMonitorCallback(TrainerCallback):
             raise UsageError(
                 f"none of the model's {len(names)} parameters is left to measure with "
                 f"monitor_include={list(self.monitor_include)} and monitor_exclude="
-                f"{list(self.monitor_exclude)}. Their names look like {', '.join(names[:3])}."
+                f"{list(self.monitor_exclude)}. Their names look like "
+                f"{', '.join(map(readable, names[:3]))}."
             )
         fingerprint = {
             "level": self.monitor_level,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .measurement import COLUMNS
+from .names import readable
 from .state import MonitorState
 from .verdicts import Verdict
 
@@ -46,6 +47,11 @@ class Layer:
     rms: Spread
     update_ratio: Spread
     latest: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The name as people read it."""
+        return readable(self.name)
 
 
 def read_layers(state: MonitorState) -> list[Layer]:

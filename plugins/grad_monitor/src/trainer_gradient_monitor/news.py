@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from .measurement import Reading
+from .names import readable
 from .verdicts import SEVERITY, Verdict
 
 __all__ = ["describe_change", "describe_disconnected", "describe_nonfinite"]
@@ -43,7 +44,7 @@ def describe_nonfinite(reading: Reading) -> str:
         name, count = next(iter(reading.nonfinite.items()))
         return (
             f"NaN or infinite gradients in {len(reading.nonfinite)} parameters, "
-            f"the first is {name} with {count} entries"
+            f"the first is {readable(name)} with {count} entries"
         )
     if math.isfinite(reading.total_norm):
         return ""
@@ -52,4 +53,4 @@ def describe_nonfinite(reading: Reading) -> str:
 
 def _name_some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return ", ".join(map(readable, names[:_MOST_NAMES])) + more

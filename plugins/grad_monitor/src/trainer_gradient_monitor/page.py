@@ -12,6 +12,7 @@ from .arithmetic import BINS, LOWEST_BIN
 from .history import Sample, thin
 from .layers import Layer, Spread, read_layers
 from .measurement import Reading
+from .names import readable
 from .state import MonitorState
 
 __all__ = ["render_page"]
@@ -51,7 +52,9 @@ def render_page(
         "histogram": _describe_histogram(last),
     }
     text = json.dumps(_short(data), allow_nan=False, separators=(",", ":"))
-    return _template().replace(_PLACE, text.replace("</", "<\\/"))
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return _template().replace(_PLACE, text)
 
 
 @cache
@@ -61,7 +64,7 @@ def _template() -> str:
 
 def _describe(layer: Layer) -> dict[str, Any]:
     return {
-        "name": layer.name,
+        "name": layer.label,
         "verdict": layer.verdict,
         "rms": _spread(layer.rms),
         "update_ratio": _spread(layer.update_ratio),
@@ -90,7 +93,7 @@ def _describe_histogram(last: Reading | None) -> dict[str, Any] | None:
     if last is None or last.histogram is None:
         return None
     edges = [LOWEST_BIN + i for i in range(BINS - 1)]
-    return {"rows": last.rows, "log2_edges": edges, "shares": last.histogram}
+    return {"rows": [*map(readable, last.rows)], "log2_edges": edges, "shares": last.histogram}
 
 
 def _short(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -66,12 +67,15 @@ def draw_picture(state: MonitorState, vanish_threshold: float, clip_limit: float
         ratio_axes = figure.add_subplot(grid[1, 1], sharey=rms_axes)
         _draw_spreads(ratio_axes, layers, ratios, "size of the update / size of the weights")
         ratio_axes.tick_params(axis="y", left=False, labelleft=False)
-    rms_axes.set_yticks(range(len(layers)), [_shorten(layer.name) for layer in layers], fontsize=8)
+    names = [_shorten(layer.label) for layer in layers]
+    rms_axes.set_yticks(range(len(layers)), names, fontsize=8, parse_math=False)
     rms_axes.set_ylim(len(layers) - 0.4, -0.6)
     lines = [*_legend(state, layers, clip_limit), *lines]
     figure.legend(handles=lines, loc="outside lower left", ncols=5, frameon=False, fontsize=8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": MARK})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(buffer, format="png", metadata={"Software": MARK})
     return buffer.getvalue()
 
 
@@ -200,5 +204,5 @@ def _shorten(name: str) -> str:
     parts = name.split(".")
     while len(parts) > 1 and len(".".join(parts)) > _LONGEST_NAME:
         del parts[0]
-    short = ".".join(parts)
+    short = ".".join(parts)[-_LONGEST_NAME:]
     return short if short == name else "…" + short

@@ -45,7 +45,7 @@ def _cells(layer: Layer) -> tuple[str, ...]:
         layer.rms.most,
         layer.latest.get("update_ratio"),
     )
-    return (layer.name, layer.verdict, *(_show(number) for number in numbers))
+    return (layer.label, layer.verdict, *(_show(number) for number in numbers))
 
 
 def _show(number: float | None) -> str:
