@@ -126,3 +126,92 @@ def test_it_changes_no_weight(make, tmp_path):
 def test_an_option_out_of_range_is_refused_with_one_that_works():
     with pytest.raises(ValueError, match="--tensorboard_histogram_epochs 1"):
         TensorBoardCallback(histogram_epochs=-1)
+
+
+class Odd(nn.Module):
+    """Trains one layer; `values` is a parameter beside it."""
+
+    def __init__(self, values, name="values"):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.register_parameter(name, nn.Parameter(values))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1e20, 2e20, -3e20], (3, -3e20, 2e20)),
+        ([3e38, -3e38, 0.0], (3, -3e38, 3e38)),
+        (torch.tensor([1e300, 1.0, -1e250], dtype=torch.float64), (3, -1e250, 1e300)),
+        (torch.tensor([3 + 4j, 0j]), (2, 0.0, 5.0)),
+        (torch.tensor([3, 4], dtype=torch.bfloat16), (2, 3.0, 4.0)),
+    ],
+)
+def test_a_histogram_has_every_finite_value_whatever_its_size(
+    make, read, tmp_path, values, expected
+):
+    model = Odd(torch.as_tensor(values))
+    callback = TensorBoardCallback(histogram_epochs=1)
+    result = make(callback, model=model, output_dir=tmp_path, epochs=1).train()
+    assert result.switched_off == ()
+    ((_, count, least, most),) = read(tmp_path).histograms["weights/values"]
+    assert (count, least, most) == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_a_tensor_without_a_histogram_is_left_out_with_a_word(make, read, tmp_path, caplog):
+    class Dense(TrainerCallback):
+        def on_train_end(self, trainer):
+            trainer.model.values = None  # such a tensor has no place in a finished model
+
+    model = Odd(torch.ones(3, 3).to_sparse_csr())
+    model.values.requires_grad_(False)
+    callback = TensorBoardCallback(histogram_epochs=1)
+    result = make(callback, Dense(), model=model, output_dir=tmp_path).train()
+    assert result.switched_off == ()
+    assert len(read(tmp_path).histograms["weights/layer.weight"]) == 2
+    assert caplog.text.count("no histogram of weights/values") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<!--<script>",
+        "a & b",
+        "nul\0",
+        "new\nline",
+        "tur\u202en",
+        "half \ud800",
+        "$x$",
+        "x" * 9999,
+    ],
+)
+def test_any_name_can_be_written(make, read, tmp_path, name):
+    class Says(TrainerCallback):
+        def on_epoch_end(self, trainer):
+            trainer.log({name: 1.0})
+            trainer.log_text(name, name)
+
+    callback = TensorBoardCallback()
+    result = make(Says(), callback, output_dir=tmp_path, epochs=1).train()
+    assert result.switched_off == ()
+    assert len(read(tmp_path).scalars) == 5
+
+
+def test_an_option_with_a_bar_or_a_line_break_keeps_the_table_of_the_configuration(
+    make, read, tmp_path
+):
+    place = tmp_path / "a|b\nc<d>"
+    make(TensorBoardCallback(), output_dir=place, epochs=1).train()
+    ((_, text),) = read(place).texts["config"]
+    row = next(line for line in text.splitlines() if "output_dir" in line)
+    assert row.endswith(r"/a\|b\nc&lt;d&gt; |")
+    assert all(line.startswith("| ") for line in text.splitlines())
+
+
+def test_histograms_that_are_never_due_are_told_once(make, tmp_path, caplog):
+    make(TensorBoardCallback(histogram_epochs=3), output_dir=tmp_path, epochs=2).train()
+    assert caplog.text.count("histogram_epochs 3 has no effect in a run of 2 epochs") == 1

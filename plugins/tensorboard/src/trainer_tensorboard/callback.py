@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import logging
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, Usag
 from trainer_callback.values import check_types
 
 from .event_files import SUFFIX, count_foreign, cut_files, measure_files, wait_for_later_name
+from .histograms import add_histogram
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +53,7 @@ class TensorBoardCallback(TrainerCallback):
         self._directory: Path | None = None
         self._lengths: Mapping[str, int] | None = None
         self._writer: Any = None
+        self._left_out: set[str] = set()
 
     def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
         saved = checkpoint["callback_state"].get(self.state_key or type(self).__name__, {})
@@ -76,6 +79,10 @@ class TensorBoardCallback(TrainerCallback):
         lengths = self._lengths if resumed else {}
         if lengths is not None:
             cut_files(self._directory, lengths)
+        epochs: int | None = getattr(trainer.config, "epochs", None)
+        if epochs is not None and self.histogram_epochs > epochs:
+            text = "histogram_epochs %d has no effect in a run of %d epochs."
+            logger.warning(text, self.histogram_epochs, epochs)
         self._open(self._directory, trainer.step if resumed else None)
         self._writer.add_text("config", _describe_config(trainer.config), trainer.step)
         self._writer.add_text("model", _indent(str(trainer.model)), trainer.step)
@@ -83,11 +90,11 @@ class TensorBoardCallback(TrainerCallback):
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
         if self._writer is not None:
             for name, value in metrics.items():
-                self._writer.add_scalar(name, value, step)
+                self._writer.add_scalar(_encodable(name), value, step)
 
     def on_log_text(self, trainer: TrainerProtocol, name: str, text: str, step: int) -> None:
         if self._writer is not None:
-            self._writer.add_text(name, _indent(text), step)
+            self._writer.add_text(_encodable(name), _indent(_encodable(text)), step)
 
     def on_backward_end(self, trainer: TrainerProtocol) -> None:
         if trainer.last_update_of_epoch and self._is_due(trainer):
@@ -127,24 +134,25 @@ class TensorBoardCallback(TrainerCallback):
         return trainer.output_dir is not None and every > 0 and (trainer.epoch + 1) % every == 0
 
     def _add_histograms(self, kind: str, tensors: Mapping[str, torch.Tensor], step: int) -> None:
-        failure: Exception | None = None
+        failure: OSError | None = None
         for name, tensor in tensors.items():
             # Of a sharded one each process gives its part, to the last.
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             if self._writer is None or failure is not None:
                 continue
             try:
-                self._add_histogram(f"{kind}/{name}", whole, step)
-            except Exception as error:
+                add_histogram(self._writer, _encodable(f"{kind}/{name}"), whole, step)
+            except OSError as error:
                 failure = error
+            except Exception as error:
+                self._leave_out(f"{kind}/{name}", error)
         if failure is not None:
             raise failure
 
-    def _add_histogram(self, name: str, tensor: torch.Tensor, step: int) -> None:
-        values = tensor.detach().float().flatten().cpu()
-        values = values[values.isfinite()]
-        if values.numel():  # TensorBoard fails at an empty histogram
-            self._writer.add_histogram(name, values, step)
+    def _leave_out(self, name: str, error: Exception) -> None:
+        if name not in self._left_out:
+            logger.warning("no histogram of %s: %s: %s", name, type(error).__name__, error)
+        self._left_out.add(name)
 
     def _open(self, directory: Path, step: int | None) -> None:
         """Starts a file. A TensorBoard that is running hides what it has read beyond `step`."""
@@ -164,8 +172,18 @@ def _describe_config(config: object) -> str:
     """Returns a Markdown table of the fields of a dataclass, or the object as it prints."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         return _indent(str(config))
-    rows = [f"| {name} | {value} |" for name, value in dataclasses.asdict(config).items()]
+    rows = [f"| {name} | {_cell(value)} |" for name, value in dataclasses.asdict(config).items()]
     return "\n".join(["| option | value |", "| --- | --- |", *rows])
+
+
+def _cell(value: object) -> str:
+    """Returns `value` as a cell of a table in Markdown."""
+    return html.escape(str(value), quote=False).replace("|", r"\|").replace("\n", r"\n")
+
+
+def _encodable(text: str) -> str:
+    """Returns `text` with an escape for what UTF-8 has no bytes for: half of a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _indent(text: str) -> str:
