@@ -27,7 +27,7 @@ def make(
     options = TextOptions(
         cache_dir=tmp_path / "cache", tokenizer=tokenizer_name, batch_size=batch_size, **others
     )
-    corpus = Corpus(TEXT, validation, "numbers", ("a note",))
+    corpus = Corpus(TEXT.encode(), validation.encode(), "numbers", ("a note",))
     return make_loaders(corpus, options, block_size, tokenizer=tokenizer)
 
 

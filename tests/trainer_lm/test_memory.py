@@ -32,3 +32,35 @@ def test_freed_memory_is_reused_without_page_faults():
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert 4 * count("keep") < count("default")
+
+
+TEXT = """
+import pathlib, resource, sys
+from trainer_lm.cache import TokenCache
+from trainer_lm.options import TextOptions
+from trainer_lm.text import load_text
+
+options = TextOptions(dataset=sys.argv[1], tokenizer=sys.argv[2])
+corpus = load_text(options)
+for again in range(2):
+    cache = TokenCache(pathlib.Path(sys.argv[3]))
+    tokenizer = cache.tokenizer(options, corpus.train)
+    cache.tokens(corpus.train, tokenizer)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other units")
+@pytest.mark.parametrize("tokenizer", ["byte", "char"])
+def test_a_text_takes_a_few_bytes_of_memory_for_each_of_its_own(tmp_path, tokenizer):
+    line = (
+        "the quick brown fox \U0001f642 jumps over the lazy dog\n"  # one makes a `str` 4 bytes wide
+    )
+
+    def peak(size):
+        (tmp_path / "text.txt").write_text(line * (size // len(line)))
+        command = [sys.executable, "-c", TEXT, tmp_path / "text.txt", tokenizer, tmp_path / "cache"]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    small, large = 4_000_000, 12_000_000
+    assert (peak(large) - peak(small)) / (large - small) < 4

@@ -83,6 +83,15 @@ def test_what_would_go_on_with_something_else_is_refused(
     assert said in printed
 
 
+def test_another_tokenizer_of_the_same_size_is_refused(command: Command) -> None:
+    bpe = ["--tokenizer", "bpe", "--vocab_size", 256]
+    assert command("--max_steps", 2, *bpe)[0] == 0
+    code, printed = command("--max_steps", 3, "--resume", "--tokenizer", "byte")
+    assert code == 2
+    assert "--tokenizer byte gives other tokens than the bpe tokenizer of the run" in printed
+    assert command("--max_steps", 3, "--resume", *bpe)[0] == 0
+
+
 def test_a_finished_run_that_is_resumed_ends_with_the_same_result(
     command: Command, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import types
+from typing import NamedTuple
 
 import pytest
 
@@ -13,8 +14,18 @@ from trainer_lm.text import load_text
 LINES = "".join(f"line {number}\n" for number in range(100))
 
 
+class Loaded(NamedTuple):
+    """A corpus as text."""
+
+    train: str
+    validation: str
+    name: str
+    notes: tuple[str, ...]
+
+
 def load(dataset, **options):
-    return load_text(TextOptions(dataset=str(dataset), **options))
+    corpus = load_text(TextOptions(dataset=str(dataset), **options))
+    return Loaded(corpus.train.decode(), corpus.validation.decode(), corpus.name, corpus.notes)
 
 
 def write(folder, **files):
@@ -47,7 +58,7 @@ def hub(monkeypatch):
 def test_the_default_is_pythons_language_reference_split_90_to_10():
     corpus = load_text(TextOptions())
     assert corpus.name == "pydoc"
-    assert "expression" in corpus.train
+    assert b"expression" in corpus.train
     size = len(corpus.train) + len(corpus.validation)
     assert size > 300_000
     assert 0.85 < len(corpus.train) / size <= 0.9
@@ -79,7 +90,10 @@ def test_a_folder_has_train_and_validation_files(tmp_path, suffix, validation):
     (tmp_path / f"wiki.test.{suffix}").write_text("test\n")
     (tmp_path / "README.txt").write_text("nothing")
     corpus = load(tmp_path)
-    assert (corpus.train, corpus.validation, corpus.notes) == ("train\n", "valid\n", ())
+    assert (corpus.train, corpus.validation) == ("train\n", "valid\n")
+    (said,) = corpus.notes
+    assert f"trains on wiki.train.{suffix}, validates on wiki.{validation}.{suffix}; not" in said
+    assert f"not used: wiki.test.{suffix}" in said
 
 
 def test_without_a_training_file_it_trains_on_validation_and_says_so(tmp_path):
@@ -106,7 +120,7 @@ def test_numbered_parts_are_joined_in_order(tmp_path):
         (tmp_path / name).write_text(text)
     corpus = load(tmp_path)
     assert corpus.train == "a\nb\n"
-    assert corpus.notes == ()
+    assert len(corpus.notes) == 1
 
 
 def test_missing_parts_are_told(tmp_path):
@@ -256,7 +270,7 @@ def test_the_library_datasets_itself_loads_wikitext(tmp_path, monkeypatch):
     code = (
         "from trainer_lm.options import TextOptions; from trainer_lm.text import load_text;"
         "corpus = load_text(TextOptions(dataset='wikitext'));"
-        "print([corpus.train, corpus.validation])"
+        "print([corpus.train.decode(), corpus.validation.decode()])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -20,7 +20,7 @@ TEXT = "to be, or not to be:\n\tthat is the question — 東京 🙂\r\n" * 20
 
 @pytest.fixture(params=["byte", "char", "bpe"])
 def tokenizer(request):
-    return train_tokenizer(TextOptions(tokenizer=request.param, vocab_size=300), TEXT)
+    return train_tokenizer(TextOptions(tokenizer=request.param, vocab_size=300), [TEXT])
 
 
 def test_decode_undoes_encode(tokenizer):
@@ -80,29 +80,29 @@ def test_char_holds_more_than_256_characters():
 
 
 def test_bpe_learns_the_words_of_the_text():
-    tokenizer = BpeTokenizer.train(TEXT, vocab_size=290)
+    tokenizer = BpeTokenizer.train([TEXT], vocab_size=290)
     assert tokenizer.vocab_size == 290
     assert len(tokenizer.encode("the question")) < 5
 
 
 def test_bpe_knows_texts_that_it_was_not_trained_on():
-    tokenizer = BpeTokenizer.train("abc " * 50, vocab_size=260)
+    tokenizer = BpeTokenizer.train(["abc " * 50], vocab_size=260)
     assert tokenizer.decode(tokenizer.encode("Ünïcödé 東京 \x00")) == "Ünïcödé 東京 \x00"
 
 
 def test_bpe_is_the_same_for_the_same_text():
-    first, second = (BpeTokenizer.train(TEXT, vocab_size=290) for _ in range(2))
+    first, second = (BpeTokenizer.train([TEXT], vocab_size=290) for _ in range(2))
     assert first.to_dict() == second.to_dict()
 
 
 def test_bpe_encodes_a_text_of_many_pieces_without_loss():
     text = "".join(f"line number {number}, of many\n" for number in range(20_000)) + "x" * 300_000
-    tokenizer = BpeTokenizer.train(text[:10_000], vocab_size=300)
+    tokenizer = BpeTokenizer.train([text[:10_000]], vocab_size=300)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_the_file_of_bpe_is_one_that_its_library_reads(tmp_path):
-    tokenizer = BpeTokenizer.train(TEXT, vocab_size=300)
+    tokenizer = BpeTokenizer.train([TEXT], vocab_size=300)
     (tmp_path / "tokenizer.json").write_bytes(tokenizer_bytes(tokenizer))
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert theirs.encode("to be").ids == tokenizer.encode("to be").tolist()
@@ -111,7 +111,7 @@ def test_the_file_of_bpe_is_one_that_its_library_reads(tmp_path):
 def test_bpe_without_its_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UsageError, match=r'pip install "trainer-core\[hf\]"'):
-        train_tokenizer(TextOptions(tokenizer="bpe"), TEXT)
+        train_tokenizer(TextOptions(tokenizer="bpe"), [TEXT])
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,22 @@
 """Tokens on disk, so that a text is encoded once: files named by a digest of text and tokenizer.
 
 Files are only ever written whole, so any number of runs may share a folder; deleting it costs time.
+Each ends with a digest, which is checked before it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -20,12 +26,26 @@ from .options import TextOptions
 from .tokenizer import (
     TokenArray,
     Tokenizer,
-    load_tokenizer,
+    parse_tokenizer,
     tokenizer_bytes,
     train_tokenizer,
 )
+from .utf8 import pieces
 
 __all__ = ["TokenCache"]
+
+_NEW: Final = ".new-"
+
+_FORM: Final = b"2 "
+"""Raised when the same text and tokenizer make another file."""
+
+_SEAL: Final = hashlib.sha256().digest_size
+"""Bytes at the end of each file: a digest of its key and of all before them."""
+
+
+class _Entry(NamedTuple):
+    path: Path
+    key: bytes
 
 
 class TokenCache:
@@ -51,57 +71,91 @@ class TokenCache:
         except RuntimeError as error:
             self._give_up(str(error), error)
 
-    def tokenizer(self, options: TextOptions, text: str) -> Tokenizer:
+    def tokenizer(self, options: TextOptions, text: bytes) -> Tokenizer:
         """Returns the tokenizer of `options`, trained on `text` now or (bpe) by an earlier run.
 
         Raises:
             UsageError: the folder that was asked for cannot be written, or a library is missing.
         """
         if options.tokenizer != "bpe":
-            return train_tokenizer(options, text)
-        path = self._path(f"bpe {options.vocab_size}", text, ".json")
-        if path is not None and path.exists():
-            try:
-                return load_tokenizer(path)
-            except UsageError:
-                self.notes.append(f"{path} was damaged and is written again")
-        tokenizer = train_tokenizer(options, text)
-        if path is not None:
-            self._write(path, lambda target: target.write_bytes(tokenizer_bytes(tokenizer)))
+            return train_tokenizer(options, pieces(text))
+        entry = self._entry(f"bpe {options.vocab_size}", text, ".json")
+        if self._is_sound(entry):
+            assert entry is not None
+            return parse_tokenizer(entry.path.read_bytes()[:-_SEAL])
+        tokenizer = train_tokenizer(options, pieces(text))
+        self._write(entry, [tokenizer_bytes(tokenizer)])
         return tokenizer
 
-    def tokens(self, text: str, tokenizer: Tokenizer) -> Path | TokenArray:
+    def tokens(self, text: bytes, tokenizer: Tokenizer) -> Path | TokenArray:
         """Returns the .npy file of the tokens of `text`, or the tokens if no folder is usable.
 
         Raises:
             UsageError: the folder that was asked for cannot be written.
         """
-        path = self._path(json.dumps(tokenizer.to_dict(), sort_keys=True), text, ".npy")
-        if path is not None and _holds_tokens(path):
-            return path
-        ids = tokenizer.encode(text)
-        if path is not None and self._write(path, lambda target: np.save(target, ids)):
-            return path
-        return ids
+        entry = self._entry(json.dumps(tokenizer.to_dict(), sort_keys=True), text, ".npy")
+        if self._is_sound(entry):
+            assert entry is not None
+            return entry.path
+        ids = list(tokenizer.encode_pieces(pieces(text))) or [tokenizer.encode("")]
+        header = io.BytesIO()
+        form = {
+            "descr": np.lib.format.dtype_to_descr(ids[0].dtype),
+            "fortran_order": False,
+            "shape": (sum(len(each) for each in ids),),
+        }
+        np.lib.format.write_array_header_1_0(header, form)
+        if self._write(entry, [header.getvalue(), *(each.data for each in ids)]):
+            assert entry is not None
+            return entry.path
+        return np.concatenate(ids)
 
-    def _path(self, key: str, text: str, suffix: str) -> Path | None:
+    def _entry(self, key: str, text: bytes, suffix: str) -> _Entry | None:
         if self.folder is None:
             return None
-        digest = hashlib.sha256(key.encode("utf-8"))
-        digest.update(text.encode("utf-8"))
-        return self.folder / f"{digest.hexdigest()[:32]}{suffix}"
+        digest = hashlib.sha256(_FORM + key.encode("utf-8"))
+        digest.update(text)
+        return _Entry(self.folder / f"{digest.hexdigest()[:32]}{suffix}", digest.digest())
 
-    def _write(self, path: Path, write: Callable[[Path], object]) -> bool:
+    def _is_sound(self, entry: _Entry | None) -> bool:
+        """Whether the file is there, whole, and the one that was written under its name."""
+        if entry is None or not os.path.lexists(entry.path):
+            return False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
-                target = Path(folder, path.name)
-                write(target)
-                with target.open("rb+") as file:
-                    os.fsync(file.fileno())
-                target.replace(path)
+            size = entry.path.stat().st_size - _SEAL
+            digest = hashlib.sha256(entry.key)
+            with entry.path.open("rb") as file:
+                while block := file.read(min(2**20, size)) if size > 0 else b"":
+                    digest.update(block)
+                    size -= len(block)
+                if size == 0 and file.read() == digest.digest():
+                    return True
         except OSError as error:
-            self._give_up(f"{path.parent} cannot be written: {error.strerror or error}", error)
+            self.notes.append(f"{entry.path} cannot be read ({error.strerror}), is written again")
+            return False
+        self.notes.append(f"{entry.path} was damaged and is written again")
+        return False
+
+    def _write(self, entry: _Entry | None, parts: Iterable[bytes | memoryview]) -> bool:
+        if entry is None:
+            return False
+        folder = entry.path.parent
+        digest = hashlib.sha256(entry.key)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(folder)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=_NEW) as place:
+                target = Path(place, entry.path.name)
+                with target.open("wb") as file:
+                    for part in parts:
+                        digest.update(part)
+                        file.write(part)
+                    file.write(digest.digest())
+                    file.flush()
+                    os.fsync(file.fileno())
+                target.replace(entry.path)
+        except OSError as error:
+            self._give_up(f"{folder} cannot be written: {error.strerror or error}", error)
             return False
         return True
 
@@ -119,10 +173,9 @@ def _default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "trainer-lm")
 
 
-def _holds_tokens(path: Path) -> bool:
-    """Whether the file is there and has the length that its header promises."""
-    try:
-        tokens = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError):
-        return False
-    return tokens.ndim == 1 and tokens.dtype.kind == "u"
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what processes left that were killed while they wrote, a day ago or earlier."""
+    for path in folder.glob(f"{_NEW}*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - 86_400:
+                shutil.rmtree(path)

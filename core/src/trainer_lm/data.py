@@ -134,12 +134,17 @@ def make_loaders(
     facts = Facts(
         name=corpus.name,
         tokenizer=tokenizer,
-        train_bytes=len(corpus.train.encode("utf-8")),
+        train_bytes=len(corpus.train),
         train_tokens=len(train.tokens),
-        validation_bytes=len(corpus.validation.encode("utf-8")),
+        validation_bytes=len(corpus.validation),
         validation_tokens=len(validation.tokens),
         cache_dir=cache.folder,
-        notes=(*corpus.notes, *cache.notes, *_unknown(tokenizer, validation.tokens)),
+        notes=(
+            *corpus.notes,
+            *cache.notes,
+            *_unlearnt(tokenizer, options),
+            *_unknown(tokenizer, validation.tokens),
+        ),
     )
     train_loader = DataLoader(
         train,
@@ -184,6 +189,13 @@ def _check_sizes(name: str, train: Blocks, validation: Blocks, batch_size: int) 
             f"tokens, fewer than one batch of --batch_size {batch_size}. "
             f"Use --batch_size {len(train)} or a smaller --block_size."
         )
+
+
+def _unlearnt(tokenizer: Tokenizer, options: TextOptions) -> tuple[str, ...]:
+    count = tokenizer.vocab_size
+    if options.tokenizer != "bpe" or count >= options.vocab_size:
+        return ()
+    return (f"the text gives {count} tokens of bpe, fewer than --vocab_size {options.vocab_size}",)
 
 
 def _unknown(tokenizer: Tokenizer, tokens: TokenArray) -> tuple[str, ...]:

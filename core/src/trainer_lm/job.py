@@ -76,6 +76,8 @@ def _train(settings: Settings) -> int:
     tokens = settings.text.batch_size * settings.model.block_size
     tokens *= training.gradient_accumulation_steps * ranks.world_size
     progress = ProgressCallback(total_steps, tokens, "tokens", console)
+    options = RunOptions(settings, corpus, facts.tokenizer)
+    del corpus  # its tokens are in a file, or with the loaders
     samples = SampleCallback(facts.tokenizer, settings.samples.sample_interval)
     trainer = Trainer(
         model,
@@ -86,7 +88,7 @@ def _train(settings: Settings) -> int:
         config=training,
         callbacks=[
             *settings.plugins,
-            Plugin(RunOptions(settings, corpus), "options", _CORE, find_version(_CORE)),
+            Plugin(options, "options", _CORE, find_version(_CORE)),
             Plugin(samples, "samples", _CORE, find_version(_CORE)),
             Plugin(progress, "progress", _CORE, find_version(_CORE)),
         ],

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,6 +15,7 @@ from trainer_callback import TrainerCallback, TrainerProtocol, UsageError
 
 from .settings import Settings
 from .text import Corpus
+from .tokenizer import Tokenizer
 
 __all__ = ["RunOptions"]
 
@@ -29,11 +31,14 @@ class RunOptions(TrainerCallback):
 
     state_key: str | None = "trainer_lm.options"  # the class name is left to plugins
 
-    def __init__(self, settings: Settings, corpus: Corpus) -> None:
-        digest = hashlib.sha256(corpus.train.encode())
-        digest.update(corpus.validation.encode())
+    def __init__(self, settings: Settings, corpus: Corpus, tokenizer: Tokenizer) -> None:
+        digest = hashlib.sha256(corpus.train)
+        digest.update(corpus.validation)
         self._text = digest.hexdigest()
         self._dataset = settings.text.dataset
+        self._kind = tokenizer.name
+        content = json.dumps(tokenizer.to_dict(), sort_keys=True)
+        self._tokenizer = hashlib.sha256(content.encode()).hexdigest()
         self._values = {
             name: value if value is None or isinstance(value, (int, float, str)) else str(value)
             for part in (settings.text, settings.model, settings.optimizer)
@@ -42,7 +47,12 @@ class RunOptions(TrainerCallback):
         }
 
     def on_snapshot_save(self, trainer: TrainerProtocol) -> Mapping[str, object]:  # type: ignore[override]
-        return {"text": self._text, "values": self._values}
+        return {
+            "text": self._text,
+            "tokenizer": self._tokenizer,
+            "tokenizer_kind": self._kind,
+            "values": self._values,
+        }
 
     def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
         saved = checkpoint["callback_state"].get(self.state_key)
@@ -52,6 +62,13 @@ class RunOptions(TrainerCallback):
             raise UsageError(
                 f"--dataset {self._dataset} is another text than that of the run to resume. Give "
                 "it the same text, or start afresh with another --output_dir."
+            )
+        if saved.get("tokenizer", self._tokenizer) != self._tokenizer:
+            was = saved["tokenizer_kind"]
+            raise UsageError(
+                f"--tokenizer {self._kind} gives other tokens than the {was} tokenizer of the run "
+                f"to resume. Use --tokenizer {was}, the same --vocab_size, and the same version of "
+                "the library tokenizers, or start afresh with another --output_dir."
             )
         for name, value in self._values.items():
             was = saved["values"].get(name, value)

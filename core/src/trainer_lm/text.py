@@ -1,29 +1,36 @@
 """Where the text comes from: the embedded corpus, a file, a folder, or a Hugging Face dataset.
 
-Knows nothing of tokens. A text is held in memory as its file has it; newlines are not changed.
+Knows nothing of tokens. A text is held in memory as its file has it, in UTF-8; newlines are not
+changed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import io
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 from trainer_callback import UsageError
 
+from .folder import SUFFIXES, find_parts, pick, read_role
 from .options import TextOptions
+from .utf8 import pieces, read_utf8
 
 __all__ = ["Corpus", "load_text"]
+
+_Reader: TypeAlias = Callable[[], tuple[bytes, list[str]]]
+"""What gives a text, in UTF-8, and notes about it."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text to train on and text to validate on.
+    """Text to train on and text to validate on, both in UTF-8.
 
     Attributes:
         train: the training text, never blank.
@@ -32,8 +39,8 @@ class Corpus:
         notes: one sentence for each thing a person may not expect.
     """
 
-    train: str
-    validation: str
+    train: bytes
+    validation: bytes
     name: str
     notes: tuple[str, ...] = ()
 
@@ -61,8 +68,6 @@ def load_text(options: TextOptions) -> Corpus:
         ) from error
 
 
-_SUFFIXES: Final = (".txt", ".tokens", ".raw", ".parquet")
-
 _HUB: Final = {
     "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
     "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
@@ -84,7 +89,7 @@ def _load_embedded() -> Corpus:
         raise UsageError(
             f"--dataset pydoc: this Python comes without its text ({error}). {_WAYS}"
         ) from error
-    return _corpus("pydoc", {"train": lambda: "\n".join(topics.values())})
+    return _corpus("pydoc", {"train": lambda: ("\n".join(topics.values()).encode(), [])})
 
 
 def _load_data_dir(name: str, folder: Path) -> Corpus:
@@ -103,25 +108,11 @@ def _load_data_dir(name: str, folder: Path) -> Corpus:
 
 def _load_path(path: Path, name: str) -> Corpus:
     if not path.is_dir():
-        return _corpus(name, {"train": lambda: _read(path)})
-    files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file())
-    by_role: dict[str, list[Path]] = {}
-    for file in files:
-        role = _role(file.stem)
-        if role is not None:
-            by_role.setdefault(role, []).append(file)
-    if not by_role and len(files) == 1:
-        by_role = {"train": files}
-    if not by_role:
-        found = ", ".join(file.name for file in files[:5]) or "no file of these kinds"
-        raise UsageError(
-            f"{path} has no file named train, validation or test that ends in "
-            f"{', '.join(_SUFFIXES)}; found: {found}. "
-            "Rename them, or name one of them: --dataset FILE."
-        )
-    used = {role: by_role[role] for role in _pick(by_role)}
-    notes = tuple(note for shards in used.values() for note in _check_shards(shards))
-    return _corpus(name, {role: _reader(shards) for role, shards in used.items()}, notes)
+        return _corpus(name, {"train": _reader([path])})
+    parts = find_parts(path)
+    texts = {role: _reader(files) for role, files in parts.files.items()}
+    corpus = _corpus(name, texts)
+    return dataclasses.replace(corpus, notes=(*corpus.notes, *parts.notes))
 
 
 def _load_hub(name: str) -> Corpus:
@@ -135,9 +126,9 @@ def _load_hub(name: str) -> Corpus:
             f"--dataset {name} is no file or folder, and the Hugging Face dataset {repository} "
             f"could not be loaded: {reason.rstrip('.')}. {_WAYS}"
         ) from error
-    texts: dict[str, Callable[[], str]] = {}
+    texts: dict[str, _Reader] = {}
     for split, rows in splits.items():
-        role = _role(split)
+        role = read_role(split)
         if role is None:
             continue
         if "text" not in rows.column_names:
@@ -145,7 +136,7 @@ def _load_hub(name: str) -> Corpus:
                 f"--dataset {name} has no column 'text'; its columns: "
                 f"{', '.join(rows.column_names)}. Write the text to a file and use --dataset FILE."
             )
-        texts[role] = lambda rows=rows: _join_rows(rows["text"])  # type: ignore[misc]
+        texts[role] = lambda rows=rows: (_join_rows(rows["text"]), [])  # type: ignore[misc]
     if not texts:
         raise UsageError(
             f"--dataset {name} has no split named train, validation or test; its splits: "
@@ -154,113 +145,93 @@ def _load_hub(name: str) -> Corpus:
     return _corpus(name, texts)
 
 
-def _corpus(
-    name: str, texts: Mapping[str, Callable[[], str]], notes: tuple[str, ...] = ()
-) -> Corpus:
+def _corpus(name: str, texts: Mapping[str, _Reader]) -> Corpus:
     """Decides what to train and validate on; `texts` has a reader for each role there is."""
-    roles = _pick(texts)
-    train = texts[roles[0]]()
+    roles = pick(texts)
+    train, notes = texts[roles[0]]()
     if len(roles) == 1:
         train, validation = _split(train)
     else:
-        validation = texts[roles[1]]()
+        validation, more = texts[roles[1]]()
+        notes += more
     if roles not in (["train"], ["train", "validation"]):
         how = f"validates on {roles[1]}" if len(roles) > 1 else "validates on its last 10 %"
-        notes += (f"{name} has only {' and '.join(roles)}: trains on {roles[0]}, {how}",)
-    if not train.strip() or not validation.strip():
-        part = "training" if not train.strip() else "validation"
+        only = f"{name} has only {' and '.join(roles)}: trains on {roles[0]}, {how}"
+        notes.insert(0, only)
+    if _is_blank(train) or _is_blank(validation):
+        part = "training" if _is_blank(train) else "validation"
         raise UsageError(
-            f"--dataset {name}: its {part} text is empty ({len(train)} characters to train on, "
+            f"--dataset {name}: its {part} text is empty ({len(train)} bytes to train on, "
             f"{len(validation)} to validate on). Use a longer text."
         )
-    return Corpus(train, validation, name, notes)
+    if train == validation:
+        notes.append(f"{name}: training and validation text are the same")
+    return Corpus(train, validation, name, tuple(notes))
 
 
-def _pick(roles: Collection[str]) -> list[str]:
-    """What is trained on, and what is validated on where there are two."""
-    return [role for role in ("train", "validation", "test") if role in roles][:2]
+def _is_blank(text: bytes) -> bool:
+    return not any(piece.strip() for piece in pieces(text))
 
 
-def _split(text: str) -> tuple[str, str]:
+def _split(text: bytes) -> tuple[bytes, bytes]:
     """The first 90 % and the rest; cut after the last line that ends from 85 to 90 %, if any."""
     low, high = len(text) * 85 // 100, len(text) * 90 // 100
-    cut = text.rfind("\n", low, high) + 1 or high
+    cut = text.rfind(b"\n", low, high) + 1
+    if cut == 0:
+        cut = high
+        while cut < len(text) and text[cut] & 0xC0 == 0x80:  # inside a character
+            cut += 1
     return text[:cut], text[cut:]
 
 
-def _read(path: Path) -> str:
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}. "
-            "Convert it first, such as with iconv -f LATIN1 -t UTF-8."
-        ) from error
+def _reader(files: list[Path]) -> _Reader:
+    def read() -> tuple[bytes, list[str]]:
+        if len(files) == 1 and files[0].suffix.lower() != ".parquet":
+            return read_utf8(files[0])
+        notes: list[str] = []
+        return _join_rows(_rows(files, notes)), notes
+
+    return read
 
 
-def _read_parquet(path: Path) -> str:
+def _rows(files: list[Path], notes: list[str]) -> Iterator[str | bytes | None]:
+    for file in files:
+        if file.suffix.lower() == ".parquet":
+            yield from _read_parquet(file)
+        else:
+            text, more = read_utf8(file)
+            notes += more
+            yield text
+
+
+def _read_parquet(path: Path) -> Iterator[str | None]:
     parquet = _extra("pyarrow.parquet", f"{path} is a parquet file")
     try:
-        columns: list[str] = parquet.read_schema(path).names
-        rows: list[object] = []
-        if "text" in columns:
-            rows = parquet.read_table(path, columns=["text"]).column("text").to_pylist()
+        file = parquet.ParquetFile(path)
+        columns: list[str] = file.schema_arrow.names
+        kind = str(file.schema_arrow.field("text").type) if "text" in columns else ""
+        if "string" in kind or kind == "null":
+            for batch in file.iter_batches(columns=["text"]):
+                yield from batch.column(0).to_pylist()
+            return
     except Exception as error:  # a damaged file raises any of pyarrow's own
         reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(f"{path} is no sound parquet file: {reason}. Fetch it again.") from error
-    if any(row is not None and not isinstance(row, str) for row in rows) or "text" not in columns:
-        raise UsageError(
-            f"{path} has no column 'text' of strings; its columns: {', '.join(columns)}. "
-            "Rename the column, or write the text to a .txt file."
-        )
-    return _join_rows(rows)
+    raise UsageError(
+        f"{path} has no column 'text' of strings; its columns: {', '.join(columns)}. "
+        "Rename the column, or write the text to a .txt file."
+    )
 
 
-def _reader(shards: list[Path]) -> Callable[[], str]:
-    if len(shards) == 1:
-        return lambda: _read(shards[0])
-    return lambda: _join_rows(_read(shard) for shard in shards)
-
-
-def _join_rows(rows: Iterable[Any]) -> str:
-    """Rows (str or None) are lines or documents: each ends with a newline, its own or one added."""
-    return "".join(row if row and row.endswith("\n") else f"{row or ''}\n" for row in rows)
-
-
-def _role(stem: str) -> str | None:
-    """`wiki.valid`, `validation-00000-of-00001` -> validation; None for names that say nothing."""
-    for word in re.split(r"[^a-z]+", stem.lower()):
-        if word in _ROLES:
-            return _ROLES[word]
-    return None
-
-
-_ROLES: Final = {
-    "train": "train",
-    "training": "train",
-    "valid": "validation",
-    "validation": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-
-
-def _check_shards(shards: list[Path]) -> Iterable[str]:
-    """Notes about files of one role; refuses files that would hold the same text twice."""
-    counts = [re.search(r"-\d+-of-(\d+)$", shard.stem) for shard in shards]
-    if len(shards) > 1 and not (all(counts) and len({shard.suffix for shard in shards}) == 1):
-        names = ", ".join(shard.name for shard in shards)
-        raise UsageError(
-            f"{shards[0].parent} has {len(shards)} files for one part of the text: {names}. "
-            "Keep one of them, or number the parts as NAME-00000-of-00002."
-        )
-    if counts[0] is not None and int(counts[0][1]) != len(shards):
-        yield f"{shards[0].name}: only {len(shards)} of its {int(counts[0][1])} parts are there"
+def _join_rows(rows: Iterable[str | bytes | None]) -> bytes:
+    """Rows are lines or documents: each ends with a newline, its own or one added."""
+    text = io.BytesIO()
+    for row in rows:
+        data = row.encode("utf-8") if isinstance(row, str) else row or b""
+        text.write(data)
+        if not data.endswith(b"\n"):
+            text.write(b"\n")
+    return text.getvalue()
 
 
 def _expand(path: str | Path) -> Path:
@@ -268,7 +239,7 @@ def _expand(path: str | Path) -> Path:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.endswith(_SUFFIXES) or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return name.endswith(SUFFIXES) or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _hub_name(name: str) -> tuple[str, str]:

@@ -5,9 +5,10 @@ Knows nothing of files other than the one JSON file that a tokenizer is kept in,
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from trainer_callback import UsageError
 
 from .options import TextOptions
+from .utf8 import pieces
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,6 +30,7 @@ __all__ = [
     "TokenArray",
     "Tokenizer",
     "load_tokenizer",
+    "parse_tokenizer",
     "tokenizer_bytes",
     "train_tokenizer",
 ]
@@ -50,6 +53,10 @@ class Tokenizer(Protocol):
         """Returns the ids of `text`."""
         ...
 
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[TokenArray]:
+        """Yields the ids of each of `texts`, which are read a few at a time."""
+        ...
+
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
         """Returns the text of `ids`; what is no valid text is shown as U+FFFD."""
         ...
@@ -70,6 +77,10 @@ class ByteTokenizer:
     def encode(self, text: str) -> TokenArray:
         """Returns the ids of `text`, uint8."""
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[TokenArray]:
+        """Yields the ids of each of `texts`."""
+        return map(self.encode, texts)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
         """Returns the text of `ids`; bytes that are not UTF-8 are shown as U+FFFD."""
@@ -100,14 +111,21 @@ class CharTokenizer:
         self._ids[self._codes] = np.arange(self.vocab_size, dtype=dtype)
 
     @classmethod
-    def train(cls, text: str) -> CharTokenizer:
-        """Returns the tokenizer of the characters of `text`."""
-        return cls("".join(sorted(set(text) - {"\ufffd"})))
+    def train(cls, texts: Iterable[str]) -> CharTokenizer:
+        """Returns the tokenizer of the characters of `texts`."""
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(text)
+        return cls("".join(sorted(characters - {"\ufffd"})))
 
     def encode(self, text: str) -> TokenArray:
         """Returns the ids of `text`; unknown characters become id 0."""
         ids: TokenArray = self._ids.take(_code_points(text), mode="clip")
         return ids
+
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[TokenArray]:
+        """Yields the ids of each of `texts`."""
+        return map(self.encode, texts)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
         """Returns the text of `ids`; id 0 is shown as U+FFFD."""
@@ -132,10 +150,11 @@ class BpeTokenizer:
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.vocab_size: int = tokenizer.get_vocab_size()
+        self._dtype = np.min_scalar_type(self.vocab_size - 1)
 
     @classmethod
-    def train(cls, text: str, vocab_size: int) -> BpeTokenizer:
-        """Returns a tokenizer trained on `text`, of at most `vocab_size` tokens.
+    def train(cls, texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
+        """Returns a tokenizer trained on `texts`, of at most `vocab_size` tokens.
 
         Raises:
             UsageError: the library `tokenizers` is not installed.
@@ -151,7 +170,7 @@ class BpeTokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(_pieces(text), trainer)
+        tokenizer.train_from_iterator(iter(texts), trainer)
         return cls(tokenizer)
 
     @classmethod
@@ -172,15 +191,16 @@ class BpeTokenizer:
 
     def encode(self, text: str) -> TokenArray:
         """Returns the ids of `text`, which is cut into pieces, at line ends where there are any."""
-        dtype = np.min_scalar_type(self.vocab_size - 1)
-        pieces = _pieces(text)
-        ids = [np.empty(0, dtype)]
-        # One call encodes on all cores; an Encoding is large, so only a few of them live at a time.
-        for start in range(0, len(pieces), 32):
-            batch = pieces[start : start + 32]
-            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            ids.extend(np.array(encoding.ids, dtype) for encoding in encodings)
+        ids = [np.empty(0, self._dtype), *self.encode_pieces(pieces(text.encode("utf-8")))]
         return np.concatenate(ids)
+
+    def encode_pieces(self, texts: Iterable[str]) -> Iterator[TokenArray]:
+        """Yields the ids of each of `texts`."""
+        remaining = iter(texts)
+        # One call encodes on all cores; an Encoding is large, so only a few of them live at a time.
+        while batch := list(itertools.islice(remaining, 32)):
+            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            yield from (np.array(encoding.ids, self._dtype) for encoding in encodings)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
         """Returns the text of `ids`; bytes that are not UTF-8 are shown as U+FFFD."""
@@ -192,8 +212,8 @@ class BpeTokenizer:
         return data
 
 
-def train_tokenizer(options: TextOptions, text: str) -> Tokenizer:
-    """Returns the tokenizer that `--tokenizer` names, trained on `text` where it needs training.
+def train_tokenizer(options: TextOptions, texts: Iterable[str]) -> Tokenizer:
+    """Returns the tokenizer that `--tokenizer` names, trained on `texts` where it needs training.
 
     Raises:
         UsageError: bpe, and the library `tokenizers` is not installed.
@@ -201,13 +221,34 @@ def train_tokenizer(options: TextOptions, text: str) -> Tokenizer:
     if options.tokenizer == "byte":
         return ByteTokenizer()
     if options.tokenizer == "char":
-        return CharTokenizer.train(text)
-    return BpeTokenizer.train(text, options.vocab_size)
+        return CharTokenizer.train(texts)
+    return BpeTokenizer.train(texts, options.vocab_size)
 
 
 def tokenizer_bytes(tokenizer: Tokenizer) -> bytes:
     """Returns the contents of the JSON file that `load_tokenizer` reads."""
     return json.dumps(tokenizer.to_dict()).encode("ascii")
+
+
+def parse_tokenizer(content: bytes) -> Tokenizer:
+    """Returns the tokenizer of what `tokenizer_bytes` returned, or of a file of `tokenizers`.
+
+    Raises:
+        ValueError: it is no tokenizer.
+        UsageError: it is bpe and `tokenizers` is not installed.
+    """
+    data = json.loads(content)
+    if not isinstance(data, dict):
+        raise ValueError("it is no mapping")
+    kind = data.get("kind", "bpe")
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "char":
+        characters = data.get("characters")
+        if not isinstance(characters, str) or len(set(characters)) != len(characters):
+            raise ValueError("it has no list of characters")
+        return CharTokenizer(characters)
+    return BpeTokenizer.from_dict(data)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -217,14 +258,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         UsageError: it cannot be read, is no tokenizer, or is bpe and `tokenizers` is not installed.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        kind = data.get("kind", "bpe")
-        if kind == "byte":
-            return ByteTokenizer()
-        if kind == "char":
-            return CharTokenizer(data["characters"])
-        return BpeTokenizer.from_dict(data)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return parse_tokenizer(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(
             f"{path} is no tokenizer that can be read: {reason}. "
@@ -234,19 +269,6 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
-
-
-def _pieces(text: str, size: int = 2**17) -> list[str]:
-    """Cuts `text` into pieces of at most `size` characters, at the end of a line if possible."""
-    pieces = []
-    start = 0
-    while start < len(text):
-        end = start + size
-        if end < len(text):
-            end = text.rfind("\n", start, end) + 1 or end
-        pieces.append(text[start:end])
-        start = end
-    return pieces
 
 
 def _import_tokenizers() -> None:
