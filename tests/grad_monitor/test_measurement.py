@@ -327,3 +327,63 @@ def test_a_measured_update_is_fetched_in_one_copy(
     assert fetched.count(torch.float32) == 4
     assert torch.float64 not in fetched
     assert sum(singles) == 0
+
+
+def test_gradients_of_float64_are_measured_in_their_own_width(
+    make: Make, record_of: RecordOf, tmp_path: Path
+) -> None:
+    """Beyond the largest float32, 3.4e38, nothing is infinite yet."""
+
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.large = nn.Parameter(torch.tensor([0.5, -0.25, 0.0], dtype=torch.float64))
+            self.small = nn.Parameter(torch.tensor([0.5], dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (self.large * 1e60).sum() + (self.small * 1e-60).sum()
+
+    monitor = GradientMonitorCallback(
+        monitor_interval=1, monitor_histogram=True, on_nonfinite="stop", vanish_threshold=0.0
+    )
+    trainer = make(
+        monitor,
+        tmp_path,
+        model=Steep(),
+        loss_fn=lambda model, batch: model(batch),
+        optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr=1e-70),
+        epochs=1,
+    )
+    assert trainer.train().status == "finished"
+    line = record_of(tmp_path)[-1]
+    assert line["total_norm_pre_clip"] == pytest.approx(3**0.5 * 1e60)
+    assert line["layers"]["norm_pre_clip"] == pytest.approx([3**0.5 * 1e60, 1e-60])
+    assert line["layers"]["rms_pre_clip"] == pytest.approx([1e60, 1e-60])
+    assert line["layers"]["max_abs_pre_clip"] == pytest.approx([1e60, 1e-60])
+    assert line["layers"]["mean_pre_clip"] == pytest.approx([1e60, 1e-60])
+    assert line["layers"]["nonfinite_pre_clip"] == [0, 0]
+    assert line["layers"]["verdict"] == ["healthy", "healthy"]
+    large, small = line["histogram_pre_clip"]["shares"]
+    assert (large[-1], small[0]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, math.inf])
+def test_statistics_of_float64_are_those_of_float64(norm_type: float) -> None:
+    from trainer.gradients import Gradients
+
+    model = nn.Linear(300, 7, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = 1e-100 * torch.randn(
+            parameter.shape, dtype=torch.float64, generator=generator
+        )
+    stats = Gradients(model).stats(norm_type=norm_type)
+    grad = model.weight.grad
+    assert grad is not None
+    found = dict(zip(stats.columns, stats.values[0].tolist(), strict=True))
+    assert found["norm"] == pytest.approx(
+        float(torch.linalg.vector_norm(grad.flatten(), norm_type))
+    )
+    assert found["max_abs"] == float(grad.abs().max())
+    assert found["mean"] == pytest.approx(float(grad.mean()))
+    assert found["nonfinite"] == 0

@@ -134,8 +134,8 @@ class Gradients:
         return GradientStats(
             rows=tuple(members),
             columns=COLUMNS,
-            values=combine(table[block], row, len(members), norm_type),
-            total_norm=self._known_norm.float(),
+            values=combine(table[block], row, len(members), norm_type).to(blocks.dtype),
+            total_norm=self._known_norm.to(blocks.dtype),
             disconnected=tuple(
                 name for name, p in self._parameters.items() if p.requires_grad and p.grad is None
             ),

@@ -68,6 +68,14 @@ class Blocks:
             self.tensors += pieces
             self.names += [name] * len(pieces)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which all numbers of the blocks have their place: float32, or float64 where a block
+        is.
+        """
+        wide = any(tensor.dtype is torch.float64 for tensor in self.tensors)
+        return torch.float64 if wide else torch.float32
+
     def all_norms(self) -> Tensor:
         """Returns the 2-norm of every block (B,), float32 (float64 where a block is)."""
         if not self.tensors:
@@ -171,8 +179,7 @@ def _stacks(blocks: Mapping[int, Tensor]) -> Iterator[tuple[list[int], list[Tens
 
 def _norms(same: Sequence[Tensor]) -> Sequence[Tensor]:
     """Returns the 2-norm of each tensor, all of one dtype and device; each as if it were alone."""
-    wide = torch.promote_types(same[0].dtype, torch.float32)
-    return torch._foreach_norm(list(same), 2, dtype=wide)
+    return torch._foreach_norm(list(same), 2, dtype=_wide(same[0].dtype))
 
 
 def reduce(blocks: Blocks, wanted: set[int], norm_type: float) -> Tensor:
@@ -211,7 +218,7 @@ def _look_once(blocks: Blocks, wanted: set[int], norm_type: float, table: Tensor
             blocks.norms.update(zip(keys, _norms(same), strict=True))
         if same[0].numel() and not wanted.isdisjoint(keys):
             x = _matrix(same)
-            if scratch.shape != x.shape or scratch.device != x.device:
+            if (scratch.shape, scratch.dtype, scratch.device) != (x.shape, x.dtype, x.device):
                 scratch = torch.empty_like(x)
             order += keys
             found.append(_reduce_rows(x, scratch, norm_type))
@@ -247,7 +254,8 @@ def _reduce_rows(x: Tensor, scratch: Tensor, norm_type: float) -> tuple[Tensor, 
     size = torch.abs(x, out=scratch)
     # Magnitudes are in the order of their bits, NaN last: of integers, a CPU finds the greatest
     # several times as fast.
-    peak = size.view(torch.int32).amax(1).view(torch.float32)
+    bits = torch.int64 if x.dtype is torch.float64 else torch.int32
+    peak = size.view(bits).amax(1).view(x.dtype)
     powers: tuple[Tensor, ...] = ()
     if norm_type not in (2.0, float("inf")):
         unit = torch.where(peak > 0, peak, 1.0)[:, None]
@@ -266,13 +274,19 @@ def _gather(found: Sequence[tuple[Tensor, ...]], table: Tensor) -> list[Tensor]:
 
 
 def _matrix(same: Sequence[Tensor]) -> Tensor:
-    """Returns blocks of one shape as rows (k, n), float32; a single float32 block is not copied."""
+    """Returns blocks of one shape as rows (k, n), float32 (float64 where they are); a single block
+    of these is not copied.
+    """
     stack = same[0] if len(same) == 1 else torch.stack(list(same))
-    return stack.reshape(len(same), -1).float()
+    return stack.reshape(len(same), -1).to(_wide(stack.dtype))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def combine(table: Tensor, row: Tensor, count: int, norm_type: float) -> Tensor:
-    """Returns the columns (R, C) in float32 from the sums of the member blocks (M, 8).
+    """Returns the columns (R, C), as wide as the table, from the sums of the member blocks (M, 8).
 
     Args:
         row: the row of each member (M,).
@@ -295,7 +309,7 @@ def combine(table: Tensor, row: Tensor, count: int, norm_type: float) -> Tensor:
         "zero_fraction": sums[:, _ZEROS] / n,
         "nonfinite": sums[:, _NONFINITE],
     }
-    return torch.stack([found[name] for name in COLUMNS], 1).float()
+    return torch.stack([found[name] for name in COLUMNS], 1)
 
 
 def _merge(table: Tensor, row: Tensor, count: int, norm_type: float) -> Tensor:

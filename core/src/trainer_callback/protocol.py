@@ -39,8 +39,9 @@ class GradientStats:
         rows: the R group names, in the order of `model.named_parameters()`.
         columns: the C names of what was measured: `norm, rms, max_abs, mean, std, zero_fraction,
             nonfinite`.
-        values: float32 tensor (R, C) on the device of the gradients. No copy to the host was made.
-        total_norm: 0-dim float32 tensor, the 2-norm over *all* gradients (every parameter of the
+        values: tensor (R, C) on the device of the gradients, float32 (float64 where a gradient
+            is). No copy to the host was made.
+        total_norm: 0-dim tensor as wide, the 2-norm over *all* gradients (every parameter of the
             model, filters or not); shared with clipping.
         disconnected: names of parameters that require a gradient and got none.
     """

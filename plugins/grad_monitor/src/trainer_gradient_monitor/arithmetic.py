@@ -67,7 +67,8 @@ def _norms(
     for at, (row, parameters) in enumerate(trained.items()):
         for tensor, parameter in zip(tensors[row], parameters, strict=True):
             pieces[_group(parameter)] += [(at, piece) for piece in _cut(tensor)]
-    squares = torch.zeros(len(trained), device=home)
+    wide = torch.float32 if home.type == "mps" else torch.float64
+    squares = torch.zeros(len(trained), device=home, dtype=wide)
     for group, found in pieces.items():
         norms = torch._foreach_norm([piece for _, piece in found], 2)
         place = torch.tensor([at for at, _ in found], device=home)
@@ -101,6 +102,7 @@ def count_magnitudes(trained: Mapping[str, Sequence[torch.nn.Parameter]]) -> tor
             values = gradient.coalesce().values() if gradient.is_sparse else _local(gradient)
             fresh = torch.zeros(len(trained), BINS + 1, dtype=torch.int64, device=home)
             row = counts.setdefault(_group(parameter), fresh)[at]
+            values = torch.view_as_real(values) if values.is_complex() else values
             row[BINS] += values.numel()
             for piece in _cut(values.detach().reshape(-1)):
                 row[:BINS] += _count_bins(piece).to(home)
@@ -112,7 +114,7 @@ def _count_bins(values: torch.Tensor) -> torch.Tensor:
     """Returns how many of `values` are in each bin (H,)."""
     import torch
 
-    magnitude = values.float().abs()
+    magnitude = (values if values.dtype is torch.float64 else values.float()).abs()
     floor = torch.frexp(magnitude).exponent.long() - 1
     place = (floor - LOWEST_BIN + 1).clamp(0, BINS - 1)
     counted = ((magnitude > 0) & magnitude.isfinite()).long()

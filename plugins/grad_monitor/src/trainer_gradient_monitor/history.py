@@ -6,12 +6,15 @@ import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from .measurement import COLUMNS, Reading
 from .verdicts import SEVERITY, Verdict
 
 __all__ = ["History", "Sample", "thin"]
+
+_MOST: Final = 3.4e38
+"""Nearly the largest float32. What is more, in gradients of float64, is drawn as so much."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class History:
         for index, row in enumerate(reading.rows):
             start = place[row] * len(COLUMNS)
             for offset, name in enumerate(COLUMNS):
-                values[start + offset] = reading.columns[name][index]
+                value = reading.columns[name][index]
+                values[start + offset] = _MOST if _MOST < value < math.inf else value
         norm = reading.total_norm if math.isfinite(reading.total_norm) else None
         severity = max((SEVERITY[verdict] for verdict in verdicts.values()), default=0)
         self._append(Sample(step, epoch, norm, skipped, severity, values))

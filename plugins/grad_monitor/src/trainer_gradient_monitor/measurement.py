@@ -117,8 +117,7 @@ class Probe:
         parts.append(stats.values.new_zeros(1) if clipped is None else clipped.reshape(1))
         if self._histogram is not None:
             parts.append(self._histogram.flatten())
-        home = stats.values.device
-        numbers = torch.cat([part.to(home, torch.float32) for part in parts]).tolist()
+        numbers = torch.cat([part.to(stats.values) for part in parts]).tolist()
         return self._arrange(numbers)
 
     def _arrange(self, numbers: Sequence[float]) -> Reading:
