@@ -214,12 +214,16 @@ def test_early_stopping_restores_the_same_weights_on_all_ranks(tiny, tmp_path):
     from trainer_early_stopping import EarlyStoppingCallback
 
     class Worse(TrainerCallback):
-        """Spoils the weights of epoch 1 on each rank in a way of its own."""
+        """Spoils the weights of epoch 1, at the end on each rank in a way of its own."""
 
         def on_validation_start(self, trainer):
             if trainer.epoch:
                 with torch.no_grad():
-                    next(trainer.model.parameters()).add_(10.0 + trainer.rank)
+                    next(trainer.model.parameters()).add_(10.0)
+
+        def on_train_end(self, trainer):
+            with torch.no_grad():
+                next(trainer.model.parameters()).add_(trainer.rank)
 
     def work(rank):
         stopping = EarlyStoppingCallback(patience=1)

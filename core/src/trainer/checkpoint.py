@@ -102,7 +102,9 @@ class Checkpoint:
         state["other_ranks"] = []
         if not self._ranks.is_alone:
             own = {name: state[name] for name in ("loader", "rng")}
-            state["other_ranks"] = [_unpack(each) for each in self._ranks.gather(_pack(own))[1:]]
+            state["other_ranks"] = [
+                _unpack(each) for each in self._ranks.gather(_pack(own), "state")[1:]
+            ]
         return state
 
     def load(self, state: Mapping[str, Any], path: Path) -> None:

@@ -41,13 +41,14 @@ class Decider:
         self._callbacks = callbacks
         self._signals = signals
         self._switched_off = len(callbacks.switched_off)
+        ranks.watch(lambda: self._has_switched_off)
         self._started = time.monotonic()
 
     def is_signalled(self) -> bool:
         """Returns whether a signal has asked for the end, in any process; asked between the batches
         of a validation.
         """
-        return bool(self._ranks.highest(self._signals.raised))
+        return bool(self._ranks.highest(self._signals.raised, "signals"))
 
     def agree(self, stop: Stop | None, *, snapshot_due: bool) -> tuple[Stop | None, bool]:
         """Returns the end, and whether a snapshot is taken, that all processes agree on: what any
@@ -55,10 +56,11 @@ class Decider:
         them has switched off are off in all.
         """
         news = stop is not None or self._has_switched_off
-        wanted = self._ranks.highest(2 if news else int(snapshot_due))
+        wanted = self._ranks.highest(2 if news else int(snapshot_due), "decision")
         if wanted < 2:
             return None, bool(wanted)
-        answers = self._ranks.gather((stop, snapshot_due, self._callbacks.switched_off))
+        own = (stop, snapshot_due, self._callbacks.switched_off)
+        answers = self._ranks.gather(own, "decision")
         self._switch_off([names for _, _, names in answers])
         stops = [each for each, _, _ in answers if each is not None]
         if not stops:
@@ -69,8 +71,8 @@ class Decider:
         """Switches off, in all processes, the callbacks that one of them has switched off: some of
         their hooks wait for each other.
         """
-        if self._ranks.highest(self._has_switched_off):
-            self._switch_off(self._ranks.gather(self._callbacks.switched_off))
+        if self._ranks.highest(self._has_switched_off, "callbacks"):
+            self._switch_off(self._ranks.gather(self._callbacks.switched_off, "callbacks"))
 
     @property
     def _has_switched_off(self) -> bool:

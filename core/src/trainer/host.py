@@ -40,7 +40,9 @@ class Host:
     ) -> None:
         self.device: torch.device = find_device(config.device)
         self.ranks: Ranks = join_ranks(self.device.type)
-        place = self.ranks.on_main(lambda: config.output_dir)  # each may have chosen a fresh one
+        place = self.ranks.on_main(
+            lambda: config.output_dir, "output_dir"
+        )  # each may have a fresh one
         precision: Any = choose_precision(config.precision, self.device)
         self.config: TrainerConfig = dataclasses.replace(
             config, output_dir=place, precision=precision
@@ -149,8 +151,12 @@ class Host:
     def save_weights(self, name: str) -> str:
         """See `TrainerProtocol`."""
         facts = {"step": self.step, "epoch": self.epoch}
+        point = f"save_weights {name!r}"
+        self.ranks.meet(point, by_callback=True)
         weights = gather_weights(self.model, keep=self.is_main_process)
-        return self.ranks.on_main(lambda: self.keeper.save_weights(name, weights, facts))
+        return self.ranks.on_main(
+            lambda: self.keeper.save_weights(name, weights, facts), point, by_callback=True
+        )
 
     def load_weights(self, name: str, digest: str, *, fallback_step: int | None = None) -> str:
         """See `TrainerProtocol`."""
@@ -161,7 +167,7 @@ class Host:
             weights.update(state)
             return source
 
-        source = self.ranks.on_main(read)
+        source = self.ranks.on_main(read, f"load_weights {name!r}", by_callback=True)
         self.model.load_state_dict(scatter_state(weights, own))  # in place: the tied stay tied
         self.ranks.share(whole_tensors(self.model))
         return source

@@ -262,7 +262,7 @@ def check_same(found: Found | None, ranks: Ranks) -> None:
     Raises:
         SnapshotError: in all of them, where they do not.
     """
-    digests = ranks.gather(found and found[2]["digest"])
+    digests = ranks.gather(found and found[2]["digest"], "resume")
     if len({*digests}) > 1:
         raise SnapshotError(
             f"process {ranks.rank} would go on from {found and found[0]}, and another process from "
@@ -278,7 +278,8 @@ def match_parts(states: dict[str, Any], failed: set[str], ranks: Ranks) -> None:
     Raises:
         CallbackError: in all of them, where a callback has answered parts in some only.
     """
-    answers = ranks.gather(({key for key, each in states.items() if holds_sharded(each)}, failed))
+    parts = {key for key, each in states.items() if holds_sharded(each)}
+    answers = ranks.gather((parts, failed), "parts of states")
     gone = {key for _, keys in answers for key in keys}
     for key in gone & states.keys():
         del states[key]

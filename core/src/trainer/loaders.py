@@ -219,7 +219,7 @@ class EpochLoader:
                 sampler.generator = torch.Generator().manual_seed(order)
 
     def _check_length(self, length: int | None, epoch: int) -> None:
-        lengths = self._ranks.gather(length)
+        lengths = self._ranks.gather(length, "start of an epoch")
         if len({*lengths}) > 1:
             raise EmptyLoaderError(
                 f"the {self._name} loader has {lengths} batches for the processes in epoch "
@@ -227,7 +227,7 @@ class EpochLoader:
             )
 
     def _check_end(self, is_last: bool, count: int, epoch: int) -> None:
-        (ended,) = self._ranks.total([is_last])
+        (ended,) = self._ranks.total([is_last], "end of an epoch")
         if 0 < ended < self._ranks.world_size:
             more = "has more" if not is_last else "has no more, and another process has"
             raise EmptyLoaderError(

@@ -82,7 +82,9 @@ class LossMeter:
         total, count = sum(values[: len(pending)]), len(pending)
         finite = all(map(math.isfinite, values))
         if not self._ranks.is_alone:
-            total, summed, bad = self._ranks.total([total if finite else 0.0, count, not finite])
+            total, summed, bad = self._ranks.total(
+                [total if finite else 0.0, count, not finite], "update"
+            )
             count, finite = int(summed), not bad
         if not finite:
             return False

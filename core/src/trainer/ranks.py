@@ -10,9 +10,10 @@ Letters: W processes.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import torch
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .config import ConfigError
+from .points import FixedPoints
 from .sharding import check_sharding, share_copies, whole_tensors
 
 __all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
@@ -32,16 +34,22 @@ _NEEDED: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 class Ranks:
     """This process among those of its run.
 
+    Every method that takes a `point` is a fixed point: all processes have to come to it. Its name
+    is compared first, so that processes at different points do not take each other's data.
+
     Attributes:
         rank: 0-based number of this process.
         world_size: W.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        """Makes those of `group`, whose backend works on the CPU; None: there is one process."""
+        """Makes those of `group`, whose backend works on the CPU, and which nobody else uses; None:
+        there is one process.
+        """
         self._group = group
         self.rank: int = 0 if group is None else dist.get_rank(group)
         self.world_size: int = 1 if group is None else dist.get_world_size(group)
+        self._points = None if group is None else FixedPoints(group)
         self._parallel: nn.parallel.DistributedDataParallel | None = None
         self._sharded: nn.Module | None = None
 
@@ -60,34 +68,39 @@ class Ranks:
         """Whether each has a part of the model, so that a forward pass takes all of them."""
         return self._sharded is not None
 
-    def highest(self, value: int) -> int:
+    def highest(self, value: int, point: str) -> int:
         """Returns the highest of all processes' values."""
-        if self._group is None:
+        if self._points is None:
             return value
-        found = torch.tensor(int(value))
-        dist.all_reduce(found, dist.ReduceOp.MAX, self._group)
-        return int(found)
+        return int(max(values[0] for values in self._points.meet(point, [float(value)])))
 
-    def total(self, values: Sequence[float]) -> list[float]:
-        """Returns the sums of all processes' values, in float64; the same bits everywhere."""
-        if self._group is None:
+    def total(self, values: Sequence[float], point: str) -> list[float]:
+        """Returns the sums of all processes' values (at most 7), in float64; the same bits
+        everywhere.
+        """
+        if self._points is None:
             return [*values]
-        sums = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(sums, dist.ReduceOp.SUM, self._group)
-        return cast(list[float], sums.tolist())
+        return [sum(each) for each in zip(*self._points.meet(point, values), strict=True)]
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: T, point: str) -> list[T]:
         """Returns every process's value, by rank."""
         if self._group is None:
             return [value]
+        self.meet(point)
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value, self._group)
         return found
 
-    def on_main(self, call: Callable[[], T]) -> T:
-        """Calls in the main process; returns, or raises, in all of them what that did."""
+    def on_main(self, call: Callable[[], T], point: str, *, by_callback: bool = False) -> T:
+        """Calls in the main process; returns, or raises, in all of them what that did.
+
+        Args:
+            by_callback: a callback has asked for it. Where others do not come because it has failed
+                there, it raises here; the trainer's own points wait for it then.
+        """
         if self._group is None:
             return call()
+        self.meet(point, by_callback=by_callback)
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
@@ -98,6 +111,29 @@ class Ranks:
         if outcome[1] is not None:
             raise outcome[1]
         return cast(T, outcome[0])
+
+    def meet(self, point: str, *, by_callback: bool = False) -> None:
+        """Waits for all processes; for `by_callback` see `on_main`."""
+        if self._points is not None:
+            self._points.meet(point, by_callback=by_callback)
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[None]:
+        """While it is open, an exception that leaves it is told to the others, who would wait."""
+        if self._points is None:
+            yield
+            return
+        self._points.start()
+        try:
+            yield
+        except BaseException as error:
+            self._points.fail(error)
+            raise
+
+    def watch(self, is_ahead: Callable[[], bool]) -> None:
+        """Takes what says whether this process has switched off a callback that others have not."""
+        if self._points is not None:
+            self._points.is_ahead = is_ahead
 
     def share(self, tensors: Sequence[torch.Tensor]) -> None:
         """Copies the main process's `tensors` into those of all others."""
@@ -142,6 +178,9 @@ class Ranks:
             last: it is that of an update's last micro-batch. Whole models average their gradients
                 then only; parts do each time, or else each process would hold whole gradients.
         """
+        if self._points is None:
+            return
+        self._points.announce()
         if self._parallel is not None:  # what its `no_sync` sets, without a context per batch
             self._parallel.require_backward_grad_sync = last
         elif self._sharded is not None:  # as DistributedDataParallel does by itself
@@ -177,8 +216,7 @@ def join_ranks(device_type: str) -> Ranks:
     atexit.register(leave_ranks)  # also where somebody else, as fully_shard does, has opened it
     if dist.get_world_size() < 2:
         return ALONE
-    has_cpu = dist.get_backend() == "gloo"
-    return Ranks(dist.group.WORLD if has_cpu else dist.new_group(backend="gloo"))
+    return Ranks(dist.new_group(backend="gloo"))
 
 
 def leave_ranks() -> None:

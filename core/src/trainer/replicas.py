@@ -44,7 +44,7 @@ def check_replicas(model: nn.Module, ranks: Ranks, callbacks: CallbackManager, s
     sums = _sum_bits([parameter for _, parameter in compared])
     place = next(_places(compared), ())
     first: dict[tuple[int, ...], tuple[int, list[int]]] = {}
-    for rank, (where, theirs) in enumerate(ranks.gather((place, sums))):
+    for rank, (where, theirs) in enumerate(ranks.gather((place, sums), "weights")):
         main, own = first.setdefault(where, (rank, theirs))
         differing = [name for (name, _), a, b in zip(compared, own, theirs, strict=True) if a != b]
         if differing:

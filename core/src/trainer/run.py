@@ -76,16 +76,16 @@ class Run:
                 would overwrite.
         """
         place = self._trainer.config.output_dir
-        self._named = None
-        if not isinstance(resume, bool) and resume != "auto":
-            self._named = load_named(Path(resume))
-        if place is None:
-            yield
-            return
-        if resume is True and not place.exists():
-            self._find(resume)  # which says that there is nothing
         with contextlib.ExitStack() as held:
-            self._ranks.on_main(lambda: held.enter_context(self._hold(place, resume)))
+            held.enter_context(self._ranks.run())
+            self._named = None
+            if not isinstance(resume, bool) and resume != "auto":
+                self._named = load_named(Path(resume))
+            if resume is True and place is not None and not place.exists():
+                self._find(resume)  # which says that there is nothing
+            if place is not None:
+                hold = partial(self._hold, place, resume)
+                self._ranks.on_main(lambda: held.enter_context(hold()), "output_dir")
             yield
 
     @contextlib.contextmanager
@@ -254,7 +254,7 @@ class Run:
             raised = error
             self._tell(lambda: hook.on_exception(trainer=trainer, exception=raised))
         write = partial(self._keeper.collect, wait=True, must_succeed=resumable)
-        unsaved = self._tell(partial(self._ranks.on_main, write) if decided else write)
+        unsaved = self._tell(partial(self._ranks.on_main, write, "end") if decided else write)
         if error is None or (resumable and unsaved is not None):
             error = unsaved
         result = self._conclude(stop, error)
@@ -319,7 +319,7 @@ class Run:
 
     def _save_final(self) -> None:
         weights = gather_weights(self._trainer.model, keep=self._ranks.is_main)
-        self._ranks.on_main(partial(self._write_final, weights))
+        self._ranks.on_main(partial(self._write_final, weights), "final")
 
     def _write_final(self, weights: Mapping[str, Any]) -> None:
         trainer = self._trainer

@@ -58,13 +58,13 @@ def mean_loss(
     weighted, count = torch.zeros((), dtype=wide, device=device), 0
     batches = loader.iterate(epoch=0)
     item = next(batches, None)
-    if ranks.is_sharded and ranks.highest(item is None):
+    if ranks.is_sharded and ranks.highest(item is None, "validation"):
         raise EmptyLoaderError(
             f"the validation loader has no batch for one of {ranks.world_size} processes, and the "
             "model is sharded over all of them. Make its batches smaller."
         )
     batch: Any = None  # on the host: a loss function may take things out of what it is given
-    while ranks.highest(item is not None):  # shares may differ by a batch
+    while ranks.highest(item is not None, "validation batch"):  # shares may differ by a batch
         if is_cut():
             return None
         if item is not None:
@@ -76,7 +76,7 @@ def mean_loss(
                 weighted += loss.to(wide) * size
                 count += size
             item = next(batches, None)
-    total, items = ranks.total([float(weighted), count])
+    total, items = ranks.total([float(weighted), count], "end of a validation")
     if not items:
         raise EmptyLoaderError("the validation loader gave no batch to any process.")
     return total / items
