@@ -5,6 +5,7 @@ must not die of them.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -95,7 +96,8 @@ def held_signals(*, forks: bool) -> Iterator[None]:
 class WorkerShield:
     """A loader's `worker_init_fn`: signals that go to a whole group of processes (Ctrl-C, a batch
     system's SIGTERM) leave the workers alive, so that the run can finish its update. SIGTERM from
-    the worker's own parent, which is how torch ends a worker, still ends it.
+    the process that they load for, which is how torch ends a worker, still ends it, and so does
+    the death of that process, whatever the worker is doing.
     """
 
     def __init__(self, then: Callable[[int], object] | None) -> None:
@@ -105,9 +107,9 @@ class WorkerShield:
     def __call__(self, worker_id: int) -> None:
         """Runs in the worker, before its first batch."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a group's SIGTERM ends workers
+        if hasattr(signal, "sigtimedwait"):  # not on macOS, where a group's SIGTERM ends workers
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+            threading.Thread(target=_obey_parent, daemon=True).start()
         else:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -115,7 +117,15 @@ class WorkerShield:
             self.then(worker_id)
 
 
-def _obey_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (parent, os.getppid()):
-        pass
+def _obey_parent() -> None:
+    """Ends this worker when the process that it loads for says so, or within a second of its death:
+    nobody else would, and torch's own watch sees no death that came before it.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    is_child = os.getppid() == parent.pid  # else a fork server's, or an orphan already
+    while os.getppid() == parent.pid if is_child else parent.is_alive():
+        told = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if told is not None and told.si_pid == parent.pid:
+            break
     os._exit(0)
