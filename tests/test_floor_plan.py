@@ -23,7 +23,7 @@ FLOORS = {
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
         | {"manifest", "batches", "command_flags", "modes", "state_table"},
-        {"sharding", "schedules", "compiled", "parameters", "points"},
+        {"sharding", "batch_size", "schedules", "compiled", "parameters", "points"},
         {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer"}
         | {"plugin_doctor", "new_plugin"},
         {"final", "state_file", "rundir", "decision", "losses", "shares", "console", "replicas"}

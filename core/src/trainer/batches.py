@@ -1,37 +1,88 @@
-"""One item of a loader: tensors in tuples, lists and dicts."""
+"""One item of a loader: tensors, in whatever kind of container somebody's loader makes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+import dataclasses
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
 
-__all__ = ["batch_size_of", "move_to_device"]
+__all__ = ["move_to_device", "parts_of"]
 
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
-    """Returns `batch` (tensors in tuples, lists and dicts) on `device`; copies from pinned memory
-    do not block.
+    """Returns `batch` on `device`, of the kind that it is; copies from pinned memory do not block.
+
+    What has a method `to(device)` is moved by that. Containers, dataclasses and objects with
+    tensors among their attributes are copied, with the tensors in them moved; anything else is
+    left as it is.
     """
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
+    if callable(getattr(type(batch), "to", None)):
+        return _let_move(batch, device)
     if isinstance(batch, Mapping):
-        return {key: move_to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move_to_device(value, device) for value in batch))
+        return _move_mapping(batch, device)
     if isinstance(batch, (list, tuple)):
-        return type(batch)(move_to_device(value, device) for value in batch)
-    return batch
+        return _move_sequence(batch, device)
+    return _move_parts(batch, device)
 
 
-def batch_size_of(batch: Any) -> int:
-    """Returns the first dimension of the first tensor in `batch`, or 1."""
-    if isinstance(batch, torch.Tensor):
-        return int(batch.shape[0]) if batch.ndim else 1
-    items = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(items, Iterable) and not isinstance(items, (str, bytes)):
-        for item in items:
-            if isinstance(item, (torch.Tensor, Mapping, list, tuple)):
-                return batch_size_of(item)
-    return 1
+def parts_of(batch: Any) -> dict[str, Any] | None:
+    """Returns the attributes of a dataclass, or of an object with tensors among them; None for
+    anything else.
+    """
+    if isinstance(batch, type):
+        return None
+    names = [*getattr(batch, "__dict__", ())]
+    for kind in type(batch).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        names += [slots] if isinstance(slots, str) else slots
+    parts = {
+        name: getattr(batch, name)
+        for name in names
+        if not name.startswith("__") and hasattr(batch, name)
+    }
+    is_known = dataclasses.is_dataclass(batch) or any(
+        isinstance(value, torch.Tensor) for value in parts.values()
+    )
+    return parts if is_known else None
+
+
+def _let_move(batch: Any, device: torch.device) -> Any:
+    own: Any = batch if isinstance(batch, tuple) else copy.copy(batch)  # many change themselves
+    moved = own.to(device)
+    return own if moved is None else moved
+
+
+def _move_mapping(batch: Mapping[Any, Any], device: torch.device) -> Any:
+    moved = {key: move_to_device(value, device) for key, value in batch.items()}
+    if type(batch) is dict:
+        return moved
+    if not isinstance(batch, MutableMapping):
+        return type(batch)(moved)  # type: ignore[call-arg]
+    own = copy.copy(batch)  # with its default factory, its order, its attributes
+    for key, value in moved.items():
+        own[key] = value
+    return own
+
+
+def _move_sequence(batch: Any, device: torch.device) -> Any:
+    moved = [move_to_device(value, device) for value in batch]
+    if isinstance(batch, tuple):
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    own = copy.copy(batch)
+    own[:] = moved
+    return own
+
+
+def _move_parts(batch: Any, device: torch.device) -> Any:
+    parts = parts_of(batch)
+    if parts is None:
+        return batch
+    own = copy.copy(batch)
+    for name, value in parts.items():
+        object.__setattr__(own, name, move_to_device(value, device))  # also where it is frozen
+    return own

@@ -21,7 +21,7 @@ from trainer_callback.state import to_plain
 from .loader_check import check_loader, check_whole
 from .ranks import ALONE, Ranks
 from .rng import RandomStream
-from .shares import BatchShare, divide, samplers_of
+from .shares import BatchShare, divide, promised_size, samplers_of
 from .signals import WorkerShield, held_signals
 
 __all__ = ["EmptyLoaderError", "EpochLoader"]
@@ -105,6 +105,10 @@ class EpochLoader:
             return self._share.count(len(self._loader))  # type: ignore[arg-type]
         except TypeError:
             return None
+
+    def promised_size(self, index: int) -> int | None:
+        """Items that the batch `index` of an epoch is made of; None where that is not certain."""
+        return promised_size(self._loader, self._share, index)
 
     def iterate(
         self,

@@ -21,6 +21,7 @@ from trainer_callback import TrainerCallback
 from trainer_callback.manager import CallbackManager
 from trainer_callback.plugins import find_live
 
+from .batch_size import BatchSizes
 from .batches import move_to_device
 from .checkpoint import Checkpoint
 from .compiled import plain_model
@@ -57,6 +58,7 @@ class Trainer(Host):
         val_loader: Iterable[Any] | None = None,
         *,
         loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+        batch_size: Callable[[Any], int] | None = None,
         scheduler: Any = None,
         config: TrainerConfig | None = None,
         callbacks: Sequence[object] = (),
@@ -72,6 +74,7 @@ class Trainer(Host):
                 again each epoch.
             val_loader: the same for validation, or None for none.
             loss_fn: `(model, batch) -> 0-dim tensor`; default `trainer.losses.default_loss`.
+            batch_size: batch -> number of items, its weight in `val_loss`; default: guessed.
             scheduler: a learning-rate scheduler; stepped once per update.
             config: the settings; default `TrainerConfig()`.
             callbacks: called in this order, before discovered ones.
@@ -95,6 +98,7 @@ class Trainer(Host):
         self._val = None
         if val_loader is not None:
             self._val = EpochLoader(val_loader, seed, "validation", ranks, in_step=False)
+        self._batch_sizes = BatchSizes(batch_size)
         self.has_validation: bool = val_loader is not None
         loss_fn = loss_fn or default_loss
         self._loss_of = self._precision.wrap(partial(loss_fn, trained))
@@ -318,12 +322,9 @@ class Trainer(Host):
         reshard(self._shards)
         with without_trace(self._modes, self.device):
             self._hook.on_validation_start(trainer=self)
+            sizes, is_cut = self._batch_sizes, self._decider.is_signalled
             loss = mean_loss(
-                self._val,
-                self._val_loss_of,
-                self.device,
-                self.ranks,
-                self._decider.is_signalled,
+                self._val, self._val_loss_of, self.device, self.ranks, sizes=sizes, is_cut=is_cut
             )
             reshard(self._shards)
             metrics = {} if loss is None else {"val_loss": loss}

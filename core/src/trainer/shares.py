@@ -9,11 +9,11 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeVar
 
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from .ranks import Ranks
 
-__all__ = ["BatchShare", "Share", "divide", "samplers_of"]
+__all__ = ["BatchShare", "Share", "divide", "promised_size", "samplers_of"]
 
 T = TypeVar("T")
 
@@ -35,6 +35,10 @@ class Share:
             return items // self._world_size
         return len(range(self._rank, items, self._world_size))
 
+    def place(self, index: int) -> int:
+        """Returns where the item `index` of the share is among all."""
+        return index * self._world_size + self._rank
+
     def take(self, items: Iterator[T]) -> Iterator[T]:
         """Returns the items that are in the share."""
         if self._world_size == 1:
@@ -53,13 +57,13 @@ class BatchShare(Sampler[list[int]]):
 
     def __init__(self, sampler: Any, share: Share) -> None:
         self.sampler = sampler
-        self._share = share
+        self.share = share
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._share.take(iter(self.sampler))
+        return self.share.take(iter(self.sampler))
 
     def __len__(self) -> int:
-        return self._share.count(len(self.sampler))
+        return self.share.count(len(self.sampler))
 
 
 def divide(loader: Iterable[Any], ranks: Ranks, *, in_step: bool) -> tuple[Iterable[Any], Share]:
@@ -89,6 +93,25 @@ def divide(loader: Iterable[Any], ranks: Ranks, *, in_step: bool) -> tuple[Itera
         persistent_workers=loader.persistent_workers,
     )
     return divided, _WHOLE
+
+
+def promised_size(loader: Iterable[Any], share: Share, index: int) -> int | None:
+    """Returns how many items the batch `index` of a share of `loader` is made of; None where the
+    loader does not say, or batches may pass each other.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    sampler = loader.batch_sampler
+    if isinstance(sampler, BatchShare):
+        sampler, share = sampler.sampler, sampler.share
+    if type(sampler) is not BatchSampler or not getattr(loader, "in_order", True):
+        return None
+    try:
+        items = len(sampler.sampler)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    size = sampler.batch_size
+    return max(0, min(size, items - share.place(index) * size))
 
 
 def samplers_of(loader: DataLoader[Any]) -> list[Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import batch_size_of, move_to_device
+from .batch_size import BatchSizes
+from .batches import move_to_device
 from .loaders import EmptyLoaderError, EpochLoader
 from .modes import Modes
 from .ranks import Ranks
@@ -37,6 +38,8 @@ def mean_loss(
     loss_of: Callable[[Any], Tensor],
     device: torch.device,
     ranks: Ranks,
+    *,
+    sizes: BatchSizes,
     is_cut: Callable[[], bool],
 ) -> float | None:
     """Returns the mean of the batches' losses over all processes, each weighted by its number of
@@ -46,6 +49,7 @@ def mean_loss(
         loss_of: batch on `device` -> 0-dim loss.
         device: where the batches are moved.
         ranks: the processes, each of which has a share of the batches.
+        sizes: counts the items of a batch.
         is_cut: asked before each batch, by all processes; True ends the validation.
 
     Returns:
@@ -55,7 +59,8 @@ def mean_loss(
         EmptyLoaderError: there was no batch, or not one for each process of a sharded model.
     """
     wide = torch.float32 if device.type == "mps" else torch.float64  # which mps has not
-    weighted, count = torch.zeros((), dtype=wide, device=device), 0
+    weighted, count, seen = torch.zeros((), dtype=wide, device=device), 0, 0
+    moves = device.type != "cpu" or ranks.is_sharded  # else as in training: the batch itself
     batches = loader.iterate(epoch=0)
     item = next(batches, None)
     if ranks.is_sharded and ranks.highest(item is None, "validation"):
@@ -70,13 +75,20 @@ def mean_loss(
         if item is not None:
             batch = item[0]
         if item is not None or ranks.is_sharded:  # whose forward pass takes all: once more, for 0
-            size = 0 if item is None else batch_size_of(batch)
-            loss = loss_of(move_to_device(batch, device)).detach()
+            size = 0 if item is None else sizes.count(batch, loader.promised_size(seen))
+            loss = loss_of(move_to_device(batch, device) if moves else batch).detach()
             if size:  # a loss that is kept, though 0-dim, pins the memory of its whole forward pass
                 weighted += loss.to(wide) * size
                 count += size
+            seen += item is not None
             item = next(batches, None)
-    total, items = ranks.total([float(weighted), count], "end of a validation")
+    sums = [float(weighted), count, seen]
+    total, items, given = ranks.total(sums, "end of a validation")
     if not items:
-        raise EmptyLoaderError("the validation loader gave no batch to any process.")
+        raise EmptyLoaderError(
+            f"the {given:.0f} batches of the validation have no items. Pass their number as "
+            "Trainer(..., batch_size=lambda batch: ...)."
+            if given
+            else "the validation loader gave no batch to any process."
+        )
     return total / items
