@@ -22,7 +22,7 @@ FLOORS = {
     ],
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
-        | {"manifest", "batches", "command_flags", "modes", "state_table"},
+        | {"manifest", "batches", "command_flags", "modes", "state_table", "loop_queue"},
         {"sharding", "batch_size", "schedules", "compiled", "parameters", "points"},
         {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer"}
         | {"plugin_doctor", "new_plugin"},

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainer.testing import CallbackContract
-from trainer_callback import TrainerCallback
+from trainer_callback import TrainerCallback, UsageError
 
 STATE = "test_its_state_is_plain_data"
 KILLED = "test_a_killed_run_goes_on_as_if_nothing_had_happened"
@@ -202,3 +202,80 @@ def test_what_no_two_runs_have_in_common_can_be_left_out(tmp_path: Path) -> None
             return Forgetful()
 
     assert run_contract(Contract, tmp_path) == {}
+
+
+class NeedsPlace(Counter):
+    """Rightly refuses a run that cannot do what it is there for."""
+
+    def on_train_start(self, trainer: Any, resumed: bool) -> None:
+        if trainer.output_dir is None:
+            raise UsageError("NeedsPlace writes pictures. Give the run an output_dir.")
+        super().on_train_start(resumed)
+
+
+class NeedsFolder(Counter):
+    """Wrongly refuses a run that has a place to write."""
+
+    def on_train_start(self, trainer: Any, resumed: bool) -> None:
+        raise UsageError("never")
+
+
+def test_to_refuse_a_run_without_output_dir_is_right(tmp_path: Path) -> None:
+    class Contract(CallbackContract):
+        def make(self) -> Counter:
+            return NeedsPlace()
+
+    assert run_contract(Contract, tmp_path) == {}
+
+
+def test_to_refuse_every_run_is_a_failure(tmp_path: Path) -> None:
+    class Contract(CallbackContract):
+        def make(self) -> Counter:
+            return NeedsFolder()
+
+    failures = run_contract(Contract, tmp_path)
+    assert "test_it_survives_a_run_of_one_batch" in failures
+    assert "it refuses the run: NeedsFolder" in failures["test_it_survives_a_run_of_one_batch"]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"output_dir": Path("of_the_author")},
+        {"snapshot_interval": 2},
+        {"snapshot_interval": 5, "snapshot_epochs": False, "keep_snapshots": 1},
+        {"max_steps": 3},
+        {"max_steps": 5},
+        {"epochs": 1},
+        {"log_interval": 1, "eval_interval": 1},
+        {"gradient_accumulation_steps": 1},
+    ],
+)
+def test_settings_of_the_author_do_not_break_a_clause(tmp_path: Path, own: dict[str, Any]) -> None:
+    class Contract(CallbackContract):
+        passive = True
+        settings = own
+
+        def make(self) -> Counter:
+            return Counter()
+
+    assert run_contract(Contract, tmp_path) == {}
+    assert not Path("of_the_author").exists()
+
+
+def test_settings_of_the_author_reach_the_runs(tmp_path: Path) -> None:
+    rates: list[Any] = []
+
+    class Looks(Counter):
+        def on_step_end(self, trainer: Any) -> None:  # type: ignore[override]
+            rates.append(trainer.config.max_grad_norm)
+            super().on_step_end()
+
+    class Contract(CallbackContract):
+        settings = {"max_grad_norm": 0.25}
+
+        def make(self) -> Counter:
+            return Looks()
+
+    assert run_contract(Contract, tmp_path) == {}
+    assert set(rates) == {0.25}

@@ -130,8 +130,7 @@ def test_a_callback_that_is_not_critical_is_switched_off_and_changes_no_bit(
     trainer = make_trainer(faulty, Listener([]), writes="snapshot" in hook)
     result = trainer.train()
     assert result.status == "finished"
-    if hook != "on_train_end":  # which is told the result, and so comes behind it
-        assert result.switched_off == ("Faulty",)
+    assert result.switched_off == ("Faulty",)
     assert sum("switched off" in record.message for record in caplog.records) == 1
     for ours, theirs in zip(trainer.model.parameters(), without.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -311,3 +310,68 @@ def test_a_wrapper_that_fails_in_a_run_ends_it(make_trainer: Callable[..., Train
 
     with pytest.raises(CallbackError, match=r"Around .* failed in on_step_end: OSError: why"):
         make_trainer(Around()).train()
+
+
+class UnspeakableError(RuntimeError):
+    def __str__(self):
+        raise KeyError("no text")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("critical", [True, False])
+def test_an_error_whose_text_cannot_be_had_has_an_owner_all_the_same(
+    make_trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture, critical: bool
+) -> None:
+    original = UnspeakableError()
+    trainer = make_trainer(make_faulty("on_step_end", original, critical=critical))
+    said = "Faulty (not installed) failed in on_step_end: UnspeakableError: <its text cannot be"
+    if critical:
+        with pytest.raises(CallbackError) as caught:
+            trainer.train()
+        assert str(caught.value).startswith(said)
+        assert caught.value.__cause__ is original
+    else:
+        assert trainer.train().switched_off == ("Faulty",)
+        assert said in caplog.text
+
+
+def test_an_error_of_the_loop_whose_text_cannot_be_had_ends_the_run_as_any_other(
+    make_trainer: Callable[..., Trainer], recorder: Any
+) -> None:
+    neighbour, results = recorder(), []
+    trainer = make_trainer(neighbour, Listener(results))
+
+    def fails(batch):
+        raise UnspeakableError
+
+    trainer._loss_of = fails
+    with pytest.raises(UnspeakableError):
+        trainer.train()
+    assert end_of(neighbour) == ["on_exception", "on_train_end"]
+    assert (results[0].status, results[0].stop_reason) == ("failed", "UnspeakableError")
+
+
+def test_a_refusal_whose_text_cannot_be_had_has_an_owner_all_the_same(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    error = type("Odd", (UsageError,), {"__str__": UnspeakableError.__str__})()
+    with pytest.raises(PluginError, match=r"^Faulty \(not installed\): <its text cannot be had"):
+        make_trainer(make_faulty("on_train_start", error)).train()
+
+
+@pytest.mark.parametrize("hook", ["should_stop_training", "on_snapshot_save"])
+def test_an_answer_whose_text_cannot_be_had_has_an_owner_all_the_same(
+    make_trainer: Callable[..., Trainer], hook: str
+) -> None:
+    answer = type("Answer", (), {"__repr__": UnspeakableError.__str__})()
+    faulty = type("Faulty", (TrainerCallback,), {hook: lambda self: answer})()
+    with pytest.raises(CallbackError, match=rf"Faulty .* failed in {hook}: \w+: .*a Answer; it"):
+        make_trainer(faulty).train()
+
+
+def test_a_text_of_many_lines_is_told_whole(make_trainer: Callable[..., Trainer]) -> None:
+    text = "first line\n  second line\n\nlast line"
+    with pytest.raises(CallbackError) as caught:
+        make_trainer(make_faulty("on_step_end", ValueError(text))).train()
+    assert str(caught.value) == f"Faulty (not installed) failed in on_step_end: ValueError: {text}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trainer_callback import PluginError, TrainerCallback, hookimpl
+from trainer_callback import CallbackError, PluginError, TrainerCallback, hookimpl
 from trainer_callback.implementation import HOOK_ARGUMENTS, find_implementations
 from trainer_callback.manager import CallbackManager, Plugin
 
@@ -413,3 +415,362 @@ def test_one_object_given_twice_is_refused_as_such() -> None:
 def test_a_state_key_that_is_no_name_is_refused(key: object) -> None:
     with pytest.raises(PluginError, match="state_key must be a name"):
         CallbackManager([Shout(key)])
+
+
+def class_with(name: str, value: object) -> type[TrainerCallback]:
+    return type("Near", (TrainerCallback,), {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("onEpochEnd", "on_epoch_end"),
+        ("onEpochEnds", "on_epoch_end"),
+        ("OnEpochEnd", "on_epoch_end"),
+        ("on_epochend", "on_epoch_end"),
+        ("onepochend", "on_epoch_end"),
+        ("ON_EPOCH_END", "on_epoch_end"),
+        ("shouldStopTraining", "should_stop_training"),
+        ("shouldStop", "should_stop_training"),
+        ("sould_stop_training", "should_stop_training"),
+        ("om_epoch_end", "on_epoch_end"),
+        ("n_batch_start", "on_batch_start"),
+        ("epoch_end", "on_epoch_end"),
+        ("epochEnd", "on_epoch_end"),
+        ("train_start", "on_train_start"),
+        ("snapshot_save", "on_snapshot_save"),
+        ("addOptions", "add_options"),
+        ("makeCallbacks", "make_callbacks"),
+    ],
+)
+def test_a_method_that_is_spelt_nearly_like_a_hook_is_refused(name: str, hook: str) -> None:
+    cls = class_with(name, lambda self: None)
+    for plugin in (cls, cls()):
+        with pytest.raises(PluginError, match=rf"Near.{name}: there is no hook.*mean '{hook}'"):
+            find_implementations(plugin)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "log",
+            "log_text",
+            "exception",
+            "stop_training",
+            "save",
+            "load",
+            "reset",
+            "step",
+            "start",
+        ),
+        *(
+            "end",
+            "update",
+            "epoch",
+            "train",
+            "validate",
+            "snapshot",
+            "forward",
+            "backward",
+            "write",
+        ),
+        *("write_epoch_end", "do_step_end", "_epoch_end", "_on_epoch_end", "once", "open", "one"),
+        *("only_epochs", "should", "show", "ontology", "noise", "normalise", "on", "no_epochs"),
+        *("state", "options", "add_option", "make_callback", "end_epoch", "start_train", "sample"),
+    ],
+)
+def test_a_helper_of_ones_own_is_no_hook(name: str) -> None:
+    assert hooks_of(class_with(name, lambda self, anything: None)()) == []
+
+
+def test_a_helper_beside_the_hook_of_nearly_its_name_is_no_hook() -> None:
+    class Callback(TrainerCallback):
+        def on_epoch_end(self):
+            self.epoch_end()
+
+        def epoch_end(self):
+            pass
+
+    assert hooks_of(Callback()) == ["on_epoch_end"]
+
+
+@pytest.mark.parametrize("value", [lambda: None, functools.partial(print, "x")])
+def test_a_misspelt_hook_that_is_set_on_the_instance_is_refused(value: object) -> None:
+    callback = TrainerCallback()
+    callback.on_epoch_ends = value
+    with pytest.raises(PluginError, match=r"on_epoch_ends.*Did you mean 'on_epoch_end'"):
+        CallbackManager([callback])
+
+
+def data_named_nearly_like_hooks() -> TrainerCallback:
+    callback = TrainerCallback()
+    callback.on_epoch_ends = 3
+    callback.epoch_end = print
+    callback.on_step = print
+    callback.on_stop = lambda: None
+    callback.train_end = property(print)
+    return callback
+
+
+def test_data_and_other_options_of_an_instance_are_no_hooks() -> None:
+    assert hooks_of(data_named_nearly_like_hooks()) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        property(lambda self: None),
+        functools.partial(print, "x"),
+        functools.partialmethod(lambda self, x: None, 1),
+        functools.cache(lambda self: None),
+        staticmethod(lambda: None),
+        classmethod(lambda cls: None),
+        type("CallMe", (), {"__call__": lambda self: None})(),
+    ],
+)
+def test_a_misspelt_hook_of_any_kind_is_refused(value: object) -> None:
+    with pytest.raises(PluginError, match="Did you mean 'on_epoch_end'"):
+        find_implementations(class_with("on_epoch_ends", value)())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        property(lambda self: None),
+        functools.partial(print, "x"),
+        functools.partialmethod(lambda self: None),
+        functools.cache(lambda self: None),
+    ],
+)
+def test_a_hook_that_is_no_function_is_refused(value: object) -> None:
+    with pytest.raises(PluginError, match=r"Near.on_epoch_end is a \w+, where a hook is a functi"):
+        find_implementations(class_with("on_epoch_end", value)())
+
+
+def test_a_lambda_can_be_a_hook() -> None:
+    seen = []
+    cls = class_with("on_epoch_end", lambda self, epoch: seen.append(epoch))
+    call(CallbackManager([cls()]), "on_epoch_end", epoch=3)
+    assert seen == [3]
+
+
+class MixinHook:
+    def on_epoch_end(self, epoch):
+        self.epoch = epoch
+
+
+class MixinAttribute:
+    critical = False
+
+
+class MixinClose:
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("mixin", "name"),
+    [(MixinHook, "on_epoch_end"), (MixinAttribute, "critical"), (MixinClose, "close")],
+)
+def test_a_base_class_that_the_empty_methods_would_hide_is_refused(mixin: type, name: str) -> None:
+    behind = type("Behind", (TrainerCallback, mixin), {})
+    said = (
+        f"{mixin.__name__}.{name} is hidden by TrainerCallback, which stands before it: write "
+        f"class Behind({mixin.__name__}, TrainerCallback)."
+    )
+    for plugin in (behind, behind()):
+        with pytest.raises(PluginError) as caught:
+            find_implementations(plugin)
+        assert str(caught.value) == said
+
+
+def test_a_base_class_before_or_overridden_is_fine() -> None:
+    before = type("Before", (MixinHook, MixinAttribute, MixinClose, TrainerCallback), {})()
+    call(CallbackManager([before]), "on_epoch_end", epoch=4)
+    assert before.epoch == 4
+
+    class Behind(TrainerCallback, MixinHook):
+        def on_epoch_end(self, epoch):
+            MixinHook.on_epoch_end(self, epoch)
+
+    assert hooks_of(Behind()) == ["on_epoch_end"]
+
+
+def wrapped(function: Any) -> Any:
+    @functools.wraps(function)
+    def inner(*arguments, **named):
+        return function(*arguments, **named)
+
+    return inner
+
+
+async def alone(self, epoch):
+    pass
+
+
+async def each(self, epoch):
+    yield
+
+
+def one_by_one(self, epoch):
+    yield
+
+
+@pytest.mark.parametrize("function", [alone, each, one_by_one])
+@pytest.mark.parametrize("wrap", [wrapped, lambda f: wrapped(wrapped(f))])
+def test_what_would_never_run_is_found_behind_functools_wraps(function: Any, wrap: Any) -> None:
+    with pytest.raises(PluginError, match=r"coroutine function|is a generator"):
+        find_implementations(class_with("on_epoch_end", wrap(function))())
+
+
+def test_a_context_manager_is_no_hook() -> None:
+    with pytest.raises(PluginError, match="is a generator: its body would never run"):
+        find_implementations(class_with("on_epoch_end", contextlib.contextmanager(one_by_one))())
+
+
+def test_a_plain_function_behind_functools_wraps_is_a_hook() -> None:
+    seen = []
+
+    class Callback(TrainerCallback):
+        @wrapped
+        def on_epoch_end(self, epoch):
+            seen.append(epoch)
+
+    call(CallbackManager([Callback()]), "on_epoch_end", epoch=5)
+    assert seen == [5]
+
+
+@pytest.mark.parametrize("function", [alone, each, one_by_one])
+def test_a_hook_that_answers_what_nobody_would_run_fails(function: Any) -> None:
+    cls = class_with("on_epoch_end", lambda self, epoch: function(self, epoch))
+    with pytest.raises(CallbackError, match=r"Near .* failed in on_epoch_end: TypeError: it answ"):
+        call(CallbackManager([cls()]), "on_epoch_end", epoch=1)
+
+
+def test_an_answer_of_other_hooks_is_of_no_use_and_does_no_harm() -> None:
+    cls = class_with("on_epoch_end", lambda self, epoch: epoch)
+    call(CallbackManager([cls()]), "on_epoch_end", epoch=1)
+
+
+def test_a_function_of_a_module_without_a_mark_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    module = types.ModuleType("a_module")
+    source = "def on_epoch_end(epoch): pass\ndef helper(): pass\ndef on_log(): pass"
+    exec(source, vars(module))
+    module.on_log = hookimpl(module.on_log)
+    module.on_epoch_start = MixinHook.on_epoch_end  # imported from elsewhere
+    CallbackManager([module])
+    [said] = caplog.messages
+    assert said.startswith("a_module (not installed): a_module.on_epoch_end is called like a hook")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("get_plugin", "is_registered", "get_name", "register", "unregister", "set_blocked"),
+        *(
+            "add_hookcall_monitoring",
+            "enable_tracing",
+            "hook",
+            "list_name_plugin",
+            "subset_hook_caller",
+        ),
+    ],
+)
+def test_the_manager_offers_nothing_that_is_not_true(name: str) -> None:
+    assert not hasattr(CallbackManager([TrainerCallback()]), name)
+
+
+class Own(TrainerCallback):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "got", "advice"),
+    [
+        (Own(), "got <", "Write callbacks=[callback]."),
+        (Own, "got <class", "Write callbacks=[Own()]."),
+        ({"own": Own()}, "got {'own'", "in the order in which they are to be called."),
+        ({Own()}, "got {<", "in the order in which they are to be called."),
+        ("early_stopping", "got 'early_stopping'", "[trainer.plugins.create('early_stopping')]."),
+        (None, "got None", "Leave it out, or write callbacks=[]."),
+        (types.ModuleType("a_module"), "got <module 'a_module'>", "Write callbacks=[callback]."),
+        (5, "got 5", "Write callbacks=[callback]."),
+    ],
+)
+def test_callbacks_that_are_no_list_are_refused(callbacks: Any, got: str, advice: str) -> None:
+    with pytest.raises(PluginError, match=r"^callbacks must be a list of callbacks") as caught:
+        CallbackManager(callbacks)
+    assert got in str(caught.value)
+    assert str(caught.value).endswith(advice)
+
+
+def test_callbacks_may_come_from_a_generator() -> None:
+    manager = CallbackManager(each() for each in (Own, Misfits))
+    assert [plugin.name for plugin in manager.plugins] == ["Own", "Misfits"]
+
+
+class Misfits(TrainerCallback):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "words"),
+    [
+        ("state_key", 5, "state_key must be a name, got 5."),
+        ("state_version", "2", "state_version must be an integer of at least 1, got '2'."),
+        ("state_version", 0, "state_version must be an integer of at least 1, got 0."),
+        ("state_version", True, "state_version must be an integer of at least 1, got True."),
+        ("critical", "no", "critical of Misfits must be True or False, got 'no'."),
+        ("critical", None, "critical of Misfits must be True or False, got None."),
+        ("needs_every_update", 1, "needs_every_update of Misfits must be True or False, got 1."),
+        ("option_prefix", 5, "option_prefix of Misfits must be a str, got 5."),
+        ("before", 5, "before must be a tuple of plugin names, got 5."),
+        ("after", None, "after must be a tuple of plugin names, got None."),
+        ("after", (Own,), "after must be a tuple of plugin names, got (<class"),
+        ("close", lambda step: None, "Misfits.close asks for arguments"),
+        ("close", "17:30", "Misfits.close is a str, and the trainer calls it when a run ends."),
+    ],
+)
+def test_what_a_callback_says_of_itself_is_checked(attribute: str, value: Any, words: str) -> None:
+    callback = Misfits()
+    setattr(callback, attribute, value)
+    with pytest.raises(PluginError) as caught:
+        CallbackManager([callback])
+    assert str(caught.value).startswith("Misfits (not installed): ")
+    assert words in str(caught.value)
+
+
+def test_attributes_may_be_properties() -> None:
+    class Callback(TrainerCallback):
+        state_key = property(lambda self: "a key")
+        critical = property(lambda self: False)
+        state_version = property(lambda self: 2)
+
+    Plugin(Callback, "x").check()
+    [plugin] = CallbackManager([Callback()]).plugins
+    assert (plugin.state_key, plugin.critical, plugin.state_version) == ("a key", False, 2)
+
+
+def test_a_hook_asks_for_its_own_state() -> None:
+    class Callback(TrainerCallback):
+        def __init__(self, key):
+            self.state_key = key
+
+        def on_snapshot_load(self, state, checkpoint):
+            if state is not None:
+                state["n"].append(4)
+            self.got = (state, checkpoint["callback_state"].get("Callback"))
+
+    own, other, fresh = Callback("own"), Callback("other"), Callback("fresh")
+    states = {"own": {"n": [1]}, "other": {"n": [2]}, "Callback": {"n": [3]}}
+    call(
+        CallbackManager([own, other, fresh]),
+        "on_snapshot_load",
+        checkpoint={"callback_state": states},
+        state=states,
+    )
+    assert own.got == ({"n": [1, 4]}, {"n": [1]})
+    assert other.got == ({"n": [2, 4]}, {"n": [2]})
+    assert fresh.got == (None, None)
+    assert states == {"own": {"n": [1]}, "other": {"n": [2]}, "Callback": {"n": [3]}}

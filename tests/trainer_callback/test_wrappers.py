@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -91,18 +92,167 @@ def test_wrappers_give_the_answers_that_pluggy_gives(wrappers: Any, answers: Any
     assert [answer for _, answer in ask(*callbacks)] == ask_pluggy(*callbacks)
 
 
-def test_answers_keep_their_names_through_a_wrapper() -> None:
-    found = ask(make(turns_round, "Around", **NEW), make(yes, "First"), make(no, "Second"))
-    assert [(p.name, answer) for p, answer in found] == [("First", False), ("Second", True)]
+@pytest.mark.parametrize("wrapper", [(passes_on, NEW), (old_reads, OLD)])
+def test_answers_keep_their_names_through_a_wrapper(wrapper: Any) -> None:
+    function, style = wrapper
+    found = ask(make(function, "Around", **style), make(yes, "First"), make(no, "Second"))
+    assert [(p.name, answer) for p, answer in found] == [("First", True), ("Second", False)]
+
+
+REQUEST = StopRequest("reason")
+
+
+def requests(self):
+    return REQUEST
+
+
+def drops_the_first_and_adds_one(self):
+    answers = yield
+    return [*answers[1:], True]
+
+
+def old_drops_the_first_and_adds_one(self):
+    outcome = yield
+    outcome.force_result([*outcome.get_result()[1:], True])
+
+
+def changes_its_list(self):
+    answers = yield
+    answers[0] = True
+    return answers
+
+
+def adds_before(self):
+    return [True, *(yield)]
+
+
+def decides(self):
+    yield
+    return [StopRequest("mine")]
+
+
+def reverses(self):
+    return (yield)[::-1]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "style", "inner", "expected"),
+    [
+        (drops_the_first_and_adds_one, NEW, [yes, no], [("Around", False), ("Around", True)]),
+        (old_drops_the_first_and_adds_one, OLD, [yes, no], [("Around", False), ("Around", True)]),
+        (turns_round, NEW, [yes, no], [("Around", False), ("Around", True)]),
+        (changes_its_list, NEW, [no, yes], [("Around", True), ("C1", True)]),
+        (adds, NEW, [no, yes], [("C0", False), ("C1", True), ("Around", True)]),
+        (adds_before, NEW, [no, yes], [("Around", True), ("C0", False), ("C1", True)]),
+        (reverses, NEW, [requests, no], [("Around", False), ("C0", REQUEST)]),
+        (drops_the_first_and_adds_one, NEW, [no, requests], [("C1", REQUEST), ("Around", True)]),
+    ],
+)
+def test_an_answer_that_a_wrapper_made_is_its_own(
+    wrapper: Any, style: Any, inner: list[Any], expected: list[Any]
+) -> None:
+    callbacks = [make(function, f"C{i}") for i, function in enumerate(inner)]
+    found = ask(make(wrapper, "Around", **style), *callbacks)
+    assert [(plugin.name, answer) for plugin, answer in found] == expected
 
 
 def test_a_list_of_another_length_is_the_answer_of_the_wrapper() -> None:
-    def decides(self):
-        yield
-        return [StopRequest("mine")]
-
     found = ask(make(decides, "Around", **NEW), make(no, "First"), make(no, "Second"))
     assert [(plugin.name, answer.reason) for plugin, answer in found] == [("Around", "mine")]
+
+
+def save(wrapper: Any, style: Any, *answers: Any) -> Any:
+    """What `on_snapshot_save` gives, with a wrapper around callbacks that answer `answers`."""
+    around = type("Around", (TrainerCallback,), {"on_snapshot_save": hookimpl(**style)(wrapper)})()
+    inner = [
+        type(f"C{i}", (TrainerCallback,), {"on_snapshot_save": lambda self, answer=answer: answer})
+        for i, answer in enumerate(answers)
+    ]
+    for cls in inner:
+        cls.on_snapshot_save.__signature__ = inspect.signature(lambda self: None)
+    manager = CallbackManager([around, *(cls() for cls in inner)])
+    found = manager.table.plain.on_snapshot_save(trainer=None, epoch=0, step=0)
+    return [(plugin.name, answer) for plugin, answer in found]
+
+
+def adds_a_state(self):
+    return [*(yield), {"mine": 1}]
+
+
+def writes_into_a_state(self):
+    answers = yield
+    answers[0]["n"] = 100
+    answers[1]["deep"].clear()
+    return answers
+
+
+def test_states_keep_their_owners_whatever_their_order() -> None:
+    both = [("C0", {"n": 1}), ("C1", {"deep": [2]})]
+    states = [state for _, state in both]
+    assert save(reverses, NEW, *states) == both
+    assert save(old_reads, OLD, *states) == both
+    assert save(adds_a_state, NEW, *states) == [*both, ("Around", {"mine": 1})]
+    assert save(writes_into_a_state, NEW, *states) == both
+
+
+def drops_a_state(self):
+    return (yield)[1:]
+
+
+def old_drops_a_state(self):
+    outcome = yield
+    outcome.force_result(outcome.get_result()[1:])
+
+
+def replaces_a_state(self):
+    answers = yield
+    return [{"n": 7}, *answers[1:]]
+
+
+def takes_all_states_back(self):
+    yield
+    return []
+
+
+def adds_two_states(self):
+    return [*(yield), {"mine": 1}, {"mine": 2}]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "style", "words"),
+    [
+        (drops_a_state, NEW, "changed the state of C0 (not installed), or left it out"),
+        (old_drops_a_state, OLD, "changed the state of C0 (not installed), or left it out"),
+        (replaces_a_state, NEW, "changed the state of C0 (not installed), or left it out"),
+        (takes_all_states_back, NEW, "changed the state of C0 (not installed), or left it out"),
+        (adds_two_states, NEW, "a callback has one state"),
+    ],
+)
+def test_a_wrapper_cannot_change_or_leave_out_the_state_of_another(
+    wrapper: Any, style: Any, words: str
+) -> None:
+    with pytest.raises(CallbackError, match=r"^Around \(not installed\) failed in on_sn") as caught:
+        save(wrapper, style, {"n": 1}, {"n": 2})
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("style", [NEW, OLD])
+def test_a_wrapper_cannot_keep_back_a_failure_that_costs_the_others_their_state(style: Any) -> None:
+    def forgives(self):
+        with contextlib.suppress(CallbackError):
+            yield
+        return []
+
+    def forgives_old(self):
+        (yield).force_result([])
+
+    around = forgives if style is NEW else forgives_old
+    wrapper = type("Around", (TrainerCallback,), {"on_snapshot_save": hookimpl(**style)(around)})()
+    faulty = type("Inner", (TrainerCallback,), {"on_snapshot_save": fails})()
+    sound = type("Sound", (TrainerCallback,), {"on_snapshot_save": lambda self: {"n": 1}})()
+    table = CallbackManager([wrapper, faulty, sound]).table
+    with pytest.raises(CallbackError, match=r"^Inner \(not installed\) failed in on_snapshot_save"):
+        table.plain.on_snapshot_save(trainer=None, epoch=0, step=0)
 
 
 def test_a_wrapper_gets_just_the_arguments_that_it_asks_for() -> None:
@@ -168,8 +318,19 @@ def yields_twice(self):
     yield
 
 
+def yields_on_and_on(self):
+    for _ in range(3):
+        with contextlib.suppress(BaseException):
+            yield
+
+
 def forgets_to_return(self):
     yield
+
+
+def returns_what_has_no_text(self):
+    yield
+    return type("Odd", (), {"__repr__": lambda self: 1 / 0})()
 
 
 def old_forces_an_exception(self):
@@ -188,6 +349,8 @@ def old_forces_an_exception(self):
         (stops_early, OLD, "did not reach its `yield`"),
         (yields_twice, NEW, "second `yield`"),
         (yields_twice, OLD, "second `yield`"),
+        (yields_on_and_on, NEW, "generator ignored GeneratorExit"),
+        (returns_what_has_no_text, NEW, "must return the list of answers, got a Odd"),
         (forgets_to_return, NEW, "must return the list of answers, got None"),
         (old_forces_an_exception, OLD, "OSError: forced"),
     ],

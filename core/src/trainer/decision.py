@@ -10,6 +10,7 @@ import numpy
 
 from trainer_callback import StopRequest
 from trainer_callback.dispatch import Answer
+from trainer_callback.errors import show
 from trainer_callback.manager import CallbackManager, Plugin
 
 from .config import TrainerConfig
@@ -127,7 +128,7 @@ class Decider:
             return answer
         if isinstance(answer, (bool, numpy.bool_)):
             return StopRequest("callback") if answer else None
-        error = TypeError(f"answered {answer!r}; it must answer a bool, None or a StopRequest")
+        error = TypeError(f"answered {show(answer)}; it must answer a bool, None or a StopRequest")
         self._callbacks.caught(plugin, "should_stop_training", error)
         self._callbacks.finish()
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,12 +13,15 @@ import torch
 from torch import nn
 
 from trainer_callback import GradientStats
+from trainer_callback.errors import show
 from trainer_callback.manager import CallbackManager
 
 from .config import TrainerConfig
 from .device import choose_precision, find_device
 from .gradients import Gradients
 from .keeper import SnapshotKeeper
+from .loop_queue import LoopQueue
+from .metrics_file import to_floats
 from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
@@ -56,6 +60,7 @@ class Host:
         self.has_validation = False
         self.last_update_of_epoch: bool = False
         self.keeper: SnapshotKeeper = SnapshotKeeper(self.config)
+        self.queue: LoopQueue = LoopQueue()
         self._gradients = Gradients(model)
         self._precision = Precision(precision, self.device)
         self._update_step = 0
@@ -119,19 +124,29 @@ class Host:
         )
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Sends metrics to `on_log` of every callback."""
-        values = {name: float(value) for name, value in metrics.items()}
+        """Sends metrics to `on_log` of every callback, at the next boundary where another thread
+        calls; see `TrainerProtocol`.
+        """
+        values = to_floats(metrics)
+        if not self.queue.is_elsewhere:
+            self.progress.metrics.update(values)
+        self.queue.send(partial(self._send_metrics, values))
+
+    def _send_metrics(self, values: Mapping[str, float]) -> None:
         self.progress.metrics.update(values)
         self.callbacks.table.plain.on_log(trainer=self, metrics=values, step=self.step)
 
     def log_text(self, name: str, text: str) -> None:
-        """Sends a text to `on_log_text` of every callback."""
+        """Sends a text to `on_log_text` of every callback; see `TrainerProtocol`."""
         for argument, value in (("name", name), ("text", text)):
             if not isinstance(value, str):
                 raise TypeError(
-                    f"log_text: {argument} must be a str, got {value!r}. Use str(...), or "
+                    f"log_text: {argument} must be a str, got {show(value)}. Use str(...), or "
                     "trainer.log for numbers."
                 )
+        self.queue.send(partial(self._send_text, name, text))
+
+    def _send_text(self, name: str, text: str) -> None:
         self.callbacks.table.plain.on_log_text(trainer=self, name=name, text=text, step=self.step)
 
     def gradient_stats(
@@ -142,6 +157,9 @@ class Host:
 
     def request_snapshot(self) -> None:
         """Asks for a snapshot at the next boundary."""
+        self.queue.send(self._request_snapshot)
+
+    def _request_snapshot(self) -> None:
         self._snapshot_requested = True
 
     def check_replicas(self) -> None:

@@ -90,7 +90,7 @@ class Trainer(Host):
         check_parts(model, optimizer, scheduler, config)
         given, model = model, plain_model(model)
         live = find_live() if discover else []
-        manager = CallbackManager([*callbacks], [*live, *core_callbacks(config)])
+        manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
         super().__init__(model, optimizer, scheduler, config, manager)
         ranks, seed = self.ranks, config.seed
         trained, evaluated = ranks.prepare(model, given, compiled=config.compile)
@@ -145,6 +145,7 @@ class Trainer(Host):
             error: BaseException | None = None
             try:
                 self._hook.on_train_start(trainer=self, resumed=resumed)
+                self.queue.open()
                 if resumed:
                     self._checkpoint.restore_rng()
                 stop = self._decide() if resumed else self._decider.read_signals()
@@ -336,13 +337,13 @@ class Trainer(Host):
 
     def _close_boundary(self) -> None:
         """Decides whether the run ends here, then takes the snapshot that is due."""
+        self.queue.make_calls()
         wanted = self.snapshot_due or self._snapshot_requested
         self._stop, due = self._decider.agree(self._decide(), snapshot_due=wanted)
         if self.output_dir is None:
             return
+        self._snapshot_requested = self._snapshot_requested and not due
         self._run.keep(self.progress if due else None)
-        if due:
-            self._snapshot_requested = False
 
     def _decide(self) -> Stop | None:
         asks = "should_stop_training" in self.callbacks.table.used

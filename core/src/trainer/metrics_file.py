@@ -11,25 +11,29 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback import TrainerCallback, TrainerProtocol
 from trainer_callback.discovery import find_version
+from trainer_callback.errors import show
 from trainer_callback.manager import Plugin
 
 from .config import TrainerConfig
 
-__all__ = ["MetricsFile", "core_callbacks", "read_logged"]
+__all__ = ["MetricsFile", "core_callbacks", "read_logged", "to_floats"]
 
 logger: logging.Logger = logging.getLogger("trainer")
+
+_COLUMNS: Final = ("step", "epoch")
+"""What each line has beside the metrics."""
 
 
 class MetricsFile(TrainerCallback):
     """Writes every log event to `OUTPUT_DIR/metrics.jsonl`, and the costs when the run ends.
 
     Its state is the length of the file at the snapshot, and the lines that could not be written
-    yet: a full disk does not end a run. The line of costs comes behind every snapshot, so that a
-    resume cuts it off: it is the last line or none.
+    yet: a full disk does not end a run. The line of costs comes when nobody can log any more, and
+    behind every snapshot, so that a resume cuts it off: it is the last line or none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,9 +42,15 @@ class MetricsFile(TrainerCallback):
         self._length = 0
         self._unwritten = b""
         self._failed = False
+        self._costs: dict[str, Any] | None = None
 
-    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
-        state = checkpoint["callback_state"].get(type(self).__name__, {})
+    def on_snapshot_load(
+        self,
+        trainer: TrainerProtocol,
+        checkpoint: Mapping[str, Any],
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        state = state or {}
         self._length = state.get("length", 0)
         self._unwritten = state.get("unwritten", "").encode()
 
@@ -55,7 +65,7 @@ class MetricsFile(TrainerCallback):
             logger.warning("%s has lost lines: it continues behind the rest.", self.path)
             self._length = found
         os.ftruncate(self._file, self._length)
-        self._failed = False
+        self._failed, self._costs = False, None
         self._write(b"")
 
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
@@ -71,12 +81,15 @@ class MetricsFile(TrainerCallback):
     ) -> Mapping[str, object]:
         return {"length": self._length, "unwritten": self._unwritten.decode()}
 
-    @hookimpl(trylast=True)  # others may log something in the same event
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
+        line = {"step": trainer.step, "epoch": trainer.epoch}
+        self._costs = {**line, "callback_costs": result.callback_costs}
+
+    def close(self) -> None:
         if self._file is None:
             return
-        line = {"step": trainer.step, "epoch": trainer.epoch}
-        self._write(_as_json({**line, "callback_costs": result.callback_costs}))
+        if self._costs is not None:
+            self._write(_as_json(self._costs))
         os.close(self._file)
         self._file = None
 
@@ -106,6 +119,46 @@ def read_logged(path: Path) -> list[bytes]:
     if lines and isinstance(json.loads(lines[-1]).get("callback_costs"), dict):
         lines.pop()
     return lines
+
+
+def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Returns what `trainer.log` was given as plain floats; a number is whatever has one value:
+    bool, int, float, a scalar of numpy, a tensor with one element.
+
+    Raises:
+        TypeError: no mapping, a name that is no str, a value that is no number.
+        ValueError: a name that every line has already.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"trainer.log: metrics must be a mapping of names to numbers, got {show(metrics)}."
+            ' Write trainer.log({"name": value}).'
+        )
+    floats: dict[str, float] = {}
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(
+                "trainer.log: the name of a metric must be a str that is not empty, got "
+                f"{show(name)}. Use str(...)."
+            )
+        if name in _COLUMNS:
+            raise ValueError(
+                f"trainer.log: {name!r} stands in every line of metrics.jsonl already. Give the "
+                f"metric another name, such as 'my_{name}'."
+            )
+        floats[name] = value if type(value) is float else _to_float(name, value)
+    return floats
+
+
+def _to_float(name: str, value: Any) -> float:
+    try:
+        number = value.item() if hasattr(value, "item") else value  # tensors, numpy
+        if hasattr(number, "__float__") and not isinstance(number, complex):
+            return float(number)
+    except Exception:  # several values, none yet, one that is too large
+        pass
+    hint = "Use float(...)." if isinstance(value, str) else "Log one number for each name."
+    raise TypeError(f"trainer.log: {name!r} must be a number, got {show(value)}. {hint}")
 
 
 def _as_json(line: Mapping[str, object]) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -15,10 +16,9 @@ from trainer_callback import (
     CallbackError,
     SaveError,
     SnapshotError,
-    StateError,
     TrainerCallback,
 )
-from trainer_callback.state import to_plain_state
+from trainer_callback.errors import text_of
 
 from .checkpoint import Checkpoint
 from .config import ConfigError
@@ -29,10 +29,10 @@ from .progress import Progress
 from .result import Stop, TrainResult
 from .rng import seed_rng
 from .rundir import RunDirectory
-from .sharding import gather_state, gather_weights
+from .sharding import gather_state, gather_weights, holds_sharded
 from .snapshot import save_bytes
 from .state_file import save_state
-from .state_table import Deal, deal_out
+from .state_table import Deal, collect_states, deal_out
 
 if TYPE_CHECKING:
     from .host import Host
@@ -69,7 +69,7 @@ class Run:
 
     @contextlib.contextmanager
     def open(self, resume: Resume) -> Iterator[None]:
-        """Holds the output directory while the run lasts.
+        """Holds the output directory while the run lasts, and closes the callbacks at its end.
 
         Raises:
             ConfigError: it cannot be used, another run uses it, or it holds a run that this one
@@ -86,6 +86,7 @@ class Run:
             if place is not None:
                 hold = partial(self._hold, place, resume)
                 self._ranks.on_main(lambda: held.enter_context(hold()), "output_dir")
+            held.callback(self._callbacks.close)  # while the directory is still held
             yield
 
     @contextlib.contextmanager
@@ -128,6 +129,7 @@ class Run:
             PluginError: a callback refuses its state.
         """
         trainer = self._trainer
+        trainer.queue.start()
         self._deal = Deal()
         self._saved, self._untold = None, None
         found = self._named or self._find(resume)
@@ -150,14 +152,15 @@ class Run:
         self._deal = deal_out(
             state["callback_state"],
             manifest.get("plugins", {}),
-            self._callbacks.plugins,
-            self._callbacks.implementers("on_snapshot_save"),
+            self._callbacks,
             progress.step,
         )
         checkpoint = {**state, "epoch": progress.epoch, "step": progress.step}
         checkpoint["callback_state"] = self._deal.states
         try:
-            self._hook.on_snapshot_load(trainer=trainer, checkpoint=checkpoint)
+            self._hook.on_snapshot_load(
+                trainer=trainer, checkpoint=checkpoint, state=self._deal.states
+            )
         except BaseException as error:  # the others have loaded, and must hear of the end
             self.end(None, error)
             raise
@@ -204,9 +207,9 @@ class Run:
         if progress is None or not due:
             return
         self._trainer.check_replicas()
+        state = self._collect(progress)
         facts = read_facts(progress, self._trainer.config, self._callbacks.plugins)
         facts["plugins"] = {**facts["plugins"], **self._deal.carried_writers}
-        state = self._collect(progress)
         if self._trainer.is_main_process:
             report = self._make_report(progress)
             self._keeper.save(progress.step, state, facts, report, self._files)
@@ -246,6 +249,8 @@ class Run:
     ) -> tuple[TrainResult, BaseException | None]:
         """Does what `end` says, and returns the result and what is to be raised."""
         trainer, hook = self._trainer, self._hook
+        unsent = self._tell(trainer.queue.open)
+        error = error or unsent
         decided = error is None  # by all processes; an exception is one's own
         resumable = stop is not None and stop.status in ("terminated", "interrupted")
         if error is None and stop is not None and stop.status == "interrupted":
@@ -259,6 +264,9 @@ class Run:
             error = unsaved
         result = self._conclude(stop, error)
         late = self._tell(lambda: hook.on_train_end(trainer=trainer, result=result))
+        unsent = self._tell(trainer.queue.close)
+        late = late or unsent
+        result = replace(result, switched_off=tuple(self._callbacks.switched_off))
         if error is None and late is None and result.exit_code == 0 and self._keeper.can_write:
             late = self._tell(self._save_final)
         return result, error or late
@@ -278,22 +286,14 @@ class Run:
     def _collect(self, progress: Progress) -> dict[str, Any]:
         state = self._checkpoint.read(mid_epoch=progress.is_mid_epoch)
         state["progress"] = progress.state()
-        state["callback_state"] = dict(self._deal.carried)
-        answers = self._callbacks.table.ask_state(
-            trainer=self._trainer, epoch=progress.epoch, step=progress.step
-        )
-        for plugin, answer in answers:
-            try:
-                state["callback_state"][plugin.state_key] = to_plain_state(
-                    answer, plugin.state_key, copy_tensors=False
-                )
-            except StateError as error:
-                self._callbacks.caught(plugin, "on_snapshot_save", error)
-        self._callbacks.finish()
+        states = collect_states(self._callbacks, self._deal, self._trainer)
+        state["callback_state"] = states
         if self._ranks.is_sharded:
             off = self._callbacks.switched_off
             failed = {each.state_key for each in self._callbacks.plugins if each.name in off}
-            match_parts(state["callback_state"], failed, self._ranks)
+            match_parts(states, failed, self._ranks)
+            kept = {key: each for key, each in self._deal.carried.items() if key in failed}
+            states.update({key: each for key, each in kept.items() if not holds_sharded(each)})
         return cast(dict[str, Any], gather_state(state, keep=self._ranks.is_main))
 
     def _conclude(self, stop: Stop | None, error: BaseException | None) -> TrainResult:
@@ -302,7 +302,7 @@ class Run:
         if isinstance(error, KeyboardInterrupt):
             stop = Stop("interrupted", "SIGINT")
         elif error is not None:
-            stop = Stop("failed", type(error).__name__, str(error))
+            stop = Stop("failed", type(error).__name__, text_of(error))
         return TrainResult(
             status=stop.status,
             stop_reason=stop.reason,

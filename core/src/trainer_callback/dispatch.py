@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from .arguments import COPIES
+from .arguments import TENSORS, find_copier
 from .costs import HookCost
 from .identity import Plugin
-from .implementation import HOOK_ARGUMENTS
+from .implementation import HOOK_ARGUMENTS, describe
 
 __all__ = [
     "QUESTIONS",
@@ -26,6 +27,7 @@ __all__ = [
     "Receiver",
     "compile_adapter",
     "compile_hook",
+    "find_shared",
 ]
 
 QUESTIONS: Final = frozenset({"should_stop_training", "on_snapshot_save"})
@@ -70,8 +72,21 @@ class Receiver:
     cost: HookCost
 
 
+def find_shared(functions: Iterable[Callable[..., Any]]) -> frozenset[str]:
+    """Returns the tensors that more than one of the implementations of a hook asks for: each must
+    have a copy, since it could write to it.
+    """
+    taken = Counter(name for each in functions for name in inspect.signature(each).parameters)
+    return frozenset(name for name in TENSORS if taken[name] > 1)
+
+
 def compile_hook(
-    hook: str, receivers: Sequence[Receiver], failures: FailureHandler, *, timed: bool
+    hook: str,
+    receivers: Sequence[Receiver],
+    failures: FailureHandler,
+    *,
+    timed: bool,
+    shared: frozenset[str] = frozenset(),
 ) -> Callable[..., Any]:
     """Returns the function that calls `receivers` in order, with the keyword arguments of the hook.
 
@@ -81,6 +96,7 @@ def compile_hook(
 
     Args:
         timed: add the time of each call to its receiver's cost.
+        shared: the arguments of which each receiver gets a copy, as `find_shared` found them.
 
     Returns:
         For a question a function that returns a list of `(plugin, answer)` of those that did not
@@ -88,6 +104,7 @@ def compile_hook(
     """
     names: dict[str, Any] = {
         "clock": time.perf_counter,
+        "check": _check_answer,
         "caught": failures.caught,
         "finish": failures.finish,
         "drop": failures.drop,
@@ -96,37 +113,39 @@ def compile_hook(
     if hook in QUESTIONS:
         lines.append("answers = []")
     for index, receiver in enumerate(receivers):
-        names[f"f{index}"], names[f"p{index}"] = receiver.function, receiver.plugin
-        names[f"cost{index}"] = receiver.cost
-        lines += _write_call(hook, index, receiver.function, timed=timed)
+        names[f"p{index}"], names[f"cost{index}"] = receiver.plugin, receiver.cost
+        expression = _write_expression(str(index), receiver, shared, names)
+        lines += _write_call(hook, index, expression, timed=timed)
     if receivers:
         lines.append("if failed: finish(failed)")
     lines.append("return answers" if hook in QUESTIONS else "return None")
     return _compile(hook, lines, names)
 
 
-def compile_adapter(hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function` as one that takes all arguments of the hook, and passes on what it asks
-    for.
+def compile_adapter(hook: str, receiver: Receiver, shared: frozenset[str]) -> Callable[..., Any]:
+    """Returns the receiver's function as one that takes all arguments of the hook, and passes on
+    what it asks for.
     """
-    return _compile(hook, [f"return {_write_expression('f', function)}"], {"f": function})
+    names: dict[str, Any] = {}
+    return _compile(hook, [f"return {_write_expression('', receiver, shared, names)}"], names)
 
 
 def _compile(hook: str, body: Sequence[str], names: dict[str, Any]) -> Callable[..., Any]:
-    names = {**names, **{f"copy_{name}": make for name, make in COPIES.items()}}
     source = [f"def {hook}({', '.join(HOOK_ARGUMENTS[hook])}):", *(f"    {line}" for line in body)]
     exec(compile("\n".join(source), f"<dispatch of {hook}>", "exec"), names)
     function: Callable[..., Any] = names[hook]
     return function
 
 
-def _write_call(hook: str, index: int, function: Callable[..., Any], *, timed: bool) -> list[str]:
-    body = [f"answer = {_write_expression(f'f{index}', function)}"]
+def _write_call(hook: str, index: int, expression: str, *, timed: bool) -> list[str]:
+    body = [f"answer = {expression}"]
     if timed:
         add = f"cost{index}.seconds += clock() - start; cost{index}.calls += 1"
         body = ["start = clock()", *body, add]
     if hook in QUESTIONS:
         body.append(f"if answer is not None: answers.append((p{index}, answer))")
+    else:
+        body.append("if answer is not None: check(answer)")
     return [
         "try:",
         *(f"    {line}" for line in body),
@@ -136,12 +155,31 @@ def _write_call(hook: str, index: int, function: Callable[..., Any], *, timed: b
     ]
 
 
-def _write_expression(name: str, function: Callable[..., Any]) -> str:
-    parameters = inspect.signature(function).parameters.values()
-    return f"{name}({', '.join(_write_argument(parameter) for parameter in parameters)})"
+def _write_expression(
+    mark: str, receiver: Receiver, shared: frozenset[str], names: dict[str, Any]
+) -> str:
+    """Returns the source of the call, and puts what it needs into `names`, with `mark` behind."""
+    plugin = receiver.plugin
+    names[f"f{mark}"] = receiver.function
+    arguments = []
+    for parameter in inspect.signature(receiver.function).parameters.values():
+        name = value = parameter.name
+        copier = find_copier(
+            name, plugin.state_key, describe(plugin.callback), shared=name in shared
+        )
+        if copier is not None:
+            names[f"copy_{name}{mark}"] = copier
+            value = f"copy_{name}{mark}({name})"
+        arguments.append(f"{name}={value}" if parameter.kind is parameter.KEYWORD_ONLY else value)
+    return f"f{mark}({', '.join(arguments)})"
 
 
-def _write_argument(parameter: inspect.Parameter) -> str:
-    name = parameter.name
-    value = f"copy_{name}({name})" if name in COPIES else name
-    return f"{name}={value}" if parameter.kind is parameter.KEYWORD_ONLY else value
+def _check_answer(answer: object) -> None:
+    """Refuses what nobody would ever run; other answers are of no use, and do no harm."""
+    if isinstance(answer, (Coroutine, Generator, AsyncGenerator)):
+        if isinstance(answer, Coroutine):
+            answer.close()  # or Python would warn of it, somewhere else
+        raise TypeError(
+            f"it answered a {type(answer).__name__}, whose body nobody would run. Run it in the "
+            "hook."
+        )

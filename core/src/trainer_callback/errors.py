@@ -13,6 +13,8 @@ __all__ = [
     "SnapshotError",
     "StateError",
     "UsageError",
+    "show",
+    "text_of",
 ]
 
 
@@ -57,3 +59,26 @@ class CallbackError(RuntimeError):
 
     The message names plugin, distribution, version and hook; `__cause__` is the original exception.
     """
+
+
+def text_of(error: BaseException) -> str:
+    """Returns the text of `error`, also where its own `__str__` fails: whose error it is must not
+    be lost over that.
+    """
+    try:
+        return str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:
+        return f"<its text cannot be had: {type(failure).__name__}>"
+
+
+def show(value: object) -> str:
+    """Returns `value` for a message, in at most 80 characters, also where its `__repr__` fails."""
+    try:
+        text = repr(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -76,6 +76,15 @@ class TrainerCallback:
         """
         raise NotImplementedError("there is no `migrate_state`")
 
+    def close(self) -> None:
+        """Gives back what this callback holds: threads, files, forward hooks. Does nothing unless
+        it is overridden.
+
+        Called once, whichever way a run ends: behind `on_train_end`, where somebody refuses the
+        run, also before `on_train_start`, and at once where this callback fails and is switched
+        off. The same object may be used for another run then.
+        """
+
     @_hookspec
     def add_options(self, parser: OptionParser) -> None:
         """Before the command line is parsed, for every installed plugin that is not blocked. A
@@ -195,12 +204,18 @@ class TrainerCallback:
         """
 
     @_hookspec
-    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
+    def on_snapshot_load(
+        self,
+        trainer: TrainerProtocol,
+        checkpoint: Mapping[str, Any],
+        state: Mapping[str, Any] | None,
+    ) -> None:
         """After model, optimizer, scheduler, counters and RNG are restored, before
         `on_train_start`.
 
-        This callback's own state is `checkpoint["callback_state"][KEY]`, where KEY is the class
-        name or `state_key`.
+        `state` is what this callback returned from `on_snapshot_save`, a copy; None where the
+        snapshot has none of it. It is also `checkpoint["callback_state"][NAME]`, NAME being its
+        class name or its `state_key`. (Who calls the hook passes the states of all by their keys.)
         """
 
     @_hookspec

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from .discovery import Entry
-from .errors import PluginError
+from .errors import PluginError, show
 from .implementation import describe
 
 __all__ = ["Plugin", "identify"]
@@ -50,8 +50,8 @@ class Plugin:
             return self.name if isinstance(self.callback, ModuleType) else describe(self.callback)
         if not isinstance(own, str) or not own:
             raise PluginError(
-                f"{self.label}: state_key must be a name, got {own!r}. Leave it out for the class "
-                "name."
+                f"{self.label}: state_key must be a name, got {show(own)}. Leave it out for the "
+                "class name."
             )
         return own
 
@@ -65,7 +65,8 @@ class Plugin:
         version = getattr(self.callback, "state_version", 1)
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise PluginError(
-                f"{self.label}: state_version must be an integer of at least 1, got {version!r}."
+                f"{self.label}: state_version must be an integer of at least 1, got "
+                f"{show(version)}."
             )
         return version
 
@@ -77,7 +78,34 @@ class Plugin:
     @property
     def critical(self) -> bool:
         """Whether its failure ends the run."""
-        return bool(getattr(self.callback, "critical", True))
+        return getattr(self.callback, "critical", True) is not False
+
+    def check(self) -> None:
+        """Checks what the callback says of itself.
+
+        Raises:
+            PluginError: an attribute has a value that it cannot have.
+        """
+        for name in ("state_key", "state_version"):  # whose properties check them
+            if not isinstance(self._read(name), property):
+                getattr(self, name)
+        for name, default in (("critical", True), ("needs_every_update", False)):
+            value = self._read(name, default)
+            if not isinstance(value, (bool, property)):
+                raise PluginError(
+                    f"{self.label}: {name} of {describe(self.callback)} must be True or False, got "
+                    f"{show(value)}."
+                )
+        prefix = self._read("option_prefix")
+        if not isinstance(prefix, (str, property, type(None))):
+            raise PluginError(
+                f"{self.label}: option_prefix of {describe(self.callback)} must be a str, got "
+                f"{show(prefix)}. Leave it out for the entry point's name."
+            )
+
+    def _read(self, name: str, default: object = None) -> object:
+        """Returns an attribute; of a class that makes it by a property, the property."""
+        return getattr(self.callback, name, default)
 
 
 def identify(callback: object, index: int, entries: Sequence[Entry]) -> Plugin:

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partialmethod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ __all__ = [
     "closest",
     "describe",
     "find_implementations",
+    "find_unmarked",
 ]
 
 HOOK_ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
@@ -33,6 +36,8 @@ SETUP_HOOKS: Final = ("add_options", "make_callbacks")
 
 _MARK: Final = f"{PROJECT}_impl"
 _FUNCTIONS: Final = (FunctionType, MethodType, classmethod, staticmethod)
+_COMMON: Final = ("on_log_text",)
+"""Hooks whose names without `on_` are good names for functions of one's own."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,9 @@ def find_implementations(plugin: object) -> list[Implementation]:
             generator, or no hook at all in something that is not a `TrainerCallback`.
     """
     is_callback = _is_callback(plugin)
+    if is_callback:
+        _check_hidden(plugin)
+        _check_close(plugin)
     found = []
     for attribute, value in _attributes(plugin):
         options = _read_mark(value)
@@ -79,6 +87,21 @@ def find_implementations(plugin: object) -> list[Implementation]:
     return sorted(found, key=lambda implementation: HOOKS.index(implementation.hook))
 
 
+def find_unmarked(plugin: object) -> list[str]:
+    """Returns the hooks that a module or object of somebody's own defines without `@hookimpl`: they
+    are never called.
+    """
+    if _is_callback(plugin):
+        return []
+    home = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
+    return [
+        f"{describe(plugin)}.{name}"
+        for name, value in _attributes(plugin)
+        if name in HOOKS and _is_function(value) and _read_mark(value) is None
+        if getattr(value, "__module__", home) == home  # not what it imports
+    ]
+
+
 def describe(plugin: object) -> str:
     """Returns the name of a callback, class or module for messages."""
     if isinstance(plugin, (type, ModuleType)):
@@ -88,7 +111,8 @@ def describe(plugin: object) -> str:
 
 def closest(name: str, names: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the nearest of `names`, or an empty string."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    matches = difflib.get_close_matches(snake, list(names), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
@@ -125,19 +149,68 @@ def _read_mark(value: object) -> dict[str, Any] | None:
 
 
 def _overrides(plugin: object, attribute: str, value: object) -> bool:
-    """Whether an unmarked attribute of a `TrainerCallback` is, or looks like, a hook.
+    """Whether an unmarked attribute of a `TrainerCallback` is a hook, or was meant to be one.
 
-    Options that are called like hooks (`self.on_nonfinite = "warn"`, a dataclass field `on_best`)
-    are none; nor is a hook that a subclass takes back with None.
+    A hook that a subclass takes back with None is none.
     """
     if attribute in HOOKS:
         return value is not None and value is not vars(TrainerCallback)[attribute]
-    if not attribute.startswith(("on_", "should_")):
+    return _is_near_miss(plugin, attribute, value)
+
+
+def _is_near_miss(plugin: object, attribute: str, value: object) -> bool:
+    """Whether a name that is no hook was meant as one: nobody would ever call it.
+
+    That is a function that begins with `on_` or `should_` (or `onX`, `shouldX`), has the name of a
+    hook without `on_` (`epoch_end`; not `log`, `log_text`, `exception`), or is spelt like a hook
+    but for case and underscores or a letter or two. Where the class has that hook too, the function
+    is one of its own.
+
+    Options that are called like hooks (`self.on_nonfinite = "warn"`, a dataclass field `on_best`)
+    are none, unless they can be called and are spelt like a hook.
+    """
+    if attribute.startswith("_") or attribute in vars(TrainerCallback):
         return False
     options = set(getattr(plugin, "__dataclass_fields__", ()))
     if not isinstance(plugin, type):
         options.update(getattr(plugin, "__dict__", ()))
-    return attribute not in options and _is_function(value)
+    is_function = _is_function(value) and attribute not in options
+    if is_function and re.match(r"(on|should)(_|[A-Z])", attribute):
+        return True
+    if not (callable(value) or isinstance(value, (*_FUNCTIONS, property, partialmethod))):
+        return False
+    meant = _find_meant(attribute, shortened=is_function)
+    if meant is None:
+        return False
+    own = inspect.getattr_static(plugin, meant)
+    return own is None or own is vars(TrainerCallback)[meant]
+
+
+def _find_meant(attribute: str, *, shortened: bool) -> str | None:
+    """Returns the hook that is spelt nearly like `attribute`.
+
+    Args:
+        shortened: a hook's name without `on_` counts.
+    """
+    spelt = _squeeze(attribute)
+    for hook in HOOKS:
+        if spelt == _squeeze(hook):
+            return hook
+        if (
+            shortened
+            and hook.count("_") > 1
+            and hook not in _COMMON
+            and "on" + spelt == (_squeeze(hook))
+        ):
+            return hook
+    if attribute[0].lower() not in "ons":  # what a slip makes of `on_` and `should_`
+        return None
+    names = [hook for hook in HOOKS if hook not in SETUP_HOOKS]
+    return next(iter(difflib.get_close_matches(attribute.lower(), names, 1, cutoff=0.9)), None)
+
+
+def _squeeze(name: str) -> str:
+    return name.replace("_", "").lower()
 
 
 def _is_function(value: object) -> bool:
@@ -148,8 +221,45 @@ def _check_name(plugin: object, attribute: str, name: str) -> None:
     if name not in HOOKS:
         raise PluginError(
             f"{describe(plugin)}.{attribute}: there is no hook {name!r}."
-            f"{closest(name, HOOKS)} The hooks are {', '.join(HOOKS)}."
+            f"{closest(name, HOOKS)} The hooks are {', '.join(HOOKS)}. A method of your own needs "
+            "another name, such as one that begins with an underscore."
         )
+
+
+def _check_hidden(plugin: object) -> None:
+    """Refuses a base class that stands behind `TrainerCallback`, whose own empty methods would then
+    hide what it brings.
+    """
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    own = {name for name in vars(TrainerCallback) if not name.startswith("_")}
+    for base in cls.__mro__[cls.__mro__.index(TrainerCallback) + 1 :]:
+        for name in own & vars(base).keys():
+            first = next(each for each in cls.__mro__ if name in vars(each))
+            if first is TrainerCallback and name not in getattr(plugin, "__dict__", ()):
+                raise PluginError(
+                    f"{base.__name__}.{name} is hidden by TrainerCallback, which stands before it: "
+                    f"write class {cls.__name__}({base.__name__}, TrainerCallback)."
+                )
+
+
+def _check_close(plugin: object) -> None:
+    where = f"{describe(plugin)}.close"
+    close = plugin.close  # type: ignore[attr-defined]
+    if not callable(close) or inspect.iscoroutinefunction(close):
+        raise PluginError(
+            f"{where} is a {type(close).__name__}, and the trainer calls it when a run ends. Write "
+            "`def close(self)`, or give it another name."
+        )
+    is_unbound = isinstance(plugin, type) and isinstance(
+        inspect.getattr_static(plugin, "close"), FunctionType
+    )
+    try:
+        inspect.signature(close).bind(*[plugin] * is_unbound)
+    except TypeError:
+        raise PluginError(
+            f"{where} asks for arguments, and the trainer calls it with none when a run ends. "
+            "Write `def close(self)`, or give it another name."
+        ) from None
 
 
 def _check_function(plugin: object, implementation: Implementation, static: object) -> None:
@@ -172,10 +282,11 @@ def _check_function(plugin: object, implementation: Implementation, static: obje
 
 
 def _check_kind(where: str, implementation: Implementation, function: Callable[..., Any]) -> None:
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+    inner = inspect.unwrap(function)  # what functools.wraps was put around
+    if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
         raise PluginError(f"{where} is a coroutine function: nobody would await it. Write `def`.")
     is_generator = inspect.isgeneratorfunction(function)
-    if is_generator and not implementation.wraps:
+    if inspect.isgeneratorfunction(inner) and not implementation.wraps:
         raise PluginError(
             f"{where} is a generator: its body would never run. Remove `yield`, or mark it with "
             "@hookimpl(wrapper=True)."

@@ -4,22 +4,23 @@ answers.
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, cast
 
 import pluggy
 
 from .costs import PER_BATCH, CostMeter
 from .discovery import find_entries
-from .dispatch import Answer, Receiver, compile_hook
-from .errors import CallbackError, PluginError, UsageError
+from .dispatch import Answer, Receiver, compile_adapter, compile_hook, find_shared
+from .errors import CallbackError, PluginError, UsageError, show, text_of
 from .hookspecs import HOOKS, PROJECT, TrainerCallback
 from .identity import Plugin, identify
-from .implementation import find_implementations
+from .implementation import find_implementations, find_unmarked
 from .order import arrange
-from .saved_state import describe_writer
 from .wrappers import wrap
 
 __all__ = ["CallbackManager", "HookTable", "Plugin"]
@@ -58,8 +59,39 @@ class HookTable:
     used: frozenset[str]
 
 
-class CallbackManager(pluggy.PluginManager):
-    """All callbacks of a run, in call order."""
+class _Registry(pluggy.PluginManager):
+    """pluggy's part: it checks what is registered, and holds it hook by hook."""
+
+    def __init__(self) -> None:
+        super().__init__(PROJECT)
+        self.add_hookspecs(TrainerCallback)
+        self._options: dict[str, dict[str, Any]] = {}
+
+    def add(self, plugin: Plugin) -> None:
+        """Registers the hooks of `plugin` under its name."""
+        found = find_implementations(plugin.callback)
+        self._options = {each.attribute: each.options for each in found}
+        functions = {each: getattr(plugin.callback, each) for each in self._options}
+        self.register(_Hooks(functions), plugin.name)
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        """As pluggy, but overrides of a `TrainerCallback` need no marker."""
+        return self._options.get(name)
+
+    def implementations(self, hook: str) -> list[pluggy.HookImpl]:
+        """Returns what is registered for `hook`."""
+        caller: pluggy.HookCaller = getattr(self.hook, hook)
+        return caller.get_hookimpls()
+
+
+class CallbackManager:
+    """All callbacks of a run, in call order.
+
+    Attributes:
+        plugins: the callbacks with their identity, the switched-off ones included.
+        switched_off: names of those that have failed and were not critical.
+        table: the compiled hooks.
+    """
 
     def __init__(self, callbacks: Sequence[object] = (), discovered: Sequence[Plugin] = ()) -> None:
         """Registers `callbacks` in their order, then `discovered`.
@@ -69,28 +101,23 @@ class CallbackManager(pluggy.PluginManager):
                 or `Plugin` records of such.
 
         Raises:
-            PluginError: a class, a misspelt hook, a wrong argument, one state key twice; the
-                message names class and distribution.
+            PluginError: no list, a class, a misspelt hook, a wrong argument, one state key twice;
+                the message names class and distribution.
         """
-        super().__init__(PROJECT)
-        self.add_hookspecs(TrainerCallback)
-        entries = find_entries() if callbacks else []
-        given = [identify(callback, index, entries) for index, callback in enumerate(callbacks)]
+        listed = _list(callbacks)
+        entries = find_entries() if listed else []
+        given = [identify(callback, index, entries) for index, callback in enumerate(listed)]
         found = [identify(plugin, index, ()) for index, plugin in enumerate(discovered)]
         self.plugins: list[Plugin] = arrange([*given, *found])
         self.switched_off: list[str] = []
         self._costs = CostMeter()
         self._failures: list[CallbackError | PluginError] = []
-        self._registering: dict[str, dict[str, Any]] = {}
+        self._registry = _Registry()
         self._check_states()
         for plugin in reversed(self.plugins):  # pluggy calls the last registered first
             self._register(plugin)
         self._plain, self._timed = _Hooks({}), _Hooks({})
         self.table: HookTable = self._compile()
-
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        """As pluggy, but overrides of a `TrainerCallback` need no marker."""
-        return self._registering.get(name)
 
     def start_update(self) -> tuple[TrainerCallback, Callable[..., list[Answer]]]:
         """Returns the hooks, and `should_stop_training`, to use until the next update."""
@@ -101,7 +128,15 @@ class CallbackManager(pluggy.PluginManager):
 
     def implementers(self, hook: str) -> set[str]:
         """Returns the names of the plugins that implement `hook`."""
-        return {implementation.plugin_name for implementation in self._implementations(hook)}
+        return {each.plugin_name for each in self._registry.implementations(hook)}
+
+    def askers(self, hook: str, arguments: Set[str]) -> set[str]:
+        """Returns the names of the plugins that ask for one of `arguments` in `hook`."""
+        return {
+            each.plugin_name
+            for each in self._registry.implementations(hook)
+            if arguments & inspect.signature(each.function).parameters.keys()
+        }
 
     def costs(self) -> dict[str, dict[str, dict[str, float]]]:
         """Returns plugin name -> hook -> `calls` and `seconds` in this process; hooks of the batch
@@ -146,6 +181,14 @@ class CallbackManager(pluggy.PluginManager):
                 logger.warning(text, name)
                 self._remove(name)
 
+    def close(self) -> None:
+        """Calls `close` of every callback, at the end of a run; those that are switched off have
+        been closed then. What goes wrong is logged: the run is over.
+        """
+        for plugin in self.plugins:
+            if plugin.name not in self.switched_off:
+                _close(plugin)
+
     def _take(self, count: int | None) -> list[CallbackError | PluginError]:
         start = 0 if count is None else len(self._failures) - count
         taken = self._failures[start:]
@@ -160,10 +203,10 @@ class CallbackManager(pluggy.PluginManager):
         if plugin.name in self.switched_off:
             return None
         if isinstance(error, UsageError) and hook in _REFUSING:
-            refusal = PluginError(f"{plugin.label}: {error}")
+            refusal = PluginError(f"{plugin.label}: {text_of(error)}")
             refusal.__cause__ = error
             return refusal
-        message = f"{plugin.label} failed in {hook}: {type(error).__name__}: {error}"
+        message = f"{plugin.label} failed in {hook}: {type(error).__name__}: {text_of(error)}"
         if plugin.critical:
             failure = CallbackError(message)
             failure.__cause__ = error
@@ -174,22 +217,27 @@ class CallbackManager(pluggy.PluginManager):
 
     def _remove(self, name: str) -> None:
         self.switched_off.append(name)
-        self.unregister(name=name)
+        self._registry.unregister(name=name)
         self.table = self._compile()
+        _close(next(plugin for plugin in self.plugins if plugin.name == name))
 
     def _register(self, plugin: Plugin) -> None:
         try:
-            found = find_implementations(plugin.callback)
-            self._registering = {each.attribute: each.options for each in found}
-            functions = {each: getattr(plugin.callback, each) for each in self._registering}
-            self.register(_Hooks(functions), plugin.name)
+            self._registry.add(plugin)
         except (PluginError, pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"{plugin.label}: {error}") from error
+        for name in find_unmarked(plugin.callback):
+            logger.warning(
+                "%s: %s is called like a hook and has no @hookimpl, so it is never called. Mark it "
+                "with @trainer_callback.hookimpl, or give it another name.",
+                plugin.label,
+                name,
+            )
 
     def _check_states(self) -> None:
         owners: dict[str, Plugin] = {}
         for plugin in self.plugins:
-            describe_writer(plugin)  # refuses what could not be saved
+            plugin.check()
             owner = owners.setdefault(plugin.state_key, plugin)
             if owner is plugin:
                 continue
@@ -212,7 +260,7 @@ class CallbackManager(pluggy.PluginManager):
             ask_stop=_asker(self._plain, "should_stop_training"),
             ask_timed_stop=_asker(self._timed, "should_stop_training"),
             ask_state=_asker(self._plain, "on_snapshot_save"),
-            used=frozenset(hook for hook in HOOKS if self._implementations(hook)),
+            used=frozenset(hook for hook in HOOKS if self._registry.implementations(hook)),
         )
 
     def _compile_one(self, hook: str, *, timed: bool) -> Callable[..., Any]:
@@ -223,7 +271,7 @@ class CallbackManager(pluggy.PluginManager):
         receivers: list[Receiver] = []
         wrappers: list[tuple[Receiver, bool]] = []
         for implementation in sorted(
-            self._implementations(hook),
+            self._registry.implementations(hook),
             key=lambda each: (each.trylast, not each.tryfirst, places[each.plugin_name]),
         ):
             plugin = self.plugins[places[implementation.plugin_name]]
@@ -233,14 +281,14 @@ class CallbackManager(pluggy.PluginManager):
                 wrappers.append((receiver, implementation.hookwrapper))
             else:
                 receivers.append(receiver)
-        function = compile_hook(hook, receivers, self, timed=timed)
+        shared = find_shared(
+            each.function for each in (*receivers, *(wrapper for wrapper, _ in wrappers))
+        )
+        function = compile_hook(hook, receivers, self, timed=timed, shared=shared)
         for wrapper, old in reversed(wrappers):
-            function = wrap(hook, function, wrapper, old=old, timed=timed, failures=self)
+            start = compile_adapter(hook, wrapper, shared)
+            function = wrap(hook, function, wrapper, start, old=old, timed=timed, failures=self)
         return function
-
-    def _implementations(self, hook: str) -> list[pluggy.HookImpl]:
-        caller: pluggy.HookCaller = getattr(self.hook, hook)
-        return caller.get_hookimpls()
 
 
 def _asker(hooks: _Hooks, hook: str) -> Callable[..., list[Answer]]:
@@ -251,3 +299,37 @@ def _asker(hooks: _Hooks, hook: str) -> Callable[..., list[Answer]]:
         return answers
 
     return ask
+
+
+def _list(callbacks: object) -> list[object]:
+    """Returns the callbacks one by one.
+
+    Raises:
+        PluginError: it is no list of them.
+    """
+    unordered = (str, bytes, Mapping, Set, type, ModuleType, TrainerCallback)
+    if isinstance(callbacks, Iterable) and not isinstance(callbacks, unordered):
+        return list(callbacks)
+    if callbacks is None:
+        advice = "Leave it out, or write callbacks=[]."
+    elif isinstance(callbacks, type):
+        advice = f"Write callbacks=[{callbacks.__name__}()]."
+    elif isinstance(callbacks, str):
+        advice = f"Write callbacks=[trainer.plugins.create({callbacks!r})]."
+    elif isinstance(callbacks, (Mapping, Set)):
+        advice = "Write callbacks=[...], in the order in which they are to be called."
+    else:
+        advice = "Write callbacks=[callback]."
+    raise PluginError(f"callbacks must be a list of callbacks, got {show(callbacks)}. {advice}")
+
+
+def _close(plugin: Plugin) -> None:
+    if not isinstance(plugin.callback, TrainerCallback):
+        return
+    try:
+        plugin.callback.close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        what = f"{type(error).__name__}: {text_of(error)}"
+        logger.warning("%s failed in close: %s.", plugin.label, what)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from .errors import PluginError
+from .errors import PluginError, show
 from .identity import Plugin
 
 __all__ = ["arrange"]
@@ -73,10 +73,11 @@ def _base(name: str) -> str:
 
 def _names(plugin: Plugin, wish: str) -> Sequence[str]:
     names: Sequence[str] = getattr(plugin.callback, wish, ())
-    if isinstance(names, str):
+    if not isinstance(names, (tuple, list)) or not all(isinstance(each, str) for each in names):
+        example = f"({names!r},)" if isinstance(names, str) else '("early_stopping",)'
         raise PluginError(
-            f"{plugin.label}: {wish} must be a tuple of plugin names, got {names!r}. "
-            f"Write {wish} = ({names!r},)."
+            f"{plugin.label}: {wish} must be a tuple of plugin names, got {show(names)}. "
+            f"Write {wish} = {example}."
         )
     return names
 

@@ -23,7 +23,6 @@ from .implementation import (
     find_implementations,
 )
 from .options import Option, add_flag, add_options, collect_options, read_options
-from .saved_state import describe_writer
 
 __all__ = ["InstalledPlugin", "create", "discover", "find_live", "read_one_off"]
 
@@ -132,7 +131,7 @@ class InstalledPlugin:
         if isinstance(self.target, type) and not issubclass(self.target, TrainerCallback):
             raise PluginError(f"{describe(self.target)} is a class but no TrainerCallback.")
         self.implementations = find_implementations(self.target)
-        describe_writer(self._name(self.target))  # refuses what could not be saved
+        self._name(self.target).check()
         self.kind = "live"
         if isinstance(self.target, type):
             self.kind = "flag"

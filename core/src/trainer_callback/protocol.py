@@ -151,19 +151,33 @@ class TrainerProtocol(Protocol):
         ...
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Sends metrics (plain numbers) to `on_log` of every callback, and keeps them in
-        `metrics`.
+        """Sends metrics to `on_log` of every callback as floats, and keeps them in `metrics`.
+
+        Called in another thread than the loop's, or before all callbacks have had
+        `on_train_start`, it is sent in the thread of the loop at the next boundary, or behind that
+        hook.
+
+        Args:
+            metrics: name -> whatever is one number: a scalar of numpy or a tensor of one element,
+                too. `step` and `epoch` are no names: every line of `metrics.jsonl` has them.
+
+        Raises:
+            TypeError: a value is no number, a name no str.
+            ValueError: a name is taken.
+            RuntimeError: the run is over, or this is another process.
         """
         ...
 
     def log_text(self, name: str, text: str) -> None:
-        """Sends a text for people to `on_log_text` of every callback; nothing keeps it.
+        """Sends a text for people to `on_log_text` of every callback; nothing keeps it. Of threads
+        it is as true as of `log`.
 
         Args:
             name: what it is, such as `sample`; the same each time.
 
         Raises:
             TypeError: `name` or `text` is no str.
+            RuntimeError: the run is over, or this is another process.
         """
         ...
 
@@ -184,7 +198,7 @@ class TrainerProtocol(Protocol):
         ...
 
     def request_snapshot(self) -> None:
-        """Asks for a snapshot at the next boundary."""
+        """Asks for a snapshot at the next boundary, from any thread."""
         ...
 
     def save_weights(self, name: str) -> str:

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any, Final
 
-from .errors import StateError
+from .errors import StateError, show
 
 __all__ = ["to_plain", "to_plain_state"]
 
@@ -49,7 +49,7 @@ def to_plain_state(answer: object, key: str, *, copy_tensors: bool = True) -> di
         StateError: it is no mapping, or holds what a snapshot cannot keep.
     """
     if not isinstance(answer, Mapping):
-        raise StateError(f"{key} answered {answer!r}; it must answer a dict or None.")
+        raise StateError(f"{key} answered {show(answer)}; it must answer a dict or None.")
     plain: dict[Any, Any] = to_plain(answer, key, copy_tensors=copy_tensors)
     return plain
 

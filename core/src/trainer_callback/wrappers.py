@@ -1,33 +1,41 @@
 """Hook wrappers: generators that stand around all other implementations of a hook.
 
 They behave as pluggy documents them, in the new style (`wrapper=True`: what they return is the
-result) and the old one (`hookwrapper=True`: they get a `pluggy.Result`), with one difference: a
-wrapper that fails is blamed by name and does not keep the others from the event.
+result) and the old one (`hookwrapper=True`: they get a `pluggy.Result`), with these differences:
+
+- A wrapper that fails is blamed by name and does not keep the others from the event.
+- An answer that it changes or adds is its own. States of others it may read, in copies: to change
+  one, or to leave it out, is its failure, and so is keeping back the failure of another which
+  could not be asked for its state.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final
 
 import pluggy
 
-from .dispatch import QUESTIONS, Answer, FailureHandler, Receiver, compile_adapter
-from .errors import CallbackError
+from .dispatch import QUESTIONS, Answer, FailureHandler, Receiver
+from .errors import CallbackError, show
+from .protocol import StopRequest
 
 __all__ = ["wrap"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
 _OVER: Final = object()
+_STATES: Final = "on_snapshot_save"
 
 
 def wrap(
     hook: str,
     inner: Callable[..., Any],
     wrapper: Receiver,
+    start: Callable[..., Generator[None, Any, Any]],
     *,
     old: bool,
     timed: bool,
@@ -37,10 +45,10 @@ def wrap(
 
     Args:
         inner: the compiled hook, or the next wrapper around it.
+        start: the wrapper's function, for all arguments of the hook.
         old: the wrapper is of pluggy's old style.
         timed: add the wrapper's own time to its cost, that of `inner` left out.
     """
-    start = compile_adapter(hook, wrapper.function)
 
     def call(**arguments: Any) -> Any:
         layer = _Layer(hook, wrapper, failures, old=old)
@@ -99,12 +107,16 @@ class _Layer:
             self._named = inner() or []
         except BaseException as error:
             self._error = error
-        answers: object = [answer for _, answer in self._named]
-        if generator is not None and fault is None:
-            answers, fault = self._resume(generator, answers)
-        if fault is None and self._hook in QUESTIONS and not isinstance(answers, list):
-            fault = TypeError(f"the wrapper must return the list of answers, got {answers!r}")
-        return self._end(answers, fault)
+        if generator is None or fault is not None:
+            return self._end(self._named, fault)
+        shown = [self._show(answer) for _, answer in self._named]
+        answers, fault = self._resume(generator, [*shown])
+        if fault is not None or self._error is not None or self._hook not in QUESTIONS:
+            return self._end(self._named, fault)
+        try:
+            return self._end(self._name(shown, answers), None)
+        except TypeError as error:
+            return self._end(self._named, error)
 
     def _resume(
         self, generator: Generator[None, Any, Any], answers: object
@@ -118,6 +130,7 @@ class _Layer:
                 generator.throw(self._error)
             else:
                 generator.send(answers)
+            generator.close()
         except StopIteration as stop:
             if not self._old:
                 self._keep_back()
@@ -127,7 +140,6 @@ class _Layer:
                 self._error = error
             return answers, None if error is self._error else error
         else:
-            generator.close()
             return answers, RuntimeError("the wrapper has a second `yield`")
         try:
             answers = outcome.get_result()
@@ -137,24 +149,78 @@ class _Layer:
         return answers, None
 
     def _keep_back(self) -> None:
-        """A wrapper may deal with the failure of another callback, but not with Ctrl-C."""
-        if isinstance(self._error, CallbackError):
+        """A wrapper may deal with the failure of another callback, but not with Ctrl-C, and not
+        where the states of all the others would be lost with it.
+        """
+        if isinstance(self._error, CallbackError) and self._hook != _STATES:
             logger.warning("%s went on after: %s", self._plugin.label, self._error)
             self._error = None
 
-    def _end(self, answers: object, fault: BaseException | None) -> list[Answer] | None:
+    def _end(self, named: list[Answer], fault: BaseException | None) -> list[Answer] | None:
         count = 0 if fault is None else self._failures.caught(self._plugin, self._hook, fault)
         if self._error is not None:
             self._failures.drop(count)
             raise self._error
         self._failures.finish(count)
-        if self._hook not in QUESTIONS:
-            return None
-        return self._named if fault is not None else self._name(answers)
+        return named if self._hook in QUESTIONS else None
 
-    def _name(self, answers: Any) -> list[Answer]:
-        """Puts the names back; a list of another length is the wrapper's own answer."""
+    def _show(self, answer: Any) -> Any:
+        """Returns what the wrapper sees of an answer: of a state a copy."""
+        if self._hook != _STATES:
+            return answer
+        try:
+            return copy.deepcopy(answer)
+        except Exception:  # which a snapshot will refuse
+            return answer
+
+    def _name(self, shown: Sequence[object], answers: object) -> list[Answer]:
+        """Returns the answers with the names of whose they are.
+
+        Raises:
+            TypeError: they are no list, or lack the state of a callback, or have one too many.
+        """
+        if not isinstance(answers, list):
+            raise TypeError(f"the wrapper must return the list of answers, got {show(answers)}")
         given = [answer for answer in answers if answer is not None]
-        if len(given) != len(self._named):
-            return [(self._plugin, answer) for answer in given]
-        return [(plugin, answer) for (plugin, _), answer in zip(self._named, given, strict=True)]
+        if self._hook != _STATES:
+            return self._name_in_order(given)
+        places = {id(answer): place for place, answer in enumerate(shown)}
+        own = [answer for answer in given if id(answer) not in places]
+        kept = {places[id(answer)] for answer in given if id(answer) in places}
+        for place, (plugin, _) in enumerate(self._named):
+            if place not in kept:
+                raise TypeError(
+                    f"the wrapper changed the state of {plugin.label}, or left it out. Return the "
+                    "answers that it was sent; it may add one of its own"
+                )
+        if len(own) > 1 or (own and any(plugin is self._plugin for plugin, _ in self._named)):
+            raise TypeError(f"the wrapper added {show(own)}, and a callback has one state")
+        return [*self._named, *((self._plugin, answer) for answer in own)]
+
+    def _name_in_order(self, given: Sequence[Any]) -> list[Answer]:
+        """Those at the beginning and at the end that are the same as before are still those of the
+        others; what is between them is the wrapper's own doing, unless it is an object that another
+        has made.
+        """
+        first = _count_same(self._named, given)
+        rest, left = self._named[first:], given[first:]
+        last = _count_same(rest[::-1], left[::-1])
+        middle = left[: len(left) - last]
+        makers = {
+            id(answer): plugin for plugin, answer in self._named if isinstance(answer, StopRequest)
+        }
+        return [
+            *self._named[:first],
+            *((makers.get(id(answer), self._plugin), answer) for answer in middle),
+            *rest[len(rest) - last :],
+        ]
+
+
+def _count_same(named: Sequence[Answer], given: Sequence[Any]) -> int:
+    """Returns how many answers at the beginning are the same."""
+    count = 0
+    for (_, one), other in zip(named, given, strict=False):
+        if one is not other:
+            break
+        count += 1
+    return count

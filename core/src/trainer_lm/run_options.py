@@ -54,24 +54,28 @@ class RunOptions(TrainerCallback):
             "values": self._values,
         }
 
-    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
-        saved = checkpoint["callback_state"].get(self.state_key)
-        if saved is None:
+    def on_snapshot_load(
+        self,
+        trainer: TrainerProtocol,
+        checkpoint: Mapping[str, Any],
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        if state is None:
             return
-        if saved["text"] != self._text:
+        if state["text"] != self._text:
             raise UsageError(
                 f"--dataset {self._dataset} is another text than that of the run to resume. Give "
                 "it the same text, or start afresh with another --output_dir."
             )
-        if saved.get("tokenizer", self._tokenizer) != self._tokenizer:
-            was = saved["tokenizer_kind"]
+        if state.get("tokenizer", self._tokenizer) != self._tokenizer:
+            was = state["tokenizer_kind"]
             raise UsageError(
                 f"--tokenizer {self._kind} gives other tokens than the {was} tokenizer of the run "
                 f"to resume. Use --tokenizer {was}, the same --vocab_size, and the same version of "
                 "the library tokenizers, or start afresh with another --output_dir."
             )
         for name, value in self._values.items():
-            was = saved["values"].get(name, value)
+            was = state["values"].get(name, value)
             if was == value:
                 continue
             if name == "n_head":

@@ -105,17 +105,21 @@ def train(
     trainer: Trainer,
     *,
     resume: bool = False,
+    may_refuse: bool = False,
     unsaveable: Callable[[str], NoReturn] = _skip_unsaveable,
-) -> TrainResult:
+) -> TrainResult | None:
     """Trains; a callback that raises fails the test.
 
     Args:
+        may_refuse: to refuse the run before its first step is right, and gives None.
         unsaveable: called with the message where its state cannot be saved; there is a test for
             that, so that the others are skipped.
     """
     try:
         return trainer.train(resume=resume)
     except UsageError as error:
+        if may_refuse:
+            return None
         fail(f"it refuses the run: {error}")
     except CallbackError as error:
         if isinstance(error.__cause__, StateError):
@@ -136,6 +140,7 @@ def play(
     before = read_attributes(callback)
     trainer = build([callback, *settings.pop("also", ())], place, **settings)
     result = train(trainer, resume=resume)
+    assert result is not None
     after = read_attributes(callback)
     decisions = {name: getattr(result, name) for name in _DECISIONS}
     return Outcome(

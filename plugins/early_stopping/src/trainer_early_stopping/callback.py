@@ -157,16 +157,22 @@ class EarlyStoppingCallback(TrainerCallback):
         """Why it asked for the end; None if it did not."""
         return self.state.stop_reason
 
-    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
+    def on_snapshot_load(
+        self,
+        trainer: TrainerProtocol,
+        checkpoint: Mapping[str, Any],
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         self._start_afresh()
-        saved = checkpoint.get("callback_state", {}).get(self.state_key or type(self).__name__)
-        if saved is None:
+        if state is None:  # called by hand, as in the first version
+            state = checkpoint.get("callback_state", {}).get(self.state_key or type(self).__name__)
+        if state is None:
             return
-        before, now = tuple(saved["fingerprint"]), self.state.fingerprint
+        before, now = tuple(state["fingerprint"]), self.state.fingerprint
         if before != now:
             logger.warning(_OTHER_METRIC, " ".join(before), " ".join(now))
             return
-        self.state = State.from_saved(saved)
+        self.state = State.from_saved(state)
         if self.state.stop_reason is not None:
             self._resume_stopped()
 

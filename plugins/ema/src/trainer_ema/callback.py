@@ -75,12 +75,16 @@ class EMACallback(TrainerCallback):
         self.updates: int = 0
         self._average: WeightAverage | None = None
 
-    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
+    def on_snapshot_load(
+        self,
+        trainer: TrainerProtocol,
+        checkpoint: Mapping[str, Any],
+        state: Mapping[str, Any] | None,
+    ) -> None:
         self._start(trainer)
-        saved = checkpoint["callback_state"].get(self.state_key or type(self).__name__)
-        if saved is not None and self._average is not None:
-            self.updates = saved["updates"]
-            self._average.load(saved["averages"])
+        if state is not None and self._average is not None:
+            self.updates = state["updates"]
+            self._average.load(state["averages"])
 
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         if not resumed:

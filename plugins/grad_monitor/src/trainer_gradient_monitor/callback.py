@@ -109,10 +109,16 @@ class GradientMonitorCallback(TrainerCallback):
         self._last: Reading | None = None
         self._stop: StopRequest | None = None
 
-    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
+    def on_snapshot_load(
+        self,
+        trainer: TrainerProtocol,
+        checkpoint: Mapping[str, Any],
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         self._start(trainer)
-        plain = checkpoint["callback_state"].get(self.state_key or type(self).__name__)
-        if plain is not None and not self.state.load_plain(plain):
+        if state is None:  # called by hand, as in the first version
+            state = checkpoint["callback_state"].get(self.state_key or type(self).__name__)
+        if state is not None and not self.state.load_plain(state):
             logger.info("level, filter or model changed since the snapshot: a new history starts.")
 
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:

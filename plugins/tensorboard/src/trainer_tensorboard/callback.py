@@ -55,9 +55,13 @@ class TensorBoardCallback(TrainerCallback):
         self._writer: Any = None
         self._left_out: set[str] = set()
 
-    def on_snapshot_load(self, trainer: TrainerProtocol, checkpoint: Mapping[str, Any]) -> None:
-        saved = checkpoint["callback_state"].get(self.state_key or type(self).__name__, {})
-        self._lengths = saved.get("files")
+    def on_snapshot_load(
+        self,
+        trainer: TrainerProtocol,
+        checkpoint: Mapping[str, Any],
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        self._lengths = None if state is None else state.get("files")
 
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         self._close()
