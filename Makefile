@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
+OLDEST ?= python3.10
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PACKAGES := core $(sort $(wildcard plugins/*))
 PROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 
-.PHONY: help train test check bench wheels clean
+.PHONY: help train test oldest check bench wheels clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*##/make \1 \t/p' $(MAKEFILE_LIST)
@@ -17,6 +18,12 @@ train: $(VENV)/.run  ## train a small language model: early stopping, gradient m
 
 test: $(VENV)/.dev  ## run every test
 	$(BIN)/python -m pytest -n 2
+
+oldest:  ## every test with the oldest Python and the oldest libraries that are declared
+	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/.dev
+	.venv-oldest/bin/python tests/oldest.py > .venv-oldest/oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet -r .venv-oldest/oldest.txt
+	.venv-oldest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
@@ -31,7 +38,7 @@ bench: $(PEERS)/.peers  ## measure, side by side with others; about 15 minutes
 	$(PEERS)/bin/python benchmarks/run.py
 
 clean:  ## remove what these commands made
-	rm -rf $(VENV) $(PEERS) dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* dist .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
