@@ -110,6 +110,28 @@ def test_resume_without_a_place_goes_on_with_the_last_run(command: Command, tmp_
         (["--epochs", "-1"], "epochs must be an integer of at least 1, got -1"),
         (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
         (["--batch_size", "100000"], "--batch_size 100000"),
+        (["--batch_size", 10**20], "--batch_size must be at most"),
+        (["--num_workers", 10**9], "--num_workers must be at most 1024, got 1000000000"),
+        (["--vocab_size", 10**9, "--tokenizer=bpe"], "--vocab_size must be at most 1048576"),
+        (["--seed", 2**64], "seed must be at most 9223372036854775807, got 18446744073709551616"),
+        (["--seed", 10**20], "seed must be at most"),
+        (["--epochs", 10**20], "epochs must be at most"),
+        (["--max_steps", 10**20], "max_steps must be at most"),
+        (["--gradient_accumulation_steps", 10**20], "must be at most"),
+        (["--n_layer", 10**9], "--n_layer must be at most 10000"),
+        (["--n_embd", 10**9], "the model would have 12,000,"),
+        (["--n_embd", 10**20], "--n_embd must be at most"),
+        (["--n_head", "3"], "--n_embd must be a multiple of --n_head, got 8 and 3"),
+        (["--n_head", "-2"], "--n_head must be at least 1"),
+        (["--block_size", 10**20], "--block_size"),
+        (["--learning_rate", "nan"], "--learning_rate must be above 0, got nan"),
+        (["--learning_rate", "1e400"], "--learning_rate must be above 0, got inf"),
+        (["--dropout", "-1e-3"], "--dropout must be at least 0"),
+        (["--max_grad_norm", "inf"], "max_grad_norm must be a finite number"),
+        (["--max_time", "-1e-9"], "max_time must be a finite number"),
+        (["--sample_interval", 10**20], "--sample_interval must be at most"),
+        (["--warmup_steps", 10**20], "--warmup_steps must be at most"),
+        (["--dataset", "."], "has no file named train"),
         (["--block_size", "100000"], "--block_size"),
         (["--snapshot_interval", "0"], "snapshot_interval must be an integer of at least 1"),
         (["--n_embd", "9"], "--n_embd must be a multiple of --n_head, got 9 and 2"),
@@ -135,7 +157,7 @@ def test_bad_input_is_refused_on_a_line_or_two(
     (tmp_path / "damaged.yaml").write_text("epochs: [1\n")
     before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
     code, out, err = command(*words)
-    assert code == 2
+    assert code == 2, err
     assert said in err
     assert out == ""
     assert len(err.splitlines()) <= 2

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainer_lm.cli import main
+from trainer_lm.sample import printable
 
 WRITER = """
 import json
@@ -47,7 +48,7 @@ def test_by_default_the_sample_of_the_end_is_sent_and_printed(
     assert train("--quiet") == 0
     [(name, step, text)] = read()
     assert (name, step) == ("sample", 5)
-    first = max(text.splitlines(), key=len)[:20]
+    first = max(printable(text).splitlines(), key=len)[:20]
     assert first in capsys.readouterr().out
 
 
@@ -74,3 +75,12 @@ def test_a_run_that_is_cut_off_has_no_last_sample() -> None:
 def test_an_interval_below_1_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--sample_interval", "0") == 2
     assert "--sample_interval must be at least 1, got 0." in capsys.readouterr().err
+
+
+def test_what_is_sent_to_writers_is_the_text_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer_lm.tokenizer import ByteTokenizer
+
+    text = "a\u3000b\x1b[0m\r\nc\u200d\u00a0\x07"
+    monkeypatch.setattr(ByteTokenizer, "decode", lambda self, ids: text)
+    assert train("--quiet") == 0
+    assert [sent for _, _, sent in read()] == [text]

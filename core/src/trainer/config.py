@@ -14,6 +14,10 @@ from trainer_callback import UsageError
 __all__ = ["ConfigError", "TrainerConfig"]
 
 
+_MOST: Final = 2**63 - 1
+"""What a tensor, and a generator's seed with a rank added to it, can hold."""
+
+
 class ConfigError(UsageError, ValueError):
     """A setting is out of range, contradicts another, or has moved."""
 
@@ -124,6 +128,8 @@ class TrainerConfig:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if value > _MOST:
+            raise ConfigError(f"{name} must be at most {_MOST}, got {value!r}.")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)

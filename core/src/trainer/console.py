@@ -1,4 +1,6 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: a progress bar on a terminal that can draw one, plain
+lines elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ProgressCallback"]
 
-_SECONDS_BETWEEN_LINES: Final = 5.0
+_SECONDS_BETWEEN_LINES: Final = (5.0, 60.0)
+"""At the beginning, and of a long run."""
 
 
 class ProgressCallback(TrainerCallback):
@@ -54,7 +57,7 @@ class ProgressCallback(TrainerCallback):
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         self._first_step = trainer.step
         self._started = self._last_line = time.monotonic()
-        if not self._console.is_terminal:
+        if not self._console.is_interactive:  # a pipe, or a terminal that is dumb
             return
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
@@ -76,20 +79,32 @@ class ProgressCallback(TrainerCallback):
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task)
+        else:
+            self._print_line(trainer)
+
+    def on_validation_start(self, trainer: TrainerProtocol) -> None:
+        if self._bar is None:
+            self._print_line(trainer, "validating")
 
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
-        facts = self._facts(trainer)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, facts=facts)
-            return
+            self._bar.update(self._task, facts=self._facts(trainer))
+        elif "val_loss" in metrics:
+            self._print_line(trainer, due=True)
+
+    def _print_line(self, trainer: TrainerProtocol, what: str = "", *, due: bool = False) -> None:
         now = time.monotonic()
-        if "val_loss" in metrics or now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            self._console.print(
-                f"update {step}/{self.total_steps}  {facts}  {self._time_left(step)}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        shortest, longest = _SECONDS_BETWEEN_LINES
+        pause = min(longest, max(shortest, (now - self._started) / 20))
+        if not due and now - self._last_line < pause:
+            return
+        self._last_line = now
+        end = what or self._time_left(trainer.step)
+        self._console.print(
+            f"update {trainer.step}/{self.total_steps}  {self._facts(trainer)}  {end}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         if self._bar is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import re
 import sys
 import traceback
@@ -13,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from trainer.config import TrainerConfig
 from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.implementation import closest
 from trainer_callback.plugins import InstalledPlugin, discover, read_one_off
 
 from .config_file import read_config_file
+from .output import printing
 from .parser import Parser
 from .settings import Settings
 from .spelling import find_usual
@@ -91,16 +94,28 @@ def _read(arguments: list[str]) -> Settings | None:
         return None
     settings = Settings.read(namespace, usable, parser)
     if namespace.print_config:
-        print(settings.as_yaml(with_origin=True), end="")
+        with printing():
+            print(settings.as_yaml(with_origin=True), end="")
         return None
     return settings
 
 
 def _print_sample(namespace: argparse.Namespace) -> None:
-    from .sample import sample
+    seed = TrainerConfig(seed=getattr(namespace, "seed", 0)).seed
+    prompt, tokens = namespace.prompt, namespace.sample_tokens
+    if tokens < 0:
+        raise UsageError(f"--sample_tokens must be at least 0, got {tokens}.")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"--prompt {os.fsencode(prompt)!r} is not UTF-8 from byte {error.start} on. Give it "
+            "in UTF-8."
+        ) from error
+    from .sample import printable, sample
 
-    seed = getattr(namespace, "seed", 0)
-    print(sample(namespace.sample, namespace.prompt, namespace.sample_tokens, seed))
+    with printing():
+        print(printable(sample(namespace.sample, prompt, tokens, seed)))
 
 
 def _make_first_parser() -> Parser:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import math
 import shlex
@@ -18,17 +18,20 @@ from trainer.console import ProgressCallback
 from trainer.device import choose_precision, find_device
 from trainer.ranks import join_ranks, leave_ranks
 from trainer.rng import seed_rng
-from trainer_callback import RunError
+from trainer_callback import RunError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.manager import Plugin
 
 from .data import Facts, make_loaders
-from .memory import keep_freed_memory
+from .memory import check_size, keep_freed_memory
 from .model import GPT, make_optimizer, make_scheduler
+from .output import printing
 from .run_options import RunOptions
+from .sample import printable
 from .samples import SampleCallback
 from .settings import Settings
 from .text import load_text
+from .tokenizer import tokenizer_bytes
 
 __all__ = ["run"]
 
@@ -53,12 +56,11 @@ def _train(settings: Settings) -> int:
     device = find_device(settings.training.device)
     ranks = join_ranks(device.type)
     quiet = settings.quiet or not ranks.is_main
-    console = Console(stderr=True, quiet=quiet)
+    console = _Console(stderr=True, quiet=quiet)
     _start_logging(console, settings, quiet=quiet)
     keep_freed_memory()
     seed_rng(settings.training.seed)
     settings = settings.with_precision(choose_precision(settings.training.precision, device))
-    training = settings.training
     corpus = load_text(settings.text)
     train_loader, val_loader, facts = make_loaders(
         corpus,
@@ -68,58 +70,97 @@ def _train(settings: Settings) -> int:
     )
     for note in facts.notes:
         logger.info("%s", note)
-    model = GPT(facts.tokenizer.vocab_size, settings.model).to(device)
-    batches = len(train_loader) // ranks.world_size
-    updates_per_epoch = math.ceil(batches / training.gradient_accumulation_steps)
-    total_steps = min(updates_per_epoch * training.epochs, training.max_steps or 2**62)
-    optimizer = make_optimizer(model, settings.optimizer)
-    tokens = settings.text.batch_size * settings.model.block_size
-    tokens *= training.gradient_accumulation_steps * ranks.world_size
-    progress = ProgressCallback(total_steps, tokens, "tokens", console)
     options = RunOptions(settings, corpus, facts.tokenizer)
     del corpus  # its tokens are in a file, or with the loaders
-    samples = SampleCallback(facts.tokenizer, settings.samples.sample_interval)
-    trainer = Trainer(
-        model,
-        optimizer,
-        train_loader,
-        val_loader,
-        scheduler=make_scheduler(optimizer, settings.optimizer, total_steps),
-        config=training,
-        callbacks=[
-            *settings.plugins,
-            Plugin(options, "options", _CORE, find_version(_CORE)),
-            Plugin(samples, "samples", _CORE, find_version(_CORE)),
-            Plugin(progress, "progress", _CORE, find_version(_CORE)),
-        ],
-        artifacts={
-            "config.yaml": settings.as_yaml().encode(),
-            "tokenizer.json": json.dumps(facts.tokenizer.to_dict()).encode(),
-        },
-        discover=False,
-    )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    check_size(facts.tokenizer.vocab_size, settings.model)
+    model = GPT(facts.tokenizer.vocab_size, settings.model).to(device)
+    place = settings.reserve() if ranks.is_main else settings.training.output_dir
+    settings = settings.with_place(place)
+    try:
+        batches = len(train_loader) // ranks.world_size
+        steps = _count_steps(batches, settings)
+        tokens = settings.text.batch_size * settings.model.block_size * ranks.world_size
+        tokens *= settings.training.gradient_accumulation_steps
+        samples = SampleCallback(facts.tokenizer, settings.samples.sample_interval)
+        own = {
+            "options": options,
+            "samples": samples,
+            "progress": ProgressCallback(steps, tokens, "tokens", console),
+        }
+        optimizer = make_optimizer(model, settings.optimizer)
+        trainer = Trainer(
+            model,
+            optimizer,
+            train_loader,
+            val_loader,
+            scheduler=make_scheduler(optimizer, settings.optimizer, steps),
+            config=settings.training,
+            callbacks=[
+                *settings.plugins,
+                *(Plugin(each, name, _CORE, find_version(_CORE)) for name, each in own.items()),
+            ],
+            artifacts={
+                "config.yaml": settings.as_yaml().encode(),
+                "tokenizer.json": tokenizer_bytes(facts.tokenizer),
+            },
+            discover=False,
+        )
+        _announce(trainer, facts, settings)
+        result = _call(trainer, settings, alone=ranks.is_alone)
+    except UsageError:
+        if settings.is_fresh and place is not None and ranks.is_main:
+            _remove_empty(place)
+        raise
+    if ranks.is_main:
+        with printing():
+            _summarise(result, trainer, facts, samples, show_costs=settings.plugin_costs)
+    return result.exit_code
+
+
+def _count_steps(batches: int, settings: Settings) -> int:
+    """Returns the updates of the whole run, where each epoch has so many batches."""
+    training = settings.training
+    updates_per_epoch = math.ceil(batches / training.gradient_accumulation_steps)
+    return min(updates_per_epoch * training.epochs, training.max_steps or 2**62)
+
+
+def _announce(trainer: Trainer, facts: Facts, settings: Settings) -> None:
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     logger.info(
         "%s: %s tokens to train on, %s to validate; %s parameters on %s in %s; writing to %s.",
         facts.name,
         f"{facts.train_tokens:,}",
         f"{facts.validation_tokens:,}",
         f"{parameters:,}",
-        device,
-        training.precision,
+        trainer.device,
+        settings.training.precision,
         trainer.output_dir,
     )
+
+
+def _call(trainer: Trainer, settings: Settings, *, alone: bool) -> TrainResult:
     try:
-        result = trainer.train(settings.resume)
+        return trainer.train(settings.resume)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
     except RuntimeError as error:
-        if ranks.is_alone or "Connection" not in str(error):  # gloo: closed, or reset, by peer
+        if alone or "Connection" not in str(error):  # gloo: closed, or reset, by peer
             raise
         raise RunError(f"another process of this run has died. {_how_to_go_on(trainer)}") from error
-    if ranks.is_main:
-        _summarise(result, trainer, facts, samples, show_costs=settings.plugin_costs)
-    return result.exit_code
+
+
+def _remove_empty(place: Path) -> None:
+    """Gives a fresh output directory back, if nothing was written there."""
+    for folder in (place, place.parent):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+class _Console(Console):
+    """Standard error, which nobody may be reading any more: the run goes on without a word."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 def _start_logging(console: Console, settings: Settings, *, quiet: bool) -> None:
@@ -127,7 +168,7 @@ def _start_logging(console: Console, settings: Settings, *, quiet: bool) -> None
     others from warnings on.
     """
     handler: logging.Handler = logging.StreamHandler()
-    if console.is_terminal:
+    if console.is_interactive:
         handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -163,7 +204,7 @@ def _summarise(
         table.add_row("switched off", f"{name} failed and was not critical")
     if samples.final_text is not None:
         console.print("\n[bold]Sample[/bold]")
-        console.print(samples.final_text, markup=False)
+        console.print(printable(samples.final_text), markup=False)
         console.print()
     if show_costs:
         console.print(_costs(result))

@@ -1,11 +1,35 @@
-"""One setting of the C library's allocator that makes training on a CPU faster."""
+"""Memory of the machine: whether a model fits, and one setting of the C library's allocator."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
-__all__ = ["keep_freed_memory"]
+from trainer_callback import UsageError
+
+from .options import ModelOptions
+
+__all__ = ["check_size", "keep_freed_memory"]
+
+
+def check_size(vocab_size: int, options: ModelOptions) -> None:
+    """Refuses a model whose weights alone are larger than the memory of this machine, before it is
+    built: the system would end the process without a word.
+
+    Raises:
+        UsageError: it does not fit.
+    """
+    matrices = 12 * options.n_layer * options.n_embd**2
+    parameters = matrices + (vocab_size + options.block_size) * options.n_embd
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * parameters > memory:
+        raise UsageError(
+            f"the model would have {parameters:,} parameters: {4 * parameters / 1e9:,.0f} GB, and "
+            f"this machine has {memory / 1e9:,.0f} GB. Use a smaller --n_embd (it is "
+            f"{options.n_embd}), --n_layer ({options.n_layer}), --block_size "
+            f"({options.block_size}) or --vocab_size ({vocab_size})."
+        )
 
 
 def keep_freed_memory() -> bool:

@@ -9,11 +9,17 @@ numpy, so that `train-lm --help` does not pay for them.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from trainer_callback import UsageError
 
 __all__ = ["ModelOptions", "OptimizerOptions", "SampleOptions", "TextOptions"]
+
+_MOST_TOKENS: Final = 2**20
+"""Four times the largest vocabularies there are; the library of bpe allocates for all at once."""
+
+_MOST_WORKERS: Final = 2**10
+_MOST_LAYERS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,9 @@ class TextOptions:
                 f"--vocab_size must be at least 256, got {self.vocab_size}. "
                 "A bpe vocabulary starts with the 256 bytes; use --vocab_size 4096."
             )
+        _require_at_least("--vocab_size", self.vocab_size, 256, _MOST_TOKENS)
         _require_at_least("--batch_size", self.batch_size, 1)
-        _require_at_least("--num_workers", self.num_workers, 0)
+        _require_at_least("--num_workers", self.num_workers, 0, _MOST_WORKERS)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         _require_at_least("--block_size", self.block_size, 1)
-        _require_at_least("--n_layer", self.n_layer, 1)
+        _require_at_least("--n_layer", self.n_layer, 1, _MOST_LAYERS)
         _require_at_least("--n_head", self.n_head, 1)
         _require_at_least("--n_embd", self.n_embd, 1)
         if self.n_embd % self.n_head:
@@ -148,11 +155,13 @@ class SampleOptions:
             _require_at_least("--sample_interval", self.sample_interval, 1)
 
 
-def _require_at_least(flag: str, value: int, least: int) -> None:
+def _require_at_least(flag: str, value: int, least: int, most: int = 2**31 - 1) -> None:
     if value < least:
         raise UsageError(
             f"{flag} must be at least {least}, got {value}. Use {flag} {least} or more."
         )
+    if value > most:
+        raise UsageError(f"{flag} must be at most {most}, got {value}. Use {flag} {most} or less.")
 
 
 def _require_within(flag: str, value: float, low: float, high: float, example: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -15,6 +16,7 @@ from trainer_callback import UsageError
 from trainer_callback.hints import to_bool
 
 from .config_file import FileOption
+from .output import printing
 
 __all__ = ["Parser"]
 
@@ -109,6 +111,10 @@ class Parser(argparse.ArgumentParser):
             if value != argparse.SUPPRESS:
                 found[flags[0].removeprefix("--")] = value
         return found
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        with printing():  # argparse takes no notice of an error
+            (file or sys.stdout).write(message)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         self.typed.setdefault(action, []).append(list(arg_strings))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
+from typing import Final
+from unicodedata import category
 
 import torch
 import yaml
@@ -17,7 +20,7 @@ from .model import GPT
 from .options import ModelOptions
 from .tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["generate_text", "load_model", "sample"]
+__all__ = ["generate_text", "load_model", "printable", "sample"]
 
 
 def sample(output_dir: Path, prompt: str, tokens: int, seed: int) -> str:
@@ -59,11 +62,21 @@ def load_model(output_dir: Path) -> tuple[GPT, Tokenizer]:
 
 def generate_text(model: GPT, tokenizer: Tokenizer, prompt: str, tokens: int, seed: int = 0) -> str:
     """Returns `tokens` generated tokens as text, without the prompt; an empty prompt means a
-    new line. A control character, which a terminal would obey, is shown as one that is unknown.
+    new line.
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     ids = torch.tensor([tokenizer.encode(prompt or "\n").tolist()], device=device)
     made = model.generate(ids, tokens, temperature=0.8, top_k=50, generator=generator)
-    text = tokenizer.decode(made[0, ids.shape[1] :].tolist())
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    return tokenizer.decode(made[0, ids.shape[1] :].tolist())
+
+
+def printable(text: str) -> str:
+    """Returns `text` with U+FFFD in place of each control character, which a terminal would obey
+    and not show. A carriage return alone, an old end of line, is a new line.
+    """
+    text = re.sub(r"\r(?!\n)", "\n", text)
+    return "".join("\ufffd" if category(c) in _OBEYED and c not in "\n\t\r" else c for c in text)
+
+
+_OBEYED: Final = ("Cc", "Cs")

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from trainer_callback import TrainerCallback, TrainerProtocol
 
 from .model import GPT
-from .sample import generate_text
+from .sample import generate_text, printable
 from .tokenizer import Tokenizer
 
 __all__ = ["SampleCallback"]
@@ -40,7 +40,7 @@ class SampleCallback(TrainerCallback):
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
         due = self.interval is not None and trainer.step % self.interval == 0
         if due and trainer.is_main_process:
-            logger.info("sample at update %d: %s", trainer.step, self._send(trainer))
+            logger.info("sample at update %d: %s", trainer.step, printable(self._send(trainer)))
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         if trainer.is_main_process and result.status in ("finished", "stopped"):

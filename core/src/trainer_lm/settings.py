@@ -64,6 +64,8 @@ class Settings:
         plugins: the callbacks that the options ask for, live ones included.
         values: flag -> value, of every option of the command and of the plugins in use.
         origins: flag -> where the value came from.
+        is_fresh: the output directory was not named: it is the next number that is free, and has
+            to be taken by `reserve`.
         resume: what `Trainer.train` takes.
         quiet: print the summary only.
         plugin_costs: print what each plugin cost at the end.
@@ -77,6 +79,7 @@ class Settings:
     plugins: list[Plugin]
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+    is_fresh: bool
     resume: bool | str
     quiet: bool
     plugin_costs: bool
@@ -98,11 +101,14 @@ class Settings:
         """
         values: dict[str, Any] = {}
         parts: dict[str, Any] = {}
+        is_fresh = False
         for title, options in _own_options().items():
             known = {option.parameter: option.default for option in options}
             known.update(collect_options(namespace, options))
             if known.get("output_dir", "") is None:
-                known["output_dir"] = _find_place(parts["text"].dataset, namespace.resume)
+                place = _find_place(parts["text"].dataset, namespace.resume)
+                known["output_dir"] = place
+                is_fresh = namespace.resume in (None, "auto") and not place.exists()
             parts[title] = _GROUPS[title](**known)
             values.update({o.flag: getattr(parts[title], o.parameter) for o in options})
         made = []
@@ -129,6 +135,7 @@ class Settings:
             plugins=made,
             values=values,
             origins={flag: parser.origin(flag) for flag in values},
+            is_fresh=is_fresh,
             resume=False if resume is None else True if resume == "newest" else resume,
             quiet=namespace.quiet,
             plugin_costs=namespace.plugin_costs,
@@ -140,6 +147,28 @@ class Settings:
             self,
             training=dataclasses.replace(self.training, precision=precision),
             values={**self.values, "precision": precision},
+        )
+
+    def reserve(self) -> Path | None:
+        """Returns the output directory; a fresh one is made, with the next number that nobody else
+        has taken in the meantime.
+        """
+        place = self.training.output_dir
+        while self.is_fresh and place is not None:
+            try:
+                place.mkdir(parents=True)
+                break
+            except FileExistsError:
+                stem, _, number = place.name.rpartition("-")
+                place = place.with_name(f"{stem}-{int(number) + 1}")
+            except OSError:
+                break  # the trainer says what is wrong with it
+        return place
+
+    def with_place(self, place: Path | None) -> Settings:
+        """Returns the same settings with another output directory."""
+        return dataclasses.replace(
+            self, training=dataclasses.replace(self.training, output_dir=place)
         )
 
     def as_yaml(self, *, with_origin: bool = False) -> str:
