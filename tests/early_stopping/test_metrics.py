@@ -142,7 +142,7 @@ def test_without_a_validation_set_val_loss_is_refused_before_training():
         callbacks=[EarlyStoppingCallback()],
         discover=False,
     )
-    with pytest.raises(UsageError, match="use --early_stop_monitor train_loss"):
+    with pytest.raises(UsageError, match="use monitor='train_loss'"):
         trainer.train()
     assert trainer.step == 0
 

@@ -26,4 +26,4 @@ def test_an_option_of_another_type_is_refused_with_one_that_works(name, value):
     text = str(caught.value)
     assert text.startswith(f"EarlyStoppingCallback: {name} must be ")
     assert f"got {value!r}" in text
-    assert f"--early_stop_{name} " in text
+    assert f"Use {name}=" in text

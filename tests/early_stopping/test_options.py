@@ -43,13 +43,13 @@ def test_every_option_is_a_plain_attribute():
 
 @pytest.mark.parametrize("patience", [0, -1, 2.5, 5.0, True, "5", None, math.nan])
 def test_patience_must_be_a_whole_number_of_at_least_1(patience):
-    with pytest.raises(ValueError, match=r"patience must be .*--early_stop_patience 1"):
+    with pytest.raises(ValueError, match=r"patience must be .*Use patience=1"):
         EarlyStoppingCallback(patience=patience)
 
 
 @pytest.mark.parametrize("min_delta", [-1e-9, math.inf, math.nan, "0.1", True, None])
 def test_min_delta_must_be_finite_and_not_negative(min_delta):
-    with pytest.raises(ValueError, match=r"min_delta must be .* --early_stop_min_delta 0"):
+    with pytest.raises(ValueError, match=r"min_delta must be .* Use min_delta=0"):
         EarlyStoppingCallback(min_delta=min_delta)
 
 
@@ -87,7 +87,7 @@ def test_auto_tells_the_mode_from_the_name(monitor, mode):
 
 @pytest.mark.parametrize("monitor", ["reward", "", "loss_of_accuracy"])
 def test_a_name_that_does_not_tell_the_mode_is_refused(monitor):
-    with pytest.raises(ValueError, match="--early_stop_mode min or --early_stop_mode max"):
+    with pytest.raises(ValueError, match="Use mode='min' or mode='max'"):
         EarlyStoppingCallback(monitor=monitor)
     assert EarlyStoppingCallback(monitor=monitor or "x", mode="max").mode == "max"
 

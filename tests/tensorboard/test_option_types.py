@@ -20,4 +20,4 @@ def test_an_option_of_another_type_is_refused_with_one_that_works(name, value):
     text = str(caught.value)
     assert text.startswith(f"TensorBoardCallback: {name} must be ")
     assert f"got {value!r}" in text
-    assert f"--tensorboard_{name} " in text
+    assert f"Use {name}=" in text

@@ -124,7 +124,7 @@ def test_it_changes_no_weight(make, tmp_path):
 
 
 def test_an_option_out_of_range_is_refused_with_one_that_works():
-    with pytest.raises(ValueError, match="--tensorboard_histogram_epochs 1"):
+    with pytest.raises(ValueError, match="Use histogram_epochs=1"):
         TensorBoardCallback(histogram_epochs=-1)
 
 

@@ -68,7 +68,7 @@ def test_flops_per_item_gives_any_model_an_mfu(make, logged):
 def test_a_peak_without_known_flops_is_warned_about(make, logged, caplog):
     make(ThroughputCallback(interval=6, peak_tflops=1.0), logged).train()
     assert "mfu" not in logged.values[6]
-    assert "--throughput_flops_per_item" in caplog.text
+    assert "Use flops_per_item." in caplog.text
 
 
 def slow_loss(clock):
@@ -190,5 +190,5 @@ def test_a_second_run_of_one_object_starts_clean(make, logged, clock):
     "options", [{"interval": 0}, {"window": 0}, {"peak_tflops": 0}, {"flops_per_item": -1}]
 )
 def test_an_option_out_of_range_is_refused_with_one_that_works(options):
-    with pytest.raises(ValueError, match=f"--throughput_{next(iter(options))} "):
+    with pytest.raises(ValueError, match=f"Use {next(iter(options))}="):
         ThroughputCallback(**options)

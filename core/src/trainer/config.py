@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from trainer_callback import UsageError
+from trainer_callback import UsageError, option_text
 
 __all__ = ["ConfigError", "TrainerConfig"]
 
@@ -118,20 +118,28 @@ class TrainerConfig:
             value = getattr(self, name)
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (is_number and math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} must be a finite number above 0, got {value!r}.")
+                raise ConfigError(
+                    f"{option_text(name)} must be a finite number above 0, got {value!r}."
+                )
         self._check_choice("precision", ("auto", "fp32", "bf16", "fp16"))
         self._check_choice("on_nonfinite", ("stop", "skip"))
         if self.output_dir is None and (self.snapshot_interval or self.snapshot_epochs):
-            raise ConfigError("snapshots need a place: give output_dir, such as 'runs/a'.")
+            raise ConfigError(
+                f"snapshots need a place: give {option_text('output_dir', 'runs/a')}, or another."
+            )
 
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}.")
+            raise ConfigError(
+                f"{option_text(name)} must be an integer of at least {least}, got {value!r}."
+            )
         if value > _MOST:
-            raise ConfigError(f"{name} must be at most {_MOST}, got {value!r}.")
+            raise ConfigError(f"{option_text(name)} must be at most {_MOST}, got {value!r}.")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+            raise ConfigError(
+                f"{option_text(name)} must be one of {', '.join(choices)}, got {value!r}."
+            )

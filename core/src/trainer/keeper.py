@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from trainer_callback import CallbackError, SnapshotError
+from trainer_callback import CallbackError, SnapshotError, option_text
 
 from .config import TrainerConfig
 from .manifest import MANIFEST
@@ -267,7 +267,7 @@ def check_same(found: Found | None, ranks: Ranks) -> None:
         raise SnapshotError(
             f"process {ranks.rank} would go on from {found and found[0]}, and another process from "
             "another snapshot. Give all of them the same output directory, and name a sound "
-            "snapshot of it: --resume PATH."
+            f"snapshot of it: {option_text('resume', 'PATH')}."
         )
 
 

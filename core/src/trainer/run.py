@@ -17,6 +17,7 @@ from trainer_callback import (
     SaveError,
     SnapshotError,
     TrainerCallback,
+    option_text,
 )
 from trainer_callback.errors import text_of
 
@@ -105,8 +106,9 @@ class Run:
             return
         if not self._trainer.config.overwrite:
             raise ConfigError(
-                f"the output directory {str(directory.path)!r} holds a run already. Use --resume "
-                "to go on with it, --overwrite to start afresh, or another one."
+                f"the output directory {str(directory.path)!r} holds a run already. Use "
+                f"{option_text('resume', True)} to go on with it, {option_text('overwrite', True)} "
+                "to start afresh, or another one."
             )
         directory.clear()
 
@@ -276,8 +278,8 @@ class Run:
         if found is None and resume is True:
             where = self._trainer.config.output_dir
             raise ConfigError(
-                f"there is nothing to resume in {str(where)!r}. Start without --resume, or use "
-                "--resume auto."
+                f"there is nothing to resume in {str(where)!r}. Start without "
+                f"{option_text('resume')}, or use {option_text('resume', 'auto')}."
                 if where is not None
                 else "there is nothing to resume without output_dir."
             )

@@ -14,6 +14,7 @@ from .errors import (
 )
 from .hookspecs import HOOKS, OptionParser, TrainerCallback, hookimpl
 from .protocol import GradientStats, StopRequest, TrainerProtocol
+from .wording import option_text
 
 __all__ = [
     "HOOKS",
@@ -31,4 +32,5 @@ __all__ = [
     "TrainerProtocol",
     "UsageError",
     "hookimpl",
+    "option_text",
 ]

@@ -33,8 +33,8 @@ def arrange(plugins: Sequence[Plugin]) -> list[Plugin]:
         if ready is None:
             raise PluginError(
                 f"the order that plugins ask for by `before` and `after` is a cycle: "
-                f"{_find_cycle(waiting, predecessors)}. Remove one of the wishes, or leave one out "
-                "with --no_plugin."
+                f"{_find_cycle(waiting, predecessors)}. Remove one of the wishes, or leave one of "
+                "the plugins out."
             )
         waiting.remove(ready)
         arranged.append(ready)

@@ -15,7 +15,8 @@ from numbers import Integral, Real
 from typing import Any, Final, Literal
 
 from .errors import OptionError
-from .hints import read_hints, show
+from .hints import read_hints
+from .wording import option_text
 
 __all__ = ["check_types"]
 
@@ -41,7 +42,7 @@ def check_types(cls: type, values: Mapping[str, object], prefix: str) -> None:
         prefix: of its flags, without dashes.
 
     Raises:
-        OptionError: it names the parameter, its flag, and a value that would do.
+        OptionError: it names the parameter and a value that would do.
     """
     constructor = inspect.getattr_static(cls, "__init__")
     hints = read_hints(constructor)
@@ -51,7 +52,7 @@ def check_types(cls: type, values: Mapping[str, object], prefix: str) -> None:
             name, default = parameter.name, parameter.default
             raise OptionError(
                 f"{cls.__name__}: {name} must be {_describe(hint)}, got {value!r}. Use "
-                f"{name}={default!r} (--{prefix}{name} {show(default)}), which is the default."
+                f"{option_text(name, default, prefix)}, which is the default."
             )
 
 

@@ -19,6 +19,7 @@ from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.implementation import closest
 from trainer_callback.plugins import InstalledPlugin, discover, read_one_off
+from trainer_callback.wording import flags_spoken
 
 from .config_file import read_config_file
 from .output import printing
@@ -39,6 +40,7 @@ _KNOWN_PLUGINS: Final = {
 """Start of a flag -> the distribution of this project that brings it."""
 
 
+@flags_spoken()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)

@@ -18,12 +18,14 @@ from trainer_callback import (
     TrainerCallback,
     TrainerProtocol,
     hookimpl,
+    option_text,
 )
 from trainer_callback.values import check_types
 
 from .decision import Rule, State, StopReason
 from .messages import describe_best, describe_start, describe_stop
 from .options import (
+    PREFIX,
     require_count,
     require_margin,
     require_mode,
@@ -38,13 +40,9 @@ _OTHER_METRIC: Final = (
     "early stopping watched %s before the resume and watches %s now: it starts afresh."
 )
 _WATCH_ANOTHER: Final = "watch one of %s%s"
-_COMES_LATER: Final = (
-    ". If it comes later, use start_from_epoch (--early_stop_start_from_epoch N), or strict=False "
-    "(--no_early_stop_strict), which waits for it with a warning"
-)
+_COMES_LATER: Final = ". If it comes later, use %s, or %s, which waits for it with a warning"
 _STOPPED_AGAIN: Final = (
-    "early stopping had ended this run, and ends it again: %s: %s "
-    "Use --early_stop_on_resume_stopped continue to go on."
+    "early stopping had ended this run, and ends it again: %s: %s Use %s to go on."
 )
 
 
@@ -78,7 +76,7 @@ class EarlyStoppingCallback(TrainerCallback):
         state_key: name of this instance, where a run has several
     """
 
-    option_prefix: ClassVar[str | None] = "early_stop_"
+    option_prefix: ClassVar[str | None] = PREFIX
 
     def __init__(
         self,
@@ -107,7 +105,7 @@ class EarlyStoppingCallback(TrainerCallback):
         """
         self.patience: int = require_count("patience", patience, 1, "to stop at the first miss")
         self.min_delta: float = require_margin("min_delta", min_delta)
-        check_types(EarlyStoppingCallback, locals(), "early_stop_")
+        check_types(EarlyStoppingCallback, locals(), PREFIX)
         self.min_delta_mode = min_delta_mode
         self.restore_best = restore_best
         self.monitor = monitor
@@ -182,7 +180,8 @@ class EarlyStoppingCallback(TrainerCallback):
         if self.restore_best:
             self._weights.claim(trainer)
         if self.monitor == "val_loss" and not getattr(trainer, "has_validation", True):
-            self._report_missing("without a validation set", "use --early_stop_monitor train_loss")
+            other = option_text("monitor", "train_loss", PREFIX)
+            self._report_missing("without a validation set", f"use {other}")
         elif self.state.stop_reason is None:
             self._announce(trainer)
 
@@ -279,7 +278,11 @@ class EarlyStoppingCallback(TrainerCallback):
             return None if self.state.unread is False else metrics[self.monitor]
         if self.state.checks == 0 and epoch >= self.start_from_epoch:
             known = ", ".join(sorted({*losses, *metrics}))
-            advice = _WATCH_ANOTHER % (known, "" if not self.strict else _COMES_LATER)
+            later = _COMES_LATER % (
+                option_text("start_from_epoch", prefix=PREFIX),
+                option_text("strict", False, PREFIX),
+            )
+            advice = _WATCH_ANOTHER % (known, later if self.strict else "")
             self._report_missing(f"among the metrics by the end of epoch {epoch}", advice)
         return None
 
@@ -314,7 +317,8 @@ class EarlyStoppingCallback(TrainerCallback):
             state.wait, state.last_value = 0, None
         state.stop_reason = self._rule.reason_to_stop(state)
         if state.stop_reason is not None:
-            logger.info(_STOPPED_AGAIN, state.stop_reason, self._describe_stop())
+            goes_on = option_text("on_resume_stopped", "continue", PREFIX)
+            logger.info(_STOPPED_AGAIN, state.stop_reason, self._describe_stop(), goes_on)
             return
         state.stopped_epoch = None
         logger.info("early stopping had ended this run; by its options now, it goes on.")

@@ -6,17 +6,18 @@ import math
 from numbers import Integral, Real
 from typing import Final
 
-from trainer_callback import OptionError
+from trainer_callback import OptionError, option_text
 
 from .decision import Mode, guess_mode
 
 __all__ = [
+    "PREFIX",
     "require_count",
     "require_margin",
     "require_mode",
 ]
 
-_FLAG: Final = "--early_stop_"
+PREFIX: Final = "early_stop_"
 
 
 def require_count(name: str, value: object, least: int, effect: str) -> int:
@@ -26,9 +27,9 @@ def require_count(name: str, value: object, least: int, effect: str) -> int:
         OptionError: it is smaller, or no integer.
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise _refuse(name, "an integer", value, f"{least} {effect}")
+        raise _refuse(name, "an integer", value, least, f" {effect}")
     if value < least:
-        raise _refuse(name, f"at least {least}", value, f"{least} {effect}")
+        raise _refuse(name, f"at least {least}", value, least, f" {effect}")
     return int(value)
 
 
@@ -40,7 +41,8 @@ def require_margin(name: str, value: object) -> float:
     """
     number = _read_number(value)
     if number is None or not 0.0 <= number < math.inf:
-        raise _refuse(name, "a finite number of at least 0", value, "0 to count every improvement")
+        wanted = "a finite number of at least 0"
+        raise _refuse(name, wanted, value, 0, " to count every improvement")
     return number
 
 
@@ -55,7 +57,8 @@ def require_mode(mode: str, monitor: str) -> Mode:
     if guess is None:
         raise OptionError(
             f"EarlyStoppingCallback: the name {monitor!r} does not tell whether lower or higher is "
-            f"better. Use {_FLAG}mode min or {_FLAG}mode max."
+            f"better. Use {option_text('mode', 'min', PREFIX)} or "
+            f"{option_text('mode', 'max', PREFIX)}."
         )
     return guess
 
@@ -66,8 +69,8 @@ def _read_number(value: object) -> float | None:
     return float(value)
 
 
-def _refuse(name: str, wanted: str, value: object, example: str) -> OptionError:
+def _refuse(name: str, wanted: str, value: object, example: object, effect: str) -> OptionError:
     return OptionError(
         f"EarlyStoppingCallback: {name} must be {wanted}, got {value!r}. "
-        f"Use {_FLAG}{name} {example}."
+        f"Use {option_text(name, example, PREFIX)}{effect}."
     )

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Generator, Mapping
 from typing import Any, Final
 
-from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl, option_text
 from trainer_callback.values import check_types
 
 from .average import WeightAverage
@@ -14,6 +14,8 @@ from .average import WeightAverage
 __all__ = ["EMACallback"]
 
 logger: Final = logging.getLogger("trainer.ema")
+
+_PREFIX: Final = "ema_"
 
 
 class EMACallback(TrainerCallback):
@@ -58,13 +60,13 @@ class EMACallback(TrainerCallback):
         Raises:
             OptionError: an option is out of range, or of another type.
         """
-        check_types(EMACallback, locals(), "ema_")
+        check_types(EMACallback, locals(), _PREFIX)
         if not 0 <= decay < 1:
-            raise _refuse("decay", "from 0 to below 1", decay, "0.999")
+            raise _refuse("decay", "from 0 to below 1", decay, 0.999)
         if start_step < 0:
-            raise _refuse("start_step", "at least 0", start_step, "0 to start at once")
+            raise _refuse("start_step", "at least 0", start_step, 0, " to start at once")
         if every < 1:
-            raise _refuse("every", "at least 1", every, "1 for each update")
+            raise _refuse("every", "at least 1", every, 1, " for each update")
         self.decay = decay
         self.warmup = warmup
         self.start_step = start_step
@@ -94,16 +96,19 @@ class EMACallback(TrainerCallback):
         if steps is not None and steps - self.start_step <= self.every:
             logger.warning(
                 "start_step %d and every %d cannot average anything in a run of %d updates. Use "
-                "lower ones (--ema_start_step, --ema_every).",
+                "lower ones (%s, %s).",
                 self.start_step,
                 self.every,
                 steps,
+                option_text("start_step", prefix=_PREFIX),
+                option_text("every", prefix=_PREFIX),
             )
         elif not (validates or self.swap_at_end):
             logger.warning(
                 "nothing uses the average but the snapshots: neither a validation nor the finished "
-                "model. Use use_for_validation with a validation set (--ema_use_for_validation), "
-                "or swap_at_end (--ema_swap_at_end)."
+                "model. Use %s with a validation set, or %s.",
+                option_text("use_for_validation", True, _PREFIX),
+                option_text("swap_at_end", True, _PREFIX),
             )
         elif validates:
             logger.info("validates the average of the weights once it has started.")
@@ -146,9 +151,11 @@ class EMACallback(TrainerCallback):
             return
         if self._average is None or self.updates <= self.every:  # a copy of what were the weights
             logger.warning(
-                "%d updates were too few for an average: the last weights stay. Use a lower "
-                "start_step (--ema_start_step) or every (--ema_every).",
+                "%d updates were too few for an average: the last weights stay. Use a lower %s or "
+                "%s.",
                 trainer.step,
+                option_text("start_step", prefix=_PREFIX),
+                option_text("every", prefix=_PREFIX),
             )
             return
         self._average.copy_in()
@@ -169,7 +176,10 @@ class EMACallback(TrainerCallback):
             self._average.swap_out()
 
 
-def _refuse(name: str, wanted: str, value: object, example: str) -> OptionError:
+def _refuse(
+    name: str, wanted: str, value: object, example: object, effect: str = ""
+) -> OptionError:
     return OptionError(
-        f"EMACallback: {name} must be {wanted}, got {value!r}. Use --ema_{name} {example}."
+        f"EMACallback: {name} must be {wanted}, got {value!r}. Use "
+        f"{option_text(name, example, _PREFIX)}{effect}."
     )

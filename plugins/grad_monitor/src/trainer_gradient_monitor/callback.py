@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from trainer_callback import StopRequest, TrainerCallback, TrainerProtocol, UsageError
+from trainer_callback import (
+    StopRequest,
+    TrainerCallback,
+    TrainerProtocol,
+    UsageError,
+    option_text,
+)
 from trainer_callback.values import check_types
 
 from .files import PAGE, PICTURE, RECORD, claim
@@ -16,7 +22,7 @@ from .groups import Groups, Level, group_parameters
 from .measurement import Probe, Reading
 from .names import readable
 from .news import describe_change, describe_disconnected, describe_nonfinite
-from .options import OnNonfinite, check_options, to_patterns
+from .options import PREFIX, OnNonfinite, check_options, to_patterns
 from .record import Record, describe_step, make_entry, make_scalars
 from .report import Report
 from .state import MonitorState
@@ -61,7 +67,7 @@ class GradientMonitorCallback(TrainerCallback):
         history: most measured updates that are kept in memory and drawn
     """
 
-    option_prefix: ClassVar[str | None] = "gradient_"
+    option_prefix: ClassVar[str | None] = PREFIX
     critical = False
 
     def __init__(
@@ -83,7 +89,7 @@ class GradientMonitorCallback(TrainerCallback):
         report: bool = True,
         history: int = 512,
     ) -> None:
-        check_types(GradientMonitorCallback, locals(), "gradient_")
+        check_types(GradientMonitorCallback, locals(), PREFIX)
         self.monitor_at_snapshots = monitor_at_snapshots
         self.monitor_interval = monitor_interval
         self.monitor_at_epochs = monitor_at_epochs
@@ -190,9 +196,10 @@ class GradientMonitorCallback(TrainerCallback):
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         if not self.state.measured:
             logger.warning(
-                "nothing was measured in %d updates: no snapshot was due. Use "
-                "--gradient_monitor_interval N to measure every N updates.",
+                "nothing was measured in %d updates: no snapshot was due. Use %s to measure every "
+                "100 updates.",
                 self.state.updates,
+                option_text("monitor_interval", 100, PREFIX),
             )
             return
         if self._report is not None:

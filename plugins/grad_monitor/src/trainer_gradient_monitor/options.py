@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from trainer_callback import OptionError
+from trainer_callback import OptionError, option_text
 
 if TYPE_CHECKING:
     from .callback import GradientMonitorCallback
 
-__all__ = ["OnNonfinite", "check_options", "to_patterns"]
+__all__ = ["PREFIX", "OnNonfinite", "check_options", "to_patterns"]
+
+PREFIX: Final = "gradient_"
 
 OnNonfinite: TypeAlias = Literal["ignore", "warn", "snapshot", "stop"]
 
@@ -20,7 +22,7 @@ def check_options(monitor: GradientMonitorCallback) -> None:
     """Refuses what cannot work.
 
     Raises:
-        OptionError: it names the option, as the command spells it too, and what was given.
+        OptionError: it names the option and what was given.
     """
     interval = monitor.monitor_interval
     elsewhen = monitor.monitor_at_snapshots or monitor.monitor_at_epochs
@@ -56,6 +58,6 @@ def to_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
 def _require(monitor: GradientMonitorCallback, option: str, holds: bool, what: str) -> None:
     if not holds:
         raise OptionError(
-            f"{type(monitor).__name__}: {option} must be {what}, got {getattr(monitor, option)!r}. "
-            f"On the command line it is --{monitor.option_prefix}{option}."
+            f"{type(monitor).__name__}: {option_text(option, prefix=PREFIX)} must be {what}, got "
+            f"{getattr(monitor, option)!r}."
         )

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, UsageError, hookimpl
+from trainer_callback import (
+    OptionError,
+    TrainerCallback,
+    TrainerProtocol,
+    UsageError,
+    hookimpl,
+    option_text,
+)
 from trainer_callback.values import check_types
 
 from .event_files import SUFFIX, count_foreign, cut_files, measure_files, wait_for_later_name
@@ -47,7 +54,8 @@ class TensorBoardCallback(TrainerCallback):
         if histogram_epochs < 0:
             raise OptionError(
                 f"TensorBoardCallback: histogram_epochs must be at least 0, got {histogram_epochs}."
-                " Use --tensorboard_histogram_epochs 1 for one after each epoch."
+                f" Use {option_text('histogram_epochs', 1, 'tensorboard_')} for one after each "
+                "epoch."
             )
         self.histogram_epochs = histogram_epochs
         self._directory: Path | None = None

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl
+from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl, option_text
 from trainer_callback.values import check_types
 
 from .memory import peak_memory
@@ -59,10 +59,10 @@ class ThroughputCallback(TrainerCallback):
         check_types(ThroughputCallback, locals(), "throughput_")
         for name, value in (("interval", interval), ("window", window)):
             if value < 1:
-                raise _refuse(name, "at least 1", value, "50")
+                raise _refuse(name, "at least 1", value, 50)
         for name, number in (("peak_tflops", peak_tflops), ("flops_per_item", flops_per_item)):
             if number is not None and not 0 < number < math.inf:
-                raise _refuse(name, "above 0", number, "1e3")
+                raise _refuse(name, "above 0", number, 1e3)
         self.interval = interval
         self.window = window
         self.peak_tflops = peak_tflops
@@ -141,8 +141,8 @@ class ThroughputCallback(TrainerCallback):
             self._flops = estimate_flops(trainer.model, batch)
         if self._flops is None and self.peak_tflops is not None:
             logger.warning(
-                "throughput: no MFU, for batches without input_ids do not tell the FLOPs. Use "
-                "--throughput_flops_per_item."
+                "throughput: no MFU, for batches without input_ids do not tell the FLOPs. Use %s.",
+                option_text("flops_per_item", prefix="throughput_"),
             )
 
     def _rates(self, trainer: TrainerProtocol, total: Update) -> dict[str, float]:
@@ -162,8 +162,8 @@ class ThroughputCallback(TrainerCallback):
         return {f"step_ms_p{percent}": percentile(times, percent) for percent in (50, 90, 99)}
 
 
-def _refuse(name: str, wanted: str, value: object, example: str) -> OptionError:
+def _refuse(name: str, wanted: str, value: object, example: object) -> OptionError:
     return OptionError(
         f"ThroughputCallback: {name} must be {wanted}, got {value!r}. "
-        f"Use --throughput_{name} {example}."
+        f"Use {option_text(name, example, 'throughput_')}."
     )
