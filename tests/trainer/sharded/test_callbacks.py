@@ -208,7 +208,11 @@ def test_a_disk_that_is_full_for_one_process_ends_the_histograms_and_not_the_run
     tiny, sharded, tmp_path
 ):
     class Full(TensorBoardCallback):
-        def _add_histogram(self, name, tensor, step):
+        def _open(self, directory, step):
+            super()._open(directory, step)
+            self._writer.add_histogram = self.fail
+
+        def fail(self, name, values, step):
             raise OSError("no space left")
 
     def work(rank):
