@@ -261,3 +261,39 @@ def test_without_matplotlib_the_page_is_written_and_one_line_says_so(
     assert not report.picture.exists()
     lines = [r for r in caplog.records if "matplotlib cannot be imported" in r.getMessage()]
     assert len(lines) == 1
+
+
+@pytest.mark.slow
+def test_a_picture_of_very_many_layers_has_the_worst_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of 2,900 rows is more than matplotlib 3.8 can draw, or anybody looks at."""
+    figure = draw(tmp_path, monkeypatch, layers=2900, decades=7.0)
+    rms = figure.axes[1]
+    names = [label.get_text() for label in rms.get_yticklabels()]
+    rows = invent_run(2900, 30)[0].history.rows
+    assert len(names) == 300
+    assert names == [row for row in rows if row in set(names)]  # in the model's order
+    assert names[0] == rows[0]  # which vanishes
+    assert figure._suptitle is not None
+    assert "the 300 worst of 2900 layers" in figure._suptitle.get_text()
+
+
+@pytest.mark.slow
+@needs_browser
+def test_the_page_opens_with_very_many_layers_and_their_histograms(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render_page(*invent_run(4500, 12), 1e-7, 1.0))
+    document = open_page(page, tmp_path / "profile")
+    assert "Show all 4500 layers" in document
+    assert page.stat().st_size < 12e6
+    assert "<h2>Magnitudes" in document
+    assert '<section id="magnitudes" hidden' not in document
+
+
+def test_the_page_of_very_many_layers_has_fewer_columns() -> None:
+    state, _ = invent_run(4500, 3)
+    state.history.samples[:] = state.history.samples * 100
+    text = render_page(state, None, 1e-7, None)
+    (steps,) = re.findall(r'"steps":\[([\d,]*)\]', text)
+    assert 20 <= len(steps.split(",")) <= 60

@@ -102,32 +102,22 @@ def test_accumulated_batches_are_one_update(make, logged, clock):
 
 @pytest.mark.parametrize("first", [True, False], ids=["slow_first", "slow_last"])
 def test_what_is_no_training_is_left_out(make, logged, clock, tmp_path, first):
-    class SlowElsewhere(TrainerCallback):
-        def on_epoch_start(self):
-            clock.sleep(100)
-
-        def on_log(self):
-            clock.sleep(100)
-
-        def on_validation_start(self):
-            clock.sleep(100)
-
-        def on_validation_end(self):
-            clock.sleep(100)
-
-        def on_epoch_end(self):
-            clock.sleep(100)
-
-        def should_stop_training(self):
-            clock.sleep(100)
-
-        def on_snapshot_save(self):
-            clock.sleep(100)
-
-        def on_snapshot_saved(self):
-            clock.sleep(100)
-
-    callbacks = [SlowElsewhere(), ThroughputCallback(interval=1), logged]
+    hooks = (
+        "on_epoch_start",
+        "on_backward_end",
+        "on_step_end",
+        "on_batch_end",
+        "on_log",
+        "on_validation_start",
+        "on_validation_end",
+        "on_epoch_end",
+        "should_stop_training",
+        "on_snapshot_save",
+        "on_snapshot_saved",
+    )
+    slow = {hook: lambda self: clock.sleep(100) for hook in hooks}
+    slow_elsewhere = type("SlowElsewhere", (TrainerCallback,), slow)()
+    callbacks = [slow_elsewhere, ThroughputCallback(interval=1), logged]
     make(
         *(callbacks if first else callbacks[::-1]),
         val_batches=[torch.randn(3, 4)],
@@ -192,3 +182,16 @@ def test_a_second_run_of_one_object_starts_clean(make, logged, clock):
 def test_an_option_out_of_range_is_refused_with_one_that_works(options):
     with pytest.raises(ValueError, match=f"Use {next(iter(options))}="):
         ThroughputCallback(**options)
+
+
+def test_a_count_that_is_not_certain_is_told_once(make, caplog):
+    batches = [(torch.zeros(3, 4), torch.zeros(5))] * 4
+    make(
+        ThroughputCallback(), batches=batches, loss_fn=lambda m, b: m(b[0]).square().mean()
+    ).train()
+    assert caplog.text.count("is not certain how many items a batch has") == 1
+
+
+def test_an_interval_beyond_the_run_is_told_once(make, caplog):
+    make(ThroughputCallback(interval=9), max_steps=5).train()
+    assert caplog.text.count("interval 9 has no effect in a run of 5 updates") == 1

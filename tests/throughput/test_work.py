@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -13,17 +14,43 @@ from trainer_throughput.work import count_batch, estimate_flops
     ("batch", "expected"),
     [
         ({"input_ids": torch.zeros(4, 8), "labels": torch.zeros(4, 8)}, (32, "tokens")),
+        (SimpleNamespace(input_ids=torch.zeros(4, 8)), (32, "tokens")),
+        ([{"input_ids": torch.zeros(7)}, {"input_ids": torch.zeros(5)}], (12, "tokens")),
         ({"image": torch.zeros(5, 3, 2), "label": torch.zeros(5)}, (5, "items")),
         (torch.zeros(6, 2), (6, "items")),
         ((torch.zeros(7, 2), torch.zeros(7)), (7, "items")),
-        ([{"x": torch.zeros(8)}], (8, "items")),
-        (torch.tensor(1.0), (1, "items")),
-        ("no tensor", (1, "items")),
-        ({"input_ids": None}, (1, "items")),
+        ([{"x": torch.zeros(8)}, {"x": torch.zeros(9)}, {"x": torch.zeros(2)}], (3, "items")),
+        ([SimpleNamespace(x=torch.zeros(8))] * 3, (3, "items")),
+        (SimpleNamespace(x=torch.zeros(3, 5), y=torch.zeros(3)), (3, "items")),
+        (
+            nn.utils.rnn.pack_sequence([torch.zeros(5), torch.zeros(4), torch.zeros(1)]),
+            (3, "items"),
+        ),
+        ((nn.utils.rnn.pack_sequence([torch.zeros(5)] * 3), torch.zeros(3)), (3, "items")),
+        (["a", "bc", "def"], (3, "items")),
+        ({"text": ["a", "bc", "def"], "label": torch.zeros(3), "name": "x"}, (3, "items")),
+        (((torch.zeros(3, 2), torch.zeros(3, 9)), torch.zeros(3)), (3, "items")),
+        (numpy.zeros((3, 2)), (3, "items")),
     ],
 )
 def test_a_batch_is_counted(batch, expected):
-    assert count_batch(batch) == expected
+    assert count_batch(batch) == (*expected, True)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.tensor(1.0),
+        "no tensor",
+        {"input_ids": None},
+        None,
+        (torch.zeros(3, 2), torch.zeros(5)),
+        {"mask": torch.zeros(1, 9), "x": torch.zeros(3, 9)},
+        [torch.zeros(3, 8, 8)] * 5,
+    ],
+)
+def test_a_count_that_is_not_certain_says_so(batch):
+    assert count_batch(batch)[2] is False
 
 
 def test_the_flops_of_a_transformer_count_parameters_and_attention():

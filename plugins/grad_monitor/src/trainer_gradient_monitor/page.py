@@ -21,6 +21,10 @@ _PLACE: Final = '"DATA"'
 _MOST_COLUMNS: Final = 240
 """Of the heatmap: more than fit a screen only make the file larger."""
 
+_LEAST_COLUMNS: Final = 20
+_MOST_NUMBERS: Final = 1 << 20
+"""Of all heatmaps, some 8 MB: the more layers, the fewer columns."""
+
 _SHOWN: Final = ("rms", "norm", "max_abs", "update_ratio", "zero_fraction")
 
 
@@ -33,7 +37,8 @@ def render_page(
         last: what was measured last; its histogram is shown where it has one.
     """
     layers = read_layers(state)
-    samples = thin(state.history.samples, _MOST_COLUMNS)
+    most = max(_LEAST_COLUMNS, _MOST_NUMBERS // max(1, len(layers) * len(_SHOWN)))
+    samples = thin(state.history.samples, min(_MOST_COLUMNS, most))
     rows = [state.history.rows.index(layer.name) for layer in layers]
     data = {
         "measured": state.measured,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from .files import MARK
 from .layers import Layer, Spread, read_layers
 from .state import MonitorState
-from .verdicts import Verdict
+from .verdicts import Verdict, sort_worst
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,8 @@ _FAINT: Final = "#D9D9D9"
 _NORM_INCHES: Final = 1.7
 _ROW_INCHES: Final = 0.19
 _LONGEST_NAME: Final = 46
+_MOST_ROWS: Final = 300
+"""57 inches. It takes seconds; matplotlib 3.8 draws no more than 2,800 at all."""
 _TALL: Final = 40
 """Layers above which the picture is longer than a screen: its axes are labelled at the top too."""
 
@@ -49,14 +51,15 @@ def draw_picture(state: MonitorState, vanish_threshold: float, clip_limit: float
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layers = read_layers(state)
+    every = read_layers(state)
+    layers = _choose(every)
     ratios = [layer.update_ratio for layer in layers]
     columns = 2 if any(ratio.most for ratio in ratios) else 1
     heights = (_NORM_INCHES, max(1.0, _ROW_INCHES * len(layers)))
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
     figure = Figure(figsize=(10, sum(heights) + 2.6), dpi=120, layout=layout)
     FigureCanvasAgg(figure)
-    figure.suptitle(_title(state, layers), x=0.012, ha="left", fontsize=12, color=_INK)
+    figure.suptitle(_title(state, layers, every), x=0.012, ha="left", fontsize=12, color=_INK)
     grid = figure.add_gridspec(2, columns, height_ratios=heights)
     _draw_norm(figure.add_subplot(grid[0, :]), state, clip_limit)
     rms_axes = figure.add_subplot(grid[1, 0])
@@ -79,9 +82,19 @@ def draw_picture(state: MonitorState, vanish_threshold: float, clip_limit: float
     return buffer.getvalue()
 
 
-def _title(state: MonitorState, layers: Sequence[Layer]) -> str:
+def _choose(layers: Sequence[Layer]) -> Sequence[Layer]:
+    """Returns the layers, or of more than a picture can hold the worst, in the same order."""
+    if len(layers) <= _MOST_ROWS:
+        return layers
+    facts = [(each.name, each.verdict, each.latest.get("rms", 0.0)) for each in layers]
+    worst = {*sort_worst(facts)[:_MOST_ROWS]}
+    return [layer for layer in layers if layer.name in worst]
+
+
+def _title(state: MonitorState, layers: Sequence[Layer], every: Sequence[Layer]) -> str:
+    share = "" if len(layers) == len(every) else f"the {len(layers)} worst of "
     return (
-        f"Gradient flow: {len(layers)} layers, {state.measured} measurements "
+        f"Gradient flow: {share}{len(every)} layers, {state.measured} measurements "
         f"up to update {state.last_step}"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,13 +25,20 @@ logger: Final = logging.getLogger("trainer.throughput")
 _GIB: Final = float(1 << 30)
 
 
+_UNCERTAIN: Final = (
+    "throughput: it is not certain how many items a batch has: %d are counted. Sizes that all "
+    "agree are certain: the first dimension of all tensors, or the length of a list of dicts."
+)
+
+
 class ThroughputCallback(TrainerCallback):
     """Measures how fast the run is: tokens or items per second, step times, waiting for data,
     model FLOPs utilisation, memory.
 
-    It watches only. Validations, snapshots, logging and the first update, which warms up, are left
-    out of all times. It waits for no device: the trainer itself fetches the losses once an update,
-    so that host time is device time. In a run of several processes the numbers are this one's.
+    It watches only. Validations, snapshots, logging, what other callbacks do at an update, such as
+    samples, and the first update, which warms up, are left out of all times. It waits for no
+    device: the trainer itself fetches the losses once an update, so that host time is device time.
+    In a run of several processes the numbers are this one's.
 
     Args:
         interval: updates between two log events
@@ -75,6 +83,10 @@ class ThroughputCallback(TrainerCallback):
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         self._watch = Stopwatch(self.window)
         self._unit, self._flops, self._updated = None, self.flops_per_item, False
+        steps: int | None = getattr(trainer.config, "max_steps", None)
+        if steps is not None and steps < self.interval:
+            text = "throughput: interval %d has no effect in a run of %d updates but for the end."
+            logger.warning(text, self.interval, steps)
 
     @hookimpl(trylast=True)
     def on_epoch_start(self, trainer: TrainerProtocol, epoch: int) -> None:
@@ -83,13 +95,27 @@ class ThroughputCallback(TrainerCallback):
 
     @hookimpl(tryfirst=True)
     def on_batch_start(self, trainer: TrainerProtocol, batch_idx: int, batch: Any) -> None:
-        count, unit = count_batch(batch)
+        count, unit, certain = count_batch(batch)
         if self._unit is None:
             self._unit = unit
+            if not certain:
+                logger.warning(_UNCERTAIN, count)
             self._find_flops(trainer, batch)
         self._watch.start_batch(count)
 
+    @hookimpl(wrapper=True)
+    def on_backward_end(  # type: ignore[override]  # a wrapper: yields to all other callbacks
+        self,
+    ) -> Generator[None, object, object]:
+        self._watch.pause()
+        try:
+            return (yield)
+        finally:
+            self._watch.go_on()
+
+    @hookimpl(tryfirst=True)
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
+        self._watch.end_batch()  # what others do behind an update is not training
         self._updated = True
 
     @hookimpl(trylast=True)

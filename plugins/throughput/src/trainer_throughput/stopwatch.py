@@ -85,6 +85,16 @@ class Stopwatch:
         self._update.count += count
         self._gap, self._batch = None, now
 
+    def pause(self) -> None:
+        """Something else than training begins, inside a batch."""
+        if self._batch is not None:
+            self._update.work += self._clock() - self._batch
+
+    def go_on(self) -> None:
+        """Ends `pause`."""
+        if self._batch is not None:
+            self._batch = self._clock()
+
     def end_batch(self) -> None:
         """The batch is done; waiting for the next one begins."""
         now = self._clock()

@@ -16,13 +16,19 @@ __all__ = ["Unit", "count_batch", "estimate_flops"]
 Unit = Literal["tokens", "items"]
 
 
-def count_batch(batch: Any) -> tuple[int, Unit]:
-    """Returns the tokens of a batch with `input_ids` (padding included), or else its items: the
-    first dimension of its first tensor.
+def count_batch(batch: Any) -> tuple[int, Unit, bool]:
+    """Returns the tokens of a batch with `input_ids` (padding included), or else its items; and
+    whether that is certain.
+
+    Items are the length of a list of dicts, objects or texts, the sequences of a PackedSequence, or
+    the first dimension of the tensors: certain where all of these agree.
     """
-    if isinstance(batch, Mapping) and hasattr(batch.get("input_ids"), "numel"):
-        return int(batch["input_ids"].numel()), "tokens"
-    return _first_dimension(batch) or 1, "items"
+    tokens = _count_tokens(batch)
+    if tokens is not None:
+        return tokens, "tokens", True
+    sizes: list[int] = []
+    clear = _look(batch, sizes)
+    return (sizes[0] if sizes else 1), "items", clear and len({*sizes}) == 1
 
 
 def estimate_flops(model: torch.nn.Module, batch: Any) -> float | None:
@@ -43,17 +49,41 @@ def estimate_flops(model: torch.nn.Module, batch: Any) -> float | None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     layers = _read_config(model, "num_hidden_layers", "n_layer")
     width = _read_config(model, "hidden_size", "n_embd")
-    length = int(batch["input_ids"].shape[-1])
+    first = batch[0] if isinstance(batch, list) else batch
+    ids = first["input_ids"] if isinstance(first, Mapping) else first.input_ids
+    length = int(ids.shape[-1])
     return 6.0 * parameters + 12.0 * layers * width * length
 
 
-def _first_dimension(value: Any) -> int:
-    if hasattr(value, "shape"):
-        return int(value.shape[0]) if value.shape else 0
-    parts = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, (Mapping, list, tuple)):
-        return next((size for part in parts if (size := _first_dimension(part))), 0)
-    return 0
+def _count_tokens(batch: Any) -> int | None:
+    if isinstance(batch, list) and batch:
+        counts = [_count_tokens(item) for item in batch]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(batch) else None
+    is_mapping = isinstance(batch, Mapping)
+    found: Any = batch.get("input_ids") if is_mapping else getattr(batch, "input_ids", None)
+    return int(found.numel()) if hasattr(found, "numel") else None
+
+
+def _look(value: Any, sizes: list[int]) -> bool:
+    """Adds to `sizes` what may be the number of items; returns False where it may be another."""
+    if hasattr(value, "batch_sizes"):  # a PackedSequence
+        sizes.append(int(value.batch_sizes[0]))
+    elif hasattr(value, "shape"):
+        sizes += [int(value.shape[0])] if value.shape else []
+    elif isinstance(value, list) and value and not any(hasattr(each, "shape") for each in value):
+        parts = [_look(each, []) for each in value if isinstance(each, (list, tuple))]
+        sizes.append(len(value))
+        return not parts
+    elif isinstance(value, (Mapping, list, tuple)):
+        parts = [*(value.values() if isinstance(value, Mapping) else value)]
+        shapes = {tuple(getattr(part, "shape", ())) for part in parts}
+        alike = len(parts) > 2 and len(shapes) == 1 and () not in shapes
+        clear = [_look(part, sizes) for part in parts]
+        return all(clear) and not (isinstance(value, list) and alike)
+    elif hasattr(value, "__dict__"):
+        return _look(vars(value), sizes)
+    return True
 
 
 def _read_config(model: torch.nn.Module, *names: str) -> int:
