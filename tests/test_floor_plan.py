@@ -29,7 +29,7 @@ FLOORS = {
         | {"plugin_doctor", "new_plugin"},
         {"final", "state_file", "rundir", "decision", "losses", "shares", "console", "replicas"}
         | {"plugin_report"},
-        {"keeper", "loader_check", "snapshot_report", "facts"},
+        {"keeper", "unkept", "loader_check", "snapshot_report", "facts"},
         {"loaders"},
         {"host", "checkpoint", "validation", "snapshot_command"},
         {"run"},

@@ -35,6 +35,7 @@ from .schedules import (
     name_schedule,
 )
 from .sharding import check_optimizer_state, gather_weights, scatter_optimizer_state, scatter_state
+from .unkept import Unkept
 
 __all__ = ["Checkpoint"]
 
@@ -68,6 +69,7 @@ class Checkpoint:
         self._precision = precision
         self._losses = losses
         self._loader = loader
+        self._unkept = Unkept(model, loader.given)
         self._device = device
         self._rng: dict[str, Any] | None = None
         self._loader_state: dict[str, Any] | None = None
@@ -85,6 +87,7 @@ class Checkpoint:
         Raises:
             StateError: a state_dict holds what a snapshot cannot keep; it names the path to it.
         """
+        self._unkept.tell()
         scheduler = None if self._scheduler is None else self._scheduler.state_dict()
         parts = {
             "model": gather_weights(self._model, keep=self._ranks.is_main),
@@ -170,6 +173,7 @@ class Checkpoint:
         place changes no generator.
         """
         self._in_place = True
+        self._unkept.start_epoch()
         if batch == 0:
             return self._loader.iterate(epoch)
         rng = read_rng(self._device)
