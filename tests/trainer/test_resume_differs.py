@@ -10,6 +10,8 @@ from torch.optim import lr_scheduler as schedules
 from torch.utils.data import DataLoader
 
 from trainer import ConfigError, Trainer, TrainerConfig
+from trainer.loaders import EmptyLoaderError
+from trainer.schedules import ScheduleError
 from trainer_callback import SnapshotError, TrainerCallback
 
 
@@ -198,6 +200,32 @@ def test_a_schedule_that_ends_before_the_run_is_refused_before_the_first_step(tm
     with pytest.raises(ConfigError, match=r"OneCycleLR ends .*update 8\b.* this run .*update 16\b"):
         trainer.train(resume="auto")
     assert steps == []
+
+
+def test_a_schedule_that_ends_in_a_run_of_unknown_length_is_an_error_in_words(tmp_path):
+    def batches():
+        yield from [torch.ones(2, 4)] * 6
+
+    class Stream:
+        def __iter__(self):
+            return batches()
+
+    trainer = make(tmp_path, lambda o: schedules.OneCycleLR(o, 0.1, total_steps=8), loader=Stream())
+    with pytest.raises(ScheduleError, match="OneCycleLR has no rate for the next update"):
+        trainer.train()
+
+
+def test_a_stream_that_ends_before_the_place_of_the_resume_is_refused(tmp_path):
+    class Stream:
+        def __init__(self, count):
+            self.count = count
+
+        def __iter__(self):
+            return iter([torch.ones(2, 4)] * self.count)
+
+    make(tmp_path, loader=Stream(6), max_steps=4).train()
+    with pytest.raises(EmptyLoaderError, match=r"gave 3 batches in epoch 0.* behind batch 4"):
+        make(tmp_path, loader=Stream(3)).train(resume=True)
 
 
 def test_a_schedule_that_ends_with_the_run_is_not_refused(tmp_path):

@@ -26,6 +26,7 @@ from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
 from .replicas import check_replicas
+from .schedules import step_schedule
 from .sharding import gather_weights, scatter_state, whole_tensors
 
 __all__ = ["Host"]
@@ -161,6 +162,9 @@ class Host:
 
     def _request_snapshot(self) -> None:
         self._snapshot_requested = True
+
+    def _step_schedule(self) -> None:
+        step_schedule(self.scheduler)
 
     def check_replicas(self) -> None:
         """Raises a `ReplicaError`, in all processes, where they have come to train other models."""

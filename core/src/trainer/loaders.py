@@ -199,8 +199,11 @@ class EpochLoader:
         if skip and self._stream is None and _works_by_indices(loader):
             return _pass_over_indices(loader, skip)
         batches = self._share.take(_draw_from(self._stream, loader))
-        for _ in range(skip):
-            next(batches, None)
+        if (done := sum(1 for _ in itertools.islice(batches, skip))) < skip:
+            raise EmptyLoaderError(
+                f"the {self._name} loader gave {done} batches in epoch {epoch}, and the run stands "
+                f"behind batch {skip} of it. Give it the data of the snapshot's run."
+            )
         return batches
 
     def _seed_loader(self, epoch: int) -> None:

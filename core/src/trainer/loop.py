@@ -241,7 +241,7 @@ class Trainer(Host):
             skipped = True
             self._skip_update()
         if self.scheduler is not None and not skipped:
-            self.scheduler.step()
+            self._step_schedule()
         progress.step += 1
         hook.on_step_end(trainer=self, skipped=skipped)
         drop_gradients(self.optimizer)

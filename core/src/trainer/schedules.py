@@ -10,15 +10,28 @@ from typing import Any, Final
 
 from torch.optim import lr_scheduler
 
+from trainer_callback import RunError
 from trainer_callback.state import to_plain
 
 from .config import ConfigError
 
-__all__ = ["describe_schedule", "fixed_settings", "list_ends", "list_unused", "name_schedule"]
+__all__ = [
+    "ScheduleError",
+    "describe_schedule",
+    "fixed_settings",
+    "list_ends",
+    "list_unused",
+    "name_schedule",
+    "step_schedule",
+]
 
 _DERIVED: Final = ("max_lrs", "total_size", "step_ratio", "base_momentums", "max_momentums")
 """What torch's schedulers make of their arguments, and never change. `base_lrs` is not among them:
 the optimizer's groups have it as `initial_lr`."""
+
+
+class ScheduleError(RunError):
+    """A schedule ended before the run."""
 
 
 def name_schedule(scheduler: Any) -> str:
@@ -131,6 +144,21 @@ def list_ends(scheduler: Any, left: int | None, *, changed: bool) -> Iterator[st
                 f"{name}: the learning rate rises again from update {first + part.T_max} on "
                 f"(T_max={part.T_max}), and the run goes on to update {done + left}."
             )
+
+
+def step_schedule(scheduler: Any) -> None:
+    """Steps `scheduler`.
+
+    Raises:
+        ScheduleError: it refuses, as OneCycleLR does behind its end.
+    """
+    try:
+        scheduler.step()
+    except ValueError as error:
+        raise ScheduleError(
+            f"{type(scheduler).__name__} has no rate for the next update: {error}. Give it as many "
+            "updates as the run has, or end the run before with max_steps."
+        ) from error
 
 
 def _reached(scheduler: Any, end: int) -> Iterator[tuple[Any, int]]:
