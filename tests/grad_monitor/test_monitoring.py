@@ -338,3 +338,17 @@ def test_every_option_is_a_flag_with_its_default_and_a_help_line() -> None:
 def test_every_option_is_a_plain_attribute() -> None:
     monitor = GradientMonitorCallback()
     assert {name: getattr(monitor, name) for name in SPECIFIED} == SPECIFIED
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "told"),
+    [
+        ({"monitor_interval": 50}, {"max_steps": 5}, "monitor_interval 50 is beyond the 5 updates"),
+        ({}, {}, "monitor_at_snapshots has no effect without an output directory"),
+    ],
+)
+def test_an_option_without_effect_is_told_at_the_start(
+    make: Make, caplog: pytest.LogCaptureFixture, options: Any, config: Any, told: str
+) -> None:
+    make(GradientMonitorCallback(**options), None, epochs=1, **config).train()
+    assert caplog.text.count(told) == 1

@@ -138,6 +138,7 @@ class GradientMonitorCallback(TrainerCallback):
         logger.info(
             "gradients: measures %d rows %s; %s.", len(self._groups), self._describe_plan(), where
         )
+        self._tell_idle(trainer)
 
     def on_backward_end(self, trainer: TrainerProtocol) -> None:
         if self._is_due(trainer):
@@ -308,6 +309,20 @@ class GradientMonitorCallback(TrainerCallback):
         if nonfinite and self.on_nonfinite == "stop":
             self._stop = StopRequest("non_finite_gradient", f"update {step}: {nonfinite}")
         state.remember(verdicts, reading.disconnected, nonfinite=bool(nonfinite))
+
+    def _tell_idle(self, trainer: TrainerProtocol) -> None:
+        """Says which option has no effect in this run, where that can be known."""
+        steps: int | None = getattr(trainer.config, "max_steps", None)
+        every = self.monitor_interval
+        if every is not None and steps is not None and every > steps:
+            text = "monitor_interval %d is beyond the %d updates of this run."
+            logger.warning(text, every, steps)
+        elsewhen = every is not None or self.monitor_at_epochs
+        if self.monitor_at_snapshots and trainer.output_dir is None and not elsewhen:
+            logger.warning(
+                "monitor_at_snapshots has no effect without an output directory. Use %s.",
+                option_text("monitor_interval", 100, PREFIX),
+            )
 
     def _describe_plan(self) -> str:
         moments = []
