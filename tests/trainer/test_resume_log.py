@@ -13,6 +13,9 @@ class Keeps(TrainerCallback):
     def on_snapshot_save(self, trainer, epoch, step):
         return {"step": step}
 
+    def on_snapshot_load(self, state):
+        self.loaded = state
+
 
 def make(name, version="1.0", **attributes):
     callback = type(name.capitalize(), (Keeps,), attributes)()
