@@ -82,9 +82,12 @@ def test_a_single_bit_of_one_process_is_noticed(tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
-def test_a_change_in_a_parameter_of_any_dtype_is_noticed(tiny, dtype):
+@pytest.mark.parametrize("turns", [True, False])
+def test_a_change_in_a_parameter_of_any_dtype_is_noticed(tiny, dtype, turns):
     def work(rank):
-        model, ranks = nn.ParameterList([torch.ones(3, 2, dtype=dtype).t()]), join_ranks("cpu")
+        ranks = join_ranks("cpu")
+        turned = torch.ones(3, 2, dtype=dtype).t()
+        model = nn.ParameterList([turned if turns else turned.contiguous()])
         check_replicas(model, ranks, CallbackManager(), 1)
         with torch.no_grad():
             model[0][1, 2] += rank

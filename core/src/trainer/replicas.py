@@ -52,15 +52,24 @@ def check_replicas(model: nn.Module, ranks: Ranks, callbacks: CallbackManager, s
 
 
 def _sum_bits(tensors: Sequence[Tensor]) -> list[int]:
-    """Returns, for each tensor, the sum of its elements' bits read as integers, modulo 2**64; one
+    """Returns, for each tensor, the sum of its bits, read as integers, modulo 2**64; one
     pass over the memory, and one copy from the device.
     """
     sums = []
     for tensor in tensors:
         own = local_part(tensor).detach()
         own = torch.view_as_real(own) if own.is_complex() else own
-        sums.append(own.view(_INTEGERS[own.element_size()]).sum(dtype=torch.int64))
+        bits = own.view(_INTEGERS[own.element_size()])
+        if _fills_words(bits):  # several times as fast, for nothing is converted
+            bits = bits.view(-1).view(torch.int64)
+        sums.append(bits.sum(dtype=torch.int64))
     return torch.stack(sums).tolist() if sums else []
+
+
+def _fills_words(bits: Tensor) -> bool:
+    size = bits.element_size()
+    whole = bits.numel() * size % 8 == 0 and bits.storage_offset() * size % 8 == 0
+    return bits.is_contiguous() and whole
 
 
 def _places(named: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[int, ...]]:
