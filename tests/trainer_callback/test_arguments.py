@@ -10,7 +10,8 @@ import torch
 
 from trainer import Trainer
 from trainer.metrics_file import read_logged
-from trainer_callback import TrainerCallback
+from trainer_callback import TrainerCallback, hookimpl
+from trainer_callback.manager import CallbackManager
 
 
 class Vandal(TrainerCallback):
@@ -115,3 +116,65 @@ def test_a_checkpoint_is_copied_only_where_it_is_read() -> None:
     assert view.get("callback_state", {})["A"] == {"n": 2}
     assert set(view) == {"model", "callback_state"}
     assert len(view) == 2
+
+
+class Reader(TrainerCallback):
+    """Keeps the tensors that it is handed, as they are handed to it."""
+
+    def __init__(self, state_key: str) -> None:
+        self.state_key = state_key
+        self.seen: list[tuple[str, float]] = []
+
+    def on_forward_end(self, loss):
+        self.seen.append(("on_forward_end", float(loss)))
+
+    def on_batch_end(self, loss):
+        self.seen.append(("on_batch_end", float(loss)))
+
+    def on_gradients_clipped(self, total_norm, clipped):
+        self.seen.append(("on_gradients_clipped", float(total_norm)))
+        self.seen.append(("clipped", float(clipped)))
+
+
+class Wrapping(TrainerCallback):
+    """Reads the loss behind the others, and writes to it before them."""
+
+    @hookimpl(wrapper=True)
+    def on_forward_end(self, loss):
+        before = float(loss)
+        loss.fill_(7.0)
+        yield
+        assert float(loss) == 7.0
+        self.before = before
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_no_callback_sees_what_another_did_to_a_tensor(
+    make_trainer: Callable[..., Trainer], place: int
+) -> None:
+    alone = Reader("alone")
+    make_trainer(alone, writes=False).train()
+    readers = [Reader("one"), Reader("two")]
+    callbacks: list[Any] = [*readers]
+    callbacks.insert(place, Vandal())
+    make_trainer(*callbacks, Wrapping(), writes=False).train()
+    assert alone.seen == readers[0].seen == readers[1].seen
+
+
+def test_a_tensor_that_one_callback_asks_for_is_not_copied() -> None:
+    given = torch.ones(())
+    kept = []
+
+    class Keeps(TrainerCallback):
+        def on_forward_end(self, loss):
+            kept.append(loss)
+
+    class Other(TrainerCallback):
+        def on_forward_end(self):
+            pass
+
+    for count in (1, 2):
+        keepers = [type(f"Keeps{i}", (Keeps,), {})() for i in range(count)]
+        table = CallbackManager([*keepers, Other()]).table
+        table.plain.on_forward_end(trainer=None, loss=given)
+    assert [each is given for each in kept] == [True, False, False]

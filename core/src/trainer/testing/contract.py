@@ -90,6 +90,7 @@ class CallbackContract:
     def test_it_survives_a_run_of_one_batch(self, tmp_path: Path) -> None:
         settings = self._settings(epochs=1, batches=1)
         train(build([fresh(self.make)], tmp_path / "run", **settings))
+        settings.update(snapshot_interval=None, snapshot_epochs=False)
         train(build([fresh(self.make)], None, **settings), may_refuse=True)
 
     def test_it_survives_a_run_without_updates(self, tmp_path: Path) -> None:
