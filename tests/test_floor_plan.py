@@ -11,14 +11,14 @@ CORE = ROOT / "core" / "src"
 
 FLOORS = {
     "trainer_callback": [
-        {"errors"},
+        {"errors", "guard"},
         {"protocol"},
         {"hookspecs"},
-        {"discovery", "state", "implementation", "arguments", "costs", "hints"},
+        {"discovery", "state", "implementation", "arguments", "costs", "hints", "groups"},
         {"identity", "options", "wording"},
         {"values"},
         {"dispatch", "order", "saved_state"},
-        {"wrappers"},
+        {"wrappers", "installed"},
         {"manager", "plugins"},
     ],
     "trainer": [

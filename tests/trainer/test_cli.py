@@ -177,13 +177,33 @@ def test_the_doctor_finds_what_every_run_would_have_to_give(site: Any, added: st
     assert "which every run would have to give" in find(site)["a"]["problem"]
 
 
-def test_the_doctor_goes_on_where_a_file_cannot_be_checked(site: Any) -> None:
-    source = HAND_WRITTEN.replace("--warm_up", "--batch_size")
+def test_the_doctor_finds_a_flag_that_means_help(site: Any) -> None:
+    source = HAND_WRITTEN.replace('"--warm_up"', '"-h", "--warm_up"')
     site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": source})
-    (site.folder / "run.yaml").write_text("epochs: 3\n")
-    found = find(site, "--config", str(site.folder / "run.yaml"))
-    assert "run.yaml cannot be checked" in found[""]["problem"]
-    assert "--batch_size" in found["a"]["problem"]
+    assert "a (dist-a 1.0) adds -h, which is an option of train-lm" in find(site)["a"]["problem"]
+
+
+def test_the_doctor_finds_the_value_of_another_option(site: Any) -> None:
+    source = HAND_WRITTEN.replace('"--warm_up",', '"--warm_up", dest="seed",')
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": source})
+    assert "a (dist-a 1.0) adds --seed, which is an option of" in find(site)["a"]["problem"]
+
+
+def test_the_doctor_finds_an_import_of_torch(site: Any) -> None:
+    for name, source in (("a", "import torch\n"), ("b", "import torch.nn\n"), ("c", "")):
+        site.install(
+            f"dist-{name}", plugins={name: f"m_{name}"}, modules={f"m_{name}": source + LIVE}
+        )
+    found = find(site)
+    assert set(found) == {"a", "b"}
+    for name in "ab":
+        assert f"{name} (dist-{name} 1.0) imports torch, which takes" in found[name]["problem"]
+
+
+def test_the_doctor_finds_what_an_import_changes(site: Any) -> None:
+    source = "import signal\nsignal.signal(signal.SIGTERM, print)\n"
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": source + LIVE})
+    assert "a (dist-a 1.0): its import set a signal handler." in find(site)["a"]["problem"]
 
 
 def test_the_doctor_finds_a_state_version_that_is_no_count(site: Any) -> None:
@@ -227,7 +247,8 @@ def test_the_doctor_names_what_is_broken_and_what_to_do(plugins: Any) -> None:
     assert "Did you mean 'on_log'?" in found["typo"]["problem"]
     assert "pip uninstall dist-broken" in found["broken"]["advice"]
     assert "SystemExit" in found["unwanted"]["problem"]
-    assert "the name is taken by dist-twin 1.0" in found["warmth"]["problem"]
+    assert "have the name 'warmth': warmth (dist-twin 1.0) and warmth" in found["warmth"]["problem"]
+    assert "TRAINER_DISABLE_PLUGINS=trainer-plugin-warmth:warmth" in found["warmth"]["advice"]
     done = plugins.command("plugins", "doctor")
     assert done.returncode == 1
     assert "-> pip install --upgrade dist-broken" in done.stdout
@@ -267,7 +288,7 @@ def test_the_doctor_finds_a_flag_that_two_plugins_add_and_names_both(site: Any) 
         module = {f"m_{name}": source}
         site.install(f"dist-{name}", plugins={name: f"m_{name}:Callback"}, modules=module)
     found = find(site)["b"]
-    assert "b (dist-b 1.0) and a (dist-a 1.0) both add --same_limit" in found["problem"]
+    assert "a (dist-a 1.0) and b (dist-b 1.0) both add --same_limit" in found["problem"]
     assert "--no_plugin b" in found["advice"]
 
 

@@ -168,16 +168,84 @@ for name in NAMES:
         assert word in messages[name]
 
 
-def test_of_two_plugins_with_one_name_the_first_by_distribution_is_used(site: Any) -> None:
+def test_of_two_plugins_with_one_name_none_is_used_until_somebody_says_which(site: Any) -> None:
     site.install("dist-b", plugins={"same-name": "m_b:Callback"}, modules={"m_b": CLASS})
     site.install("dist-a", plugins={"same_name": "m_a:Callback"}, modules={"m_a": CLASS})
     kinds = "[[p.entry.distribution, p.kind, p.problem] for p in discover()]"
-    first, second = site.evaluate(DISCOVER, kinds)
-    assert first == ["dist-a", "flag", None]
-    assert second[:2] == ["dist-b", "broken"]
-    assert "the name is taken by dist-a 1.0" in second[2]
-    source = "from trainer_callback.plugins import create\ncallback = create('same_name', size=5)"
-    assert site.evaluate(source, "[type(callback).__module__, callback.size]") == ["m_a", 5]
+    for row, distribution in zip(site.evaluate(DISCOVER, kinds), ("dist-a", "dist-b"), strict=True):
+        assert row[:2] == [distribution, "broken"]
+        assert "same_name (dist-a 1.0) and same-name (dist-b 1.0)" in row[2]
+    source = """from trainer_callback import PluginError
+from trainer_callback.plugins import create
+try:
+    create('same_name')
+except PluginError as error:
+    words = str(error)
+made = [type(create(f'{name}:same-name', size=5)).__module__ for name in ('dist_a', 'DIST-b')]"""
+    words, made = site.evaluate(source, "[words, made]")
+    assert "TRAINER_DISABLE_PLUGINS=dist-a:same_name" in words
+    assert made == ["m_a", "m_b"]
+    for variables, module in (
+        ({"TRAINER_DISABLE_PLUGINS": "dist-a:same_name"}, "m_b"),
+        ({"TRAINER_PLUGINS": "dist-a:same_name, other"}, "m_a"),
+    ):
+        code = "from trainer_callback.plugins import create\nleft = create('same_name')"
+        assert site.evaluate(code, "type(left).__module__", **variables) == module
+
+
+def test_one_entry_point_twice_in_a_distribution_is_one(site: Any) -> None:
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": MODULE})
+    file = site.folder / "dist_a-1.0.dist-info" / "entry_points.txt"
+    file.write_text(file.read_text() + "a = m_a\n")
+    assert site.evaluate(FIND, ENTRIES) == [["a", "dist-a", "1.0", None]]
+    file.write_text(file.read_text() + "a = m_b\n")
+    for row in site.evaluate(FIND, ENTRIES):
+        assert "the entry point 'a' is there more than once" in row[3]
+        assert "'m_a' and 'm_b'" in row[3]
+
+
+@pytest.mark.parametrize("value", ["a:b:c", "a b", ":", "", "m_a:", "m_a:[x]", "m_a-b:C", "..m"])
+def test_an_entry_point_that_names_nothing_is_broken_with_its_value(site: Any, value: str) -> None:
+    site.install("dist-a", plugins={"a": value}, modules={"m_a": MODULE})
+    site.install("dist-b", plugins={"b": "m_a [extra]"})
+    kinds = site.evaluate(DISCOVER, KINDS)
+    assert kinds["a"][0] == "broken"
+    assert "dist-a 1.0 could not be imported" in kinds["a"][1]
+    assert kinds["b"] == ["live", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_usable"),
+    [
+        (b"Metadata-Version: 2.1\nName: dist-a\n", False),
+        (b"Metadata-Version: 2.1\nVersion: 1.0\n", False),
+        (b"Name: dist-a\nVersion: 1.0\nSummary: \xff\xfe\n", None),
+        (b"", False),
+    ],
+)
+def test_broken_metadata_break_their_own_plugin_only(
+    site: Any, text: bytes, is_usable: bool | None
+) -> None:
+    site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": MODULE})
+    site.install("dist-b", plugins={"b": "m_b"}, modules={"m_b": MODULE})
+    (site.folder / "dist_a-1.0.dist-info" / "METADATA").write_bytes(text)
+    found = {name: problem for name, _, _, problem in site.evaluate(FIND, ENTRIES)}
+    assert found["b"] is None
+    assert is_usable is None or (found["a"] is None) is is_usable
+    for words in (("plugins",), ("plugins", "doctor"), ("plugins", "show", "a")):
+        done = site.command(*words)
+        assert done.returncode in (0, 1)
+        assert "Traceback" not in done.stderr
+
+
+def test_a_module_that_answers_for_its_attributes_cannot_spoil_the_names(site: Any) -> None:
+    lazy = "def __getattr__(name): raise RuntimeError(name)\n"
+    site.install("dist-a", plugins={"a": "m_a:Lazy"}, modules={"m_a": lazy})
+    site.install("dist-b", plugins={"b": "m_b:Callback"}, modules={"m_b": CLASS})
+    source = """import m_a, m_b
+from trainer_callback.manager import CallbackManager
+labels = [p.label for p in CallbackManager([m_b.Callback()]).plugins]"""
+    assert site.evaluate(source, "labels") == ["b (dist-b 1.0)"]
 
 
 def test_a_damaged_distribution_does_not_hide_the_others(site: Any) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import types
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Optional, Union
 
 import pytest
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 class Colour(Enum):
     RED = 1
     BLUE = "azure"
+
+
+Seconds = NewType("Seconds", float)
 
 
 class Everything(TrainerCallback):
@@ -53,6 +57,9 @@ class Everything(TrainerCallback):
         marked: Annotated[int, "unit"] = 2,
         guessed=7,
         guessed_names=("a", "b"),
+        seconds: Seconds = Seconds(1.5),
+        switch: Literal[True, None, "auto"] = None,
+        frozen: frozenset[int] = frozenset(),
         money: Decimal | None = None,
         mixed: tuple[int, str] = (1, "a"),
     ) -> None:
@@ -98,6 +105,11 @@ def parse(target: type, *words: str, prefix: str = "x_") -> dict[str, Any]:
         (("--x_some", "1", "2"), {"some": {1, 2}}),
         (("--x_some", "none"), {"some": None}),
         (("--x_marked", "5"), {"marked": 5}),
+        (("--x_seconds", "2.5"), {"seconds": 2.5}),
+        (("--x_switch", "true"), {"switch": True}),
+        (("--x_switch", "True"), {"switch": True}),
+        (("--x_switch", "none"), {"switch": None}),
+        (("--x_frozen", "1", "2"), {"frozen": frozenset({1, 2})}),
         (("--x_guessed", "8"), {"guessed": 8}),
         (("--x_guessed_names", "c"), {"guessed_names": ("c",)}),
     ],
@@ -182,6 +194,22 @@ def test_a_default_that_cannot_be_compared_is_fine() -> None:
             pass
 
     assert [option.parameter for option in read_options(Callback)] == ["size"]
+
+
+def test_a_default_that_cannot_be_shown_or_is_long_costs_its_text_only() -> None:
+    class Mute:
+        def __repr__(self):
+            raise RuntimeError
+
+    class Callback(TrainerCallback):
+        def __init__(self, odd: int = Mute(), long: str = "word " * 1000):
+            pass
+
+    parser = argparse.ArgumentParser()
+    add_options(parser, read_options(Callback))
+    text = " ".join(parser.format_help().split())
+    assert "(default: a Mute)" in text
+    assert len(text) < 1000
 
 
 def load(monkeypatch: pytest.MonkeyPatch, target: object, name: str = "x") -> InstalledPlugin:
@@ -312,7 +340,7 @@ def test_a_class_adds_options_and_makes_callbacks_by_class_methods(
             return [cls(size) for size in range(1, options.own + 1)]
 
     plugin = load(monkeypatch, Own)
-    assert plugin.options == []
+    assert [option.flag for option in plugin.options] == ["x_size"]
     assert [callback.size for callback in make(plugin, "--own", "2")] == [1, 2]
     with pytest.raises(argparse.ArgumentError):
         make(plugin, "--own", "many")
@@ -327,6 +355,130 @@ def test_a_class_may_add_an_option_to_its_derived_ones(monkeypatch: pytest.Monke
     assert [
         c.size for c in make(load(monkeypatch, More), "--x", "--more", "1", "--x_size", "2")
     ] == [2]
+
+
+def test_derived_options_are_there_for_make_callbacks_with_their_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(Sized):
+        @classmethod
+        def add_options(cls, parser):
+            parser.add_argument("--x_twice", action="store_true")
+
+        @classmethod
+        def make_callbacks(cls, options):
+            return [cls(options.x_size * (1 + options.x_twice))] if options.x else []
+
+    plugin = load(monkeypatch, Own)
+    assert make(plugin) == []
+    assert [callback.size for callback in make(plugin, "--x")] == [3]
+    assert [c.size for c in make(plugin, "--x", "--x_twice", "--x_size", "4")] == [8]
+
+
+def test_a_flag_for_which_make_callbacks_returns_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(Sized):
+        @classmethod
+        def make_callbacks(cls, options):
+            return []
+
+    plugin = load(monkeypatch, Own)
+    assert make(plugin, "--no_x") == []
+    with pytest.raises(PluginError, match="make_callbacks returns nothing for --x"):
+        make(plugin, "--x")
+
+
+def test_an_option_that_a_class_with_make_callbacks_adds_itself_replaces_the_derived_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(TrainerCallback):
+        def __init__(self, size: complex, count: int = 1) -> None:
+            self.size, self.count = size, count
+
+        @classmethod
+        def add_options(cls, parser):
+            parser.add_argument("--x_size", type=complex)
+            parser.add_argument("--x_count", type=lambda text: 2 * int(text), default=0)
+
+        @classmethod
+        def make_callbacks(cls, options):
+            return [cls(options.x_size, options.x_count)] if options.x_size else None
+
+    plugin = load(monkeypatch, Own)
+    assert make(plugin) == []
+    [callback] = make(plugin, "--x_size", "1j", "--x_count", "3")
+    assert (callback.size, callback.count) == (1j, 6)
+
+
+def test_an_option_that_the_constructor_has_already_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(Sized):
+        @classmethod
+        def add_options(cls, parser):
+            parser.add_argument("--x_size")
+
+    with pytest.raises(PluginError, match=r"^x \(dist-x 1.0\) adds --x_size twice.$"):
+        make(load(monkeypatch, Own), "--x")
+
+
+class Positional(TrainerCallback):
+    def __init__(self, first: int = 1, odd: complex = 2j, second: int = 3, /, third=4, *, last=5):
+        self.given = (first, odd, second, third, last)
+
+
+class Anything(TrainerCallback):
+    def __init__(self, size: int = 1, *more: int, last: int = 2, **others: int):
+        self.given = (size, more, last, others)
+
+
+class Wrapped(TrainerCallback):
+    @functools.wraps(Positional.__init__)
+    def __init__(self, *args, **kwargs):
+        self.given = args, kwargs
+
+
+@pytest.mark.parametrize(
+    ("cls", "words", "given"),
+    [
+        (Positional, "--x", (1, 2j, 3, 4, 5)),
+        (Positional, "--x --x_first 7", (7, 2j, 3, 4, 5)),
+        (Positional, "--x --x_second 7 --x_third 8 --x_last 9", (1, 2j, 7, 8, 9)),
+        (Anything, "--x --x_size 7 --x_last 9", (7, (), 9, {})),
+        (Wrapped, "--x --x_first 7", ((7,), {})),
+    ],
+)
+def test_every_kind_of_parameter_gets_its_value(
+    monkeypatch: pytest.MonkeyPatch, cls: type, words: str, given: Any
+) -> None:
+    assert [callback.given for callback in make(load(monkeypatch, cls), *words.split())] == [given]
+
+
+@pytest.mark.parametrize("prefix", ["-x-", "a b", "_", "--", "a.b", 5, b"x_", ("x",)])
+def test_a_prefix_that_makes_no_options_is_refused(
+    monkeypatch: pytest.MonkeyPatch, prefix: object
+) -> None:
+    plugin = load(monkeypatch, type("C", (Sized,), {"option_prefix": prefix}))
+    assert plugin.kind == "broken"
+    assert "option_prefix" in str(plugin.problem)
+    assert repr(prefix) in str(plugin.problem)
+
+
+@pytest.mark.parametrize("name", ["my.plugin", "my-plugin", "my plugin", "class", "2fast", "größe"])
+def test_a_name_of_any_kind_is_a_flag(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    plugin = load(monkeypatch, Sized, name)
+    flag = plugin.entry.flag
+    [callback] = make(plugin, f"--{flag}", f"--{flag}_size", "7")
+    assert callback.size == 7
+
+
+@pytest.mark.parametrize("name", ["_", "-", "+", "_x"])
+def test_a_name_without_a_letter_in_front_is_no_flag(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with pytest.raises(PluginError, match="where an option has a name such as --warm_up"):
+        make(load(monkeypatch, Sized, name))
 
 
 @pytest.mark.parametrize("answer", [Sized(), "callback", 5, {"a": 1}])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
+import json
 import subprocess
 import sys
 from typing import Final
@@ -12,11 +11,13 @@ from trainer_callback import UsageError
 
 __all__ = ["read_command_flags"]
 
-_HELP: Final = "from trainer_lm.cli import main; raise SystemExit(main(['--help']))"
+_ASK: Final = (
+    "import json; from trainer_lm.cli import read_flags; print(json.dumps(read_flags(plugins={})))"
+)
 
 
-def read_command_flags(*, plugins: bool) -> set[str]:
-    """Returns the names of the flags, without hyphens in front.
+def read_command_flags(*, plugins: bool) -> dict[str, str]:
+    """Returns the flags, each as `--flag` or `-f`, -> where their values go.
 
     Args:
         plugins: with those of the installed plugins.
@@ -24,12 +25,10 @@ def read_command_flags(*, plugins: bool) -> set[str]:
     Raises:
         UsageError: it cannot say.
     """
-    environment = dict(os.environ)
-    if not plugins:
-        environment["TRAINER_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     answer = subprocess.run(
-        [sys.executable, "-c", _HELP], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-c", _ASK.format(plugins)], capture_output=True, text=True, check=False
     )
     if answer.returncode != 0:
         raise UsageError(f"train-lm cannot say which options it has: {answer.stderr.strip()}")
-    return set(re.findall(r"^\s+(?:-\w, )?--(\w+)", answer.stdout, re.MULTILINE))
+    flags: dict[str, str] = json.loads(answer.stdout.splitlines()[-1])
+    return flags

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trainer_callback import PluginError, UsageError
-from trainer_callback.discovery import canonical, find_distribution, find_version
+from trainer_callback.discovery import canonical, find_distribution, find_version, read_names
 from trainer_callback.implementation import closest
 from trainer_callback.manager import Plugin
 from trainer_callback.order import arrange
-from trainer_callback.plugins import InstalledPlugin
+from trainer_callback.plugins import InstalledPlugin, admit
 
 from .command_flags import read_command_flags
 
 __all__ = ["examine"]
 
 _CORE: Final = "trainer-core"
+
+_SLOW: Final = 1.0
+"""Seconds of an import from which on it is worth a word."""
+
+_IMPORT: Final = (
+    "import importlib, sys, time; start = time.perf_counter(); "
+    "importlib.import_module(sys.argv[1]); "
+    "print(time.perf_counter() - start, 'torch' in sys.modules, file=sys.stderr)"
+)
 
 
 def examine(plugins: Sequence[InstalledPlugin], config: str | None = None) -> list[dict[str, str]]:
@@ -33,6 +43,7 @@ def examine(plugins: Sequence[InstalledPlugin], config: str | None = None) -> li
     findings = [
         *_find_broken(plugins),
         *_find_wrong_core(plugins),
+        *_find_slow(plugins),
         *_find_wrong_flags(plugins),
         *_find_cycle(plugins),
         *_find_unknown_names(plugins),
@@ -51,7 +62,10 @@ def _find_broken(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]
         if plugin.kind == "broken":
             entry = plugin.entry
             advice = f"TRAINER_DISABLE_PLUGINS={entry.flag}"
-            if entry.distribution:
+            if entry.is_ambiguous:
+                advice = f"pip uninstall {entry.distribution}, or leave this one out: "
+                advice += f"TRAINER_DISABLE_PLUGINS={entry.full_name}"
+            elif entry.distribution:
                 advice = (
                     f"pip install --upgrade {entry.distribution}, or pip uninstall "
                     f"{entry.distribution}; to go on without it: {advice}"
@@ -84,51 +98,43 @@ def _find_wrong_core(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, s
                 yield _finding(plugin.entry.name, problem, advice)
 
 
-class _Flags:
-    """A parser that only listens to which flags are added."""
+def _find_slow(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
+    """What a plugin's import costs every command, `--help` included, or would have changed."""
+    if "torch" in sys.modules or any(plugin.seconds > _SLOW for plugin in plugins):
+        for plugin in plugins:
+            if plugin.problem is None:
+                yield from _time_import(plugin)
+    for plugin in plugins:
+        if plugin.changed:
+            problem = f"{plugin.label}: its import {', '.join(plugin.changed)}."
+            advice = "what it set was put back; its author can do that in on_train_start, or in "
+            yield _finding(plugin.entry.name, problem, advice + "the constructor")
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.required: list[str] = []
 
-    def add_argument(self, *names: str, **settings: Any) -> object:
-        self.names += [name for name in names if name.startswith("-")]
-        if settings.get("required") or not names[0].startswith("-"):
-            self.required.append(names[0])
-        return None
+def _time_import(plugin: InstalledPlugin) -> Iterator[dict[str, str]]:
+    """Imports the plugin in a process of its own, where nothing has been imported before it."""
+    module = plugin.entry.value.partition(":")[0].strip()
+    answer = subprocess.run(
+        [sys.executable, "-c", _IMPORT, module], capture_output=True, text=True, check=False
+    )
+    words = answer.stderr.split()[-2:]
+    if answer.returncode != 0 or len(words) != 2:
+        return
+    seconds, has_torch = float(words[0]), words[1] == "True"
+    if has_torch or seconds > _SLOW:
+        what = "imports torch, which" if has_torch else "has an import that"
+        problem = f"{plugin.label} {what} takes {seconds:.1f} s of every command, --help included."
+        advice = "its author can move slow imports into the hooks, or under `if TYPE_CHECKING:`"
+        yield _finding(plugin.entry.name, problem, advice)
 
 
 def _find_wrong_flags(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
-    owners: dict[str, InstalledPlugin] = {}
-    own = {f"--{name}" for name in read_command_flags(plugins=False)} if plugins else set()
-    for plugin in plugins:
-        problem = _judge_flags(plugin, own, owners) if plugin.problem is None else None
-        if problem is not None:
+    usable = [plugin for plugin in plugins if plugin.problem is None]
+    admit(usable, read_command_flags(plugins=False) if usable else {})
+    for plugin in usable:
+        if plugin.problem is not None:
             advice = f"leave it out: --no_plugin {plugin.entry.flag}; its author can change that"
-            yield _finding(plugin.entry.name, problem, advice)
-
-
-def _judge_flags(
-    plugin: InstalledPlugin, own: Collection[str], owners: dict[str, InstalledPlugin]
-) -> str | None:
-    """Returns what is wrong with the flags of `plugin`, or None.
-
-    Args:
-        own: the flags of the command itself.
-        owners: flag -> plugin, of the plugins before this one; this one's are added.
-    """
-    flags = _Flags()
-    try:
-        plugin.add_options(flags)
-    except PluginError as error:
-        return str(error)
-    if reserved := [flag for flag in flags.names if flag in own]:
-        return f"{plugin.label} adds {reserved[0]}, which is an option of train-lm itself."
-    if flags.required:
-        return f"{plugin.label} adds {flags.required[0]!r}, which every run would have to give."
-    if taken := [flag for flag in flags.names if owners.setdefault(flag, plugin) is not plugin]:
-        return f"{plugin.label} and {owners[taken[0]].label} both add {taken[0]}."
-    return None
+            yield _finding(plugin.entry.name, plugin.problem, advice)
 
 
 def _find_cycle(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
@@ -148,10 +154,10 @@ def _find_cycle(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
 def _find_unknown_names(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
     installed = {plugin.entry.flag for plugin in plugins}
     for variable in ("TRAINER_DISABLE_PLUGINS", "TRAINER_PLUGINS"):
-        for name in filter(str.strip, os.environ.get(variable, "").split(",")):
-            if canonical(name) not in installed:
+        for name in read_names(variable):
+            if not any(plugin.entry.is_called(name) for plugin in plugins):
                 hint = closest(canonical(name), installed)
-                problem = f"{variable} names {name.strip()!r}, which is not installed.{hint}"
+                problem = f"{variable} names {name!r}, which is not installed.{hint}"
                 yield _finding("", problem, f"installed: {', '.join(sorted(installed)) or 'none'}")
 
 
@@ -168,13 +174,14 @@ def _find_unknown_options(
         raise UsageError(f"--config {path} is no list of options. Write lines such as `epochs: 3`.")
     try:
         known = read_command_flags(plugins=True)
+        names = [flag.removeprefix("--") for flag in known]
     except UsageError as error:
         yield _finding("", f"{path} cannot be checked: {error}", "mend what is above first")
         return
     for option in map(str, options):
-        if option.removeprefix("no_") in known:
+        if f"--{option}" in known:
             continue
-        problem = f"{path}: there is no option {option!r}.{closest(option, known)}"
+        problem = f"{path}: there is no option {option!r}.{closest(option, names)}"
         owner = next((p for p in plugins if p.problem and option.startswith(p.entry.flag)), None)
         if owner is None:
             advice = "correct it, or install the plugin that it belongs to"

@@ -19,7 +19,7 @@ from trainer_callback.implementation import closest
 from trainer_callback.manager import Plugin
 from trainer_callback.options import Option
 from trainer_callback.order import arrange
-from trainer_callback.plugins import InstalledPlugin, discover
+from trainer_callback.plugins import InstalledPlugin, admit, discover
 
 __all__ = ["main"]
 
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     with contextlib.redirect_stdout(sys.stderr):  # what plugins print must not get into the JSON
         plugins = discover()
+        if options.action != "doctor":  # who looks at the command's own options, too
+            admit(plugins, {})
         if options.action == "show":
             facts: Any = _read_details(_find(options.name, plugins))
         elif options.action == "doctor":
@@ -73,14 +75,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _find(name: str, plugins: Sequence[InstalledPlugin]) -> InstalledPlugin:
-    names = {plugin.entry.flag: plugin for plugin in reversed(plugins)}
-    wanted = canonical(name)
-    if wanted not in names:
-        installed = ", ".join(sorted(names)) or "none"
+    found = next((plugin for plugin in plugins if plugin.entry.is_called(name)), None)
+    if found is None:
+        names = sorted({plugin.entry.flag for plugin in plugins})
         raise PluginError(
-            f"no plugin {name!r} is installed.{closest(wanted, names)} Installed: {installed}."
+            f"no plugin {name!r} is installed.{closest(canonical(name), names)} Installed: "
+            f"{', '.join(names) or 'none'}."
         )
-    return names[wanted]
+    return found
 
 
 def _in_call_order(plugins: Sequence[InstalledPlugin]) -> list[InstalledPlugin]:
@@ -119,13 +121,14 @@ def _read_details(plugin: InstalledPlugin) -> dict[str, Any]:
 
 def _read_options(plugin: InstalledPlugin) -> list[dict[str, Any]]:
     """Returns the options derived from the constructor, then those of its own `add_options`."""
+    try:
+        actions = plugin.group.actions
+    except PluginError:  # the doctor tells
+        actions = []
     derived = [_read_option(option) for option in plugin.options]
-    parser = argparse.ArgumentParser(add_help=False)
-    with contextlib.suppress(PluginError, argparse.ArgumentError):  # the doctor tells
-        plugin.add_options(parser)
     known = {option["flag"] for option in derived} | {f"--{plugin.entry.flag}"}
     known |= {flag.replace("--", "--no_", 1) for flag in known}
-    added = [a for a in parser._actions if a.option_strings and a.option_strings[0] not in known]
+    added = [action for action in actions if action.option_strings[0] not in known]
     return [*derived, *map(_read_action, added)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ __all__ = [
     "find_distribution",
     "find_entries",
     "find_version",
+    "read_names",
 ]
 
 GROUP: Final = "trainer.callbacks"
@@ -37,6 +38,7 @@ class Entry:
         version: the distribution's version.
         problem: why it is not to be used, one sentence or `blocked by ...`; or None.
         blocked: the problem is somebody's wish.
+        is_ambiguous: the problem is another distribution's plugin of the same name.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Entry:
     version: str
     problem: str | None = None
     blocked: bool = False
+    is_ambiguous: bool = False
 
     @property
     def label(self) -> str:
@@ -57,16 +60,37 @@ class Entry:
         """The name as a flag, without dashes."""
         return canonical(self.name)
 
+    @property
+    def full_name(self) -> str:
+        """`DISTRIBUTION:NAME`, which no other plugin has."""
+        return f"{self.distribution}:{self.flag}"
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` is its name, or its `DISTRIBUTION:NAME`."""
+        distribution, colon, own = name.strip().partition(":")
+        if colon and _normalize(distribution) == _normalize(self.distribution):
+            return canonical(own) == self.flag
+        return canonical(name) == self.flag
+
     def load(self) -> object:
-        """Imports the plugin and returns what the entry point names."""
+        """Imports the plugin and returns what the entry point names.
+
+        Raises:
+            ImportError: it names nothing that could be imported.
+        """
+        if not re.fullmatch(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\]\s*)?", self.value):
+            raise ImportError(f"{self.value!r} is neither MODULE nor MODULE:CLASS")
         return importlib_metadata.EntryPoint(self.name, self.value, GROUP).load()
 
     def find_loaded(self) -> object:
         """Returns what the entry point names if its module is imported already, else None."""
         module, _, attribute = self.value.partition("[")[0].replace(" ", "").partition(":")
         found: Any = sys.modules.get(module)
-        for part in filter(None, attribute.split(".")):
-            found = getattr(found, part, None)
+        try:
+            for part in filter(None, attribute.split(".")):
+                found = getattr(found, part, None)
+        except Exception:  # a module's own `__getattr__` may do anything
+            return None
         return found
 
 
@@ -94,25 +118,37 @@ def find_entries(blocked: Iterable[str] = ()) -> list[Entry]:
     Args:
         blocked: names blocked by the caller, beside those that the environment blocks:
             `TRAINER_DISABLE_PLUGIN_AUTOLOAD=1` (all), `TRAINER_DISABLE_PLUGINS=a,b`,
-            `TRAINER_PLUGINS=a,b` (all but these). A variable that is empty counts as not set.
+            `TRAINER_PLUGINS=a,b` (all but these). A variable that is empty counts as not set. A
+            name may be `DISTRIBUTION:NAME`.
     """
-    is_blocked = _read_blocking(frozenset(canonical(name) for name in blocked))
-    owners: dict[str, Entry] = {}
+    is_blocked = _read_blocking(tuple(blocked))
     entries = []
-    for entry in sorted(_read_entries(), key=lambda e: (e.flag, e.distribution, e.value)):
-        owner = owners.setdefault(entry.flag, entry)
-        block = is_blocked(entry.flag)
-        if block is not None:
-            entries.append(replace(entry, problem=block, blocked=True))
-        elif owner is not entry and entry.problem is None:
-            taken = (
-                f"{entry.label}: the name is taken by {owner.distribution} {owner.version}. "
-                "Uninstall one of the two."
-            )
-            entries.append(replace(entry, problem=taken))
-        else:
-            entries.append(entry)
-    return entries
+    for entry in sorted(set(_read_entries()), key=lambda e: (e.flag, e.distribution, e.value)):
+        block = is_blocked(entry)
+        entries.append(entry if block is None else replace(entry, problem=block, blocked=True))
+    usable = [entry for entry in entries if entry.problem is None]
+    return [_compare(entry, usable) for entry in entries]
+
+
+def _compare(entry: Entry, usable: Sequence[Entry]) -> Entry:
+    """Returns `entry`, which cannot be used where another of the usable ones has its name."""
+    rivals = [each for each in usable if each.flag == entry.flag]
+    if entry.problem is not None or len(rivals) < 2:
+        return entry
+    names = " and ".join(each.label for each in rivals)
+    if len({_normalize(each.distribution) for each in rivals}) < len(rivals):
+        values = " and ".join(repr(each.value) for each in rivals)
+        problem = (
+            f"the entry point {entry.name!r} is there more than once: {names}, for {values}. "
+            f"Uninstall it: pip uninstall {entry.distribution}"
+        )
+        return replace(entry, problem=problem)
+    leave_out = " or ".join(f"TRAINER_DISABLE_PLUGINS={each.full_name}" for each in rivals)
+    problem = (
+        f"{len(rivals)} installed plugins have the name {entry.name!r}: {names}. Say which is to "
+        f"be left out: {leave_out}; train-lm has --no_plugin {entry.full_name} for it."
+    )
+    return replace(entry, problem=problem, is_ambiguous=True)
 
 
 def find_version(distribution: str) -> str:
@@ -141,6 +177,11 @@ def find_distribution(name: str) -> Distribution | None:
     return Distribution(
         found.name, found.version, metadata.get("Summary", ""), links, tuple(found.requires or ())
     )
+
+
+def read_names(variable: str) -> list[str]:
+    """Returns the names of plugins that an environment variable lists."""
+    return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]
 
 
 def canonical(name: str) -> str:
@@ -187,24 +228,23 @@ def _read_points_one_by_one() -> Iterator[Any]:
             yield from points
 
 
-def _names(variable: str) -> frozenset[str]:
-    names = os.environ.get(variable, "").split(",")
-    return frozenset(canonical(name) for name in names if name.strip())
+def _normalize(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
-def _read_blocking(blocked: frozenset[str]) -> Callable[[str], str | None]:
+def _read_blocking(blocked: Sequence[str]) -> Callable[[Entry], str | None]:
     autoload_off = os.environ.get("TRAINER_DISABLE_PLUGIN_AUTOLOAD", "") not in ("", "0")
-    denied = _names("TRAINER_DISABLE_PLUGINS")
-    allowed = _names("TRAINER_PLUGINS")
+    denied = read_names("TRAINER_DISABLE_PLUGINS")
+    allowed = read_names("TRAINER_PLUGINS")
 
-    def why(name: str) -> str | None:
-        if name in blocked:
+    def why(entry: Entry) -> str | None:
+        if any(map(entry.is_called, blocked)):
             return "blocked by --no_plugin"
         if autoload_off:
             return "blocked by TRAINER_DISABLE_PLUGIN_AUTOLOAD"
-        if name in denied:
+        if any(map(entry.is_called, denied)):
             return "blocked by TRAINER_DISABLE_PLUGINS"
-        if allowed and name not in allowed:
+        if allowed and not any(map(entry.is_called, allowed)):
             return "blocked by TRAINER_PLUGINS, which does not name it"
         return None
 

@@ -17,7 +17,18 @@ __all__ = ["Reader", "find_reader", "read_hints", "show", "to_bool"]
 
 _TRUE: Final = ("true", "yes", "on", "1")
 _FALSE: Final = ("false", "no", "off", "0")
-_SEQUENCES: Final = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)
+_WIDEST: Final = 200
+"""Characters of one value that are shown."""
+
+_SEQUENCES: Final = (
+    list,
+    tuple,
+    set,
+    frozenset,
+    collections.abc.Sequence,
+    collections.abc.Collection,
+    collections.abc.Iterable,
+)
 
 
 @dataclass(frozen=True)
@@ -57,17 +68,20 @@ def read_hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def find_reader(hint: Any) -> Reader | None:
     """Returns how to read a `hint`, or None for a type that words cannot give."""
+    while isinstance(hint, typing.NewType) or type(hint).__name__ == "TypeAliasType":
+        hint = hint.__supertype__ if isinstance(hint, typing.NewType) else hint.__value__
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _find_optional(arguments)
     if origin is Literal:
-        return _choose({str(choice): choice for choice in arguments})
+        words = {show(choice): choice for choice in arguments}
+        return _choose({**words, **{str(choice): choice for choice in arguments}}, arguments)
     if origin in _SEQUENCES and arguments:
         return _find_repeated(origin, arguments)
     if isinstance(hint, type) and issubclass(hint, Enum):
         names = {str(member.value): member for member in hint}
         names.update({member.name: member for member in hint})
-        return replace(_choose(names), choices=tuple(hint), metavar=_braces(hint))
+        return _choose(names, tuple(hint))
     return _SCALARS.get(hint) if isinstance(hint, type) else None
 
 
@@ -79,7 +93,11 @@ def show(value: object) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple, set, frozenset)):
         return " ".join(show(item) for item in value) or "none"
-    return str(value)
+    try:
+        text = " ".join(str(value).split())
+    except Exception:  # of somebody's own class
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _WIDEST else f"{text[:_WIDEST]} ..."
 
 
 def to_bool(text: str) -> bool:
@@ -125,20 +143,20 @@ def _find_repeated(origin: Any, arguments: tuple[Any, ...]) -> Reader | None:
     reader = find_reader(several[0])
     if reader is None or reader.container is not None or len(set(several)) > 1:
         return None
-    container = origin if origin in (list, set) else tuple
+    container = origin if origin in (list, set, frozenset) else tuple
     fixed = origin is tuple and arguments[-1] is not Ellipsis
     return replace(
         reader, container=container, count=len(several) if fixed else None, is_switch=False
     )
 
 
-def _choose(choices: Mapping[str, Any]) -> Reader:
+def _choose(words: Mapping[str, Any], choices: tuple[Any, ...]) -> Reader:
     def choice(text: str) -> Any:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
-        return choices[text]
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
+        return words[text]
 
-    return Reader(choice, _braces(choices.values()), tuple(choices.values()))
+    return Reader(choice, _braces(choices), choices)
 
 
 def _braces(choices: collections.abc.Iterable[Any]) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from .hints import Reader, find_reader, read_hints, show, to_bool
 from .hookspecs import OptionParser
 from .implementation import describe
 
-__all__ = ["Option", "add_flag", "add_options", "collect_options", "read_options"]
+__all__ = ["Option", "add_flag", "add_options", "build", "collect_options", "read_options"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Option:
         return self.reader.container is not None
 
 
-def read_options(target: type, prefix: str = "", skip: Collection[str] = ()) -> list[Option]:
+def read_options(
+    target: type, prefix: str = "", skip: Collection[str] = (), *, may_lack: bool = False
+) -> list[Option]:
     """Returns the options that `target`'s constructor offers.
 
     Parameter types that a command line can give: int, float, str, bool, Path, Literal, Enum, each
@@ -63,9 +65,10 @@ def read_options(target: type, prefix: str = "", skip: Collection[str] = ()) -> 
         target: a class; its docstring's (or its constructor's) `Args:` gives the help.
         prefix: put before each parameter's name.
         skip: parameters that are no options.
+        may_lack: a parameter without default may have a type that a command line cannot give.
 
     Raises:
-        PluginError: a parameter without default has a type that a command line cannot give.
+        PluginError: a parameter without default has such a type.
     """
     constructor = _constructor(target)
     hints = read_hints(constructor)
@@ -82,7 +85,7 @@ def read_options(target: type, prefix: str = "", skip: Collection[str] = ()) -> 
         if reader is not None:
             name, default = parameter.name, parameter.default
             found.append(Option(name, prefix + name, reader, default, helps.get(name, "")))
-        elif parameter.default is parameter.empty:
+        elif parameter.default is parameter.empty and not may_lack:
             raise PluginError(
                 f"{describe(target)}: the parameter {parameter.name!r} is a {_name(hint)}, which "
                 "no command line can give. Give it a default, or implement make_callbacks."
@@ -141,6 +144,21 @@ def collect_options(namespace: object, options: Collection[Option]) -> dict[str,
     """Returns the constructor's keyword arguments that the command line gave."""
     given = vars(namespace)
     return {o.parameter: _pack(given[o.flag], o.reader) for o in options if o.flag in given}
+
+
+def build(target: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Returns `target(**arguments)`, where positional-only parameters are given by position."""
+    named, positional = dict(arguments), []
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # of a metaclass's making: it says itself what it takes
+        return target(**named)
+    only = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    while only and only[-1].name not in named:
+        only.pop()
+    for parameter in only:
+        positional.append(named.pop(parameter.name, parameter.default))
+    return target(*positional, **named)
 
 
 def _pack(value: Any, reader: Reader) -> Any:

@@ -73,6 +73,8 @@ def _base(name: str) -> str:
 
 def _names(plugin: Plugin, wish: str) -> Sequence[str]:
     names: Sequence[str] = getattr(plugin.callback, wish, ())
+    if isinstance(names, property):  # of a class: its instances say
+        return ()
     if not isinstance(names, (tuple, list)) or not all(isinstance(each, str) for each in names):
         example = f"({names!r},)" if isinstance(names, str) else '("early_stopping",)'
         raise PluginError(

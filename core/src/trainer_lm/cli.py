@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from trainer.config import TrainerConfig
 from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.implementation import closest
-from trainer_callback.plugins import InstalledPlugin, discover, read_one_off
+from trainer_callback.plugins import InstalledPlugin, admit, discover, read_one_off
 from trainer_callback.wording import flags_spoken
 
 from .config_file import read_config_file
@@ -28,7 +28,7 @@ from .settings import Settings
 from .spelling import find_usual
 from .threads import shorten_spinning
 
-__all__ = ["main"]
+__all__ = ["main", "read_flags"]
 
 _KNOWN_PLUGINS: Final = {
     "early_stop": "trainer-plugin-early-stopping",
@@ -38,6 +38,9 @@ _KNOWN_PLUGINS: Final = {
     "throughput": "trainer-plugin-throughput",
 }
 """Start of a flag -> the distribution of this project that brings it."""
+
+_SLOW: Final = 3.0
+"""Seconds of a plugin's import from which on it is worth a word."""
 
 
 @flags_spoken()
@@ -69,20 +72,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def read_flags(*, plugins: bool) -> dict[str, str]:
+    """Returns the flags of the command -> where their values go.
+
+    Args:
+        plugins: with those of the installed plugins.
+    """
+    return _read_flags(_make_parser(discover() if plugins else [], ()))
+
+
 def _read(arguments: list[str]) -> Settings | None:
     """Returns the settings, or None where the command was only asked to print them."""
     first_parser = _make_first_parser()
-    first, _ = first_parser.parse_known_args(arguments)
+    first, others = first_parser.parse_known_args(arguments)
     in_file = [] if first.config is None else read_config_file(first.config)
     first_parser.read_file(first, in_file)
+    given = {word.partition("=")[0] for word in others} | {f"--{each.name}" for each in in_file}
     plugins = discover(first.no_plugin)
     _check_names(first.no_plugin, plugins)
     plugins += [read_one_off(value) for value in first.callback]
+    broken = [plugin for plugin in plugins if plugin.kind == "broken"]
+    parser = _make_parser(plugins, given)
     for plugin in plugins:
-        if plugin.kind == "broken":
-            _complain(plugin, strict=first.strict_plugins)
+        if plugin.kind == "broken" and plugin.is_missed:
+            is_asked_for = plugin.is_wanted and plugin not in broken
+            _complain(plugin, strict=first.strict_plugins or is_asked_for)
+        elif plugin.seconds > _SLOW:
+            _say_slow(plugin)
     usable = [plugin for plugin in plugins if plugin.problem is None]
-    parser = _make_parser(usable)
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise UsageError(_explain_unknown(unknown[0], parser, plugins))
@@ -150,7 +167,8 @@ def _add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
     )
 
 
-def _make_parser(plugins: Sequence[InstalledPlugin]) -> Parser:
+def _make_parser(plugins: Sequence[InstalledPlugin], given: Collection[str]) -> Parser:
+    """Returns the parser of the command and of the plugins, except those that it sets aside."""
     parser = Parser(
         prog="train-lm",
         usage="train-lm [options]",
@@ -188,37 +206,15 @@ def _make_parser(plugins: Sequence[InstalledPlugin]) -> Parser:
         "--plugin_costs", action="store_true", help="print the time that each plugin took"
     )
     group.add_argument("--quiet", action="store_true", help="print the summary only")
-    owners: dict[str, InstalledPlugin] = {}
+    admit(plugins, _read_flags(parser), given)
     for plugin in plugins:
-        title = parser.add_argument_group(plugin.label)
-        try:
-            plugin.add_options(title)
-        except argparse.ArgumentError as error:
-            raise PluginError(_blame(plugin, error, owners)) from error
-        for action in title._group_actions:
-            owners.update(dict.fromkeys(action.option_strings, plugin))
-        for action in title._group_actions:
-            if action.required:
-                raise PluginError(
-                    f"{plugin.label} adds {'/'.join(action.option_strings) or action.dest!r}, "
-                    "which every run would have to give. Leave it out with --no_plugin "
-                    f"{plugin.entry.name}."
-                )
+        if plugin.problem is None:
+            plugin.add_options(parser)
     return parser
 
 
-def _blame(
-    plugin: InstalledPlugin, error: argparse.ArgumentError, owners: Mapping[str, InstalledPlugin]
-) -> str:
-    """Says who else has the flag that `plugin` cannot add."""
-    flags = str(error.argument_name).split("/")
-    other = next((owners[flag] for flag in flags if flag in owners), None)
-    if other is None:
-        return f"{plugin.label}: {error}. Leave it out with --no_plugin {plugin.entry.name}."
-    return (
-        f"{other.label} and {plugin.label} both add {error.argument_name}. Leave one of them out: "
-        f"--no_plugin {other.entry.name} or --no_plugin {plugin.entry.name}."
-    )
+def _read_flags(parser: argparse.ArgumentParser) -> dict[str, str]:
+    return {flag: action.dest for action in parser._actions for flag in action.option_strings}
 
 
 def _with_underscores(arguments: Sequence[str]) -> list[str]:
@@ -230,9 +226,9 @@ def _with_underscores(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_names(names: Sequence[str], plugins: Sequence[InstalledPlugin]) -> None:
-    installed = {plugin.entry.name.replace("-", "_") for plugin in plugins}
+    installed = {plugin.entry.flag for plugin in plugins}
     for name in names:
-        if name.replace("-", "_") not in installed:
+        if not any(plugin.entry.is_called(name) for plugin in plugins):
             raise UsageError(
                 f"--no_plugin {name}: no such plugin is installed.{closest(name, installed)} "
                 f"Installed: {', '.join(sorted(installed)) or 'none'}."
@@ -240,11 +236,30 @@ def _check_names(names: Sequence[str], plugins: Sequence[InstalledPlugin]) -> No
 
 
 def _complain(plugin: InstalledPlugin, *, strict: bool) -> None:
+    problem, name = f"{str(plugin.problem).rstrip('.: ')}.", plugin.entry.flag
     if strict:
-        raise PluginError(
-            f"{plugin.problem} Remove it, or block it: --no_plugin {plugin.entry.name}."
-        )
-    print(f"train-lm: warning: {plugin.problem} The run goes on.", file=sys.stderr)
+        advice = f" Remove it, or block it: --no_plugin {name}."
+        raise PluginError(problem if "--no_plugin" in problem else problem + advice)
+    print(f"train-lm: warning: {problem} The run goes on without {name}.", file=sys.stderr)
+
+
+def _say_slow(plugin: InstalledPlugin) -> None:
+    print(
+        f"train-lm: warning: the import of {plugin.label} took {plugin.seconds:.0f} s. Its author "
+        f"can import in the hooks what takes long; --no_plugin {plugin.entry.flag} leaves it out.",
+        file=sys.stderr,
+    )
+
+
+def _may_have(plugin: InstalledPlugin, flag: str) -> bool:
+    """Whether `flag` is, or looks like, an option of a plugin that is not used."""
+    own = f"{plugin.entry.flag}_"
+    if f"{flag.removeprefix('--').removeprefix('no_')}_".startswith(own):
+        return True
+    try:
+        return plugin.kind == "broken" and flag in plugin.group.flags
+    except PluginError:
+        return False
 
 
 def _explain_unknown(argument: str, parser: Parser, plugins: Sequence[InstalledPlugin]) -> str:
@@ -252,7 +267,7 @@ def _explain_unknown(argument: str, parser: Parser, plugins: Sequence[InstalledP
     flag = argument.partition("=")[0]
     name = flag.lstrip("-")
     for plugin in plugins:
-        if plugin.problem is not None and name.startswith(plugin.entry.name.replace("-", "_")):
+        if plugin.problem is not None and _may_have(plugin, flag):
             return f"{flag} cannot be used: {plugin.problem}"
         if plugin.kind == "live" and name == plugin.entry.flag:
             return (

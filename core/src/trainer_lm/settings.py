@@ -116,13 +116,7 @@ class Settings:
             callbacks = plugin.make_callbacks(namespace)
             made += callbacks
             if callbacks and plugin.options:
-                if hasattr(namespace, plugin.entry.flag):
-                    values[plugin.entry.flag] = True
-                given = collect_options(namespace, plugin.options)
-                for option in plugin.options:
-                    if not option.required or option.parameter in given:
-                        value = given.get(option.parameter, option.default)
-                        values[option.flag] = _as_word(value, option)
+                values.update(_read_values(plugin, namespace))
         derived = {option.flag for plugin in plugins for option in plugin.options}
         derived |= {plugin.entry.flag for plugin in plugins}
         values.update(parser.as_given(vars(namespace).keys() - derived - _COMMAND - values.keys()))
@@ -198,6 +192,21 @@ def _own_options() -> dict[str, list[Option]]:
     }
 
 
+def _read_values(plugin: InstalledPlugin, namespace: argparse.Namespace) -> dict[str, Any]:
+    """Returns flag -> value of the derived options of a plugin in use. A default that no file can
+    hold is left out, and is then the constructor's own again.
+    """
+    given = collect_options(namespace, plugin.options)
+    values: dict[str, Any] = {}
+    if hasattr(namespace, plugin.entry.flag):
+        values[plugin.entry.flag] = True
+    for option in plugin.options:
+        value = _as_word(given.get(option.parameter, option.default), option)
+        if _is_plain(_plain(value)):
+            values[option.flag] = value
+    return values
+
+
 def _as_word(value: Any, option: Option) -> Any:
     """Returns a choice such as True as the word that is read as it."""
     is_plain = value is None or (isinstance(value, (str, int)) and not isinstance(value, bool))
@@ -214,6 +223,12 @@ def _plain(value: object) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted((_plain(item) for item in value), key=repr)
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _find_place(dataset: str, resume: str | None) -> Path:

@@ -1,0 +1,331 @@
+"""What a plugin may not change while it is imported: all that belongs to the whole process is put
+back behind it. Of numpy and torch it knows what is loaded already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, TextIO
+
+__all__ = ["aside", "untouched"]
+
+_NUMPY_ERRORS: Final = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+"""What `numpy.geterr()` returns in a fresh process."""
+
+Restore = Callable[[], bool]
+"""Puts something back; returns whether it had to."""
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Sends to stderr what is written to stdout meanwhile, by child processes too: a command's
+    stdout is its own. Whoever replaces, wraps or closes the streams does it to copies.
+    """
+    streams = sys.stdout, sys.stderr
+    _flush(streams)
+    saved = _send_to_stderr()
+    copies = sys.stdout, sys.stderr = _open_stderr(), _open_stderr()
+    try:
+        yield
+    finally:
+        _flush(copies)
+        sys.stdout, sys.stderr = streams
+        if saved is not None:
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
+@contextlib.contextmanager
+def untouched() -> Iterator[list[str]]:
+    """Puts back what is changed meanwhile, and yields a list that names it at the end.
+
+    Threads that are started meanwhile do not keep the process from ending.
+
+    Raises:
+        RuntimeError: a KeyboardInterrupt that nobody's Ctrl-C has raised.
+    """
+    changed: list[str] = []
+    restores = [(what, keep()) for what, keep in _KEEPERS.items()]
+    try:
+        with aside(), _watch_ctrl_c() as is_pressed:
+            try:
+                yield changed
+            except KeyboardInterrupt as error:
+                if is_pressed():
+                    raise
+                raise RuntimeError("KeyboardInterrupt without Ctrl-C") from error
+    finally:
+        changed += [what for what, restore in restores if restore()]
+
+
+def _flush(streams: tuple[TextIO, ...]) -> None:
+    for stream in streams:
+        with contextlib.suppress(Exception):  # whatever somebody's stream raises, a closed one too
+            stream.flush()
+
+
+def _send_to_stderr() -> int | None:
+    """Returns a copy of stdout's descriptor, which leads to stderr from now on; None where the
+    process lacks one of the two.
+    """
+    try:
+        os.fstat(2)
+        saved = os.dup(1)
+    except OSError:
+        return None
+    os.dup2(2, 1)
+    return saved
+
+
+def _open_stderr() -> TextIO:
+    try:
+        return open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    except OSError:
+        return io.StringIO()
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def _watch_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether somebody may have pressed Ctrl-C meanwhile."""
+    if not _is_main_thread():
+        yield lambda: False
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler:
+        yield lambda: callable(handler)  # one of somebody's own raises what it likes
+        return
+    pressed: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:  # else it is put back with the others
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _keep_environment() -> Restore:
+    before = dict(os.environ)
+
+    def restore() -> bool:
+        if os.environ == before:
+            return False
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+        return True
+
+    return restore
+
+
+def _keep_signals() -> Restore:
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+    def restore() -> bool:
+        changed = [n for n, handler in before.items() if signal.getsignal(n) is not handler]
+        for number in changed if _is_main_thread() else ():
+            if before[number] is not None:  # None: it was set outside of Python
+                signal.signal(number, before[number])
+        return bool(changed)
+
+    return restore
+
+
+def _keep_logging() -> Restore:
+    """Of the loggers that are there; new ones belong to who makes them."""
+    root, manager = logging.getLogger(), logging.getLogger().manager
+    disabled = manager.disable
+    loggers = [root, *(each for each in manager.loggerDict.values() if _is_logger(each))]
+
+    def read(logger: Any) -> dict[str, Any]:
+        names = ("level", "propagate", "disabled")
+        lists = {name: list(getattr(logger, name)) for name in ("handlers", "filters")}
+        return {name: getattr(logger, name) for name in names} | lists
+
+    before = [(logger, read(logger)) for logger in loggers]
+
+    def restore() -> bool:
+        changed = [(logger, facts) for logger, facts in before if read(logger) != facts]
+        for logger, facts in changed:
+            vars(logger).update(facts)
+        if not changed and manager.disable == disabled:
+            return False
+        logging.disable(disabled)  # forgets which loggers are enabled, too
+        return True
+
+    return restore
+
+
+def _is_logger(entry: object) -> bool:
+    return isinstance(entry, logging.Logger)
+
+
+def _keep_warnings() -> Restore:
+    """Filters for one message, module or own category stay: they concern nobody else."""
+    keeper = warnings.catch_warnings()
+    keeper.__enter__()
+    before, shows = list(warnings.filters), warnings.showwarning
+
+    def restore() -> bool:
+        after, showed = list(warnings.filters), warnings.showwarning
+        keeper.__exit__(None, None, None)
+        added = [each for each in after if each not in before]
+        narrow = [each for each in added if _is_narrow(each)]
+        for action, message, category, module, line in reversed(narrow):
+            text, place = (getattr(p, "pattern", p) or "" for p in (message, module))
+            warnings.filterwarnings(action, text, category, place, line)  # type: ignore[arg-type]
+        is_less = any(each not in after for each in before)
+        return len(narrow) < len(added) or is_less or showed is not shows
+
+    return restore
+
+
+def _is_narrow(warning_filter: tuple[Any, ...]) -> bool:
+    _, message, category, module, _ = warning_filter
+    return bool(message or module) or category.__module__ != "builtins"
+
+
+def _keep_threads() -> Restore:
+    before = set(threading.enumerate())
+    start = threading.Thread.start
+
+    def start_daemon(thread: threading.Thread) -> None:
+        thread.daemon = True
+        start(thread)
+
+    threading.Thread.start = start_daemon  # type: ignore[method-assign,assignment]
+
+    def restore() -> bool:
+        threading.Thread.start = start  # type: ignore[method-assign]
+        return bool(set(threading.enumerate()) - before)
+
+    return restore
+
+
+def _keep_random() -> Restore:
+    """Random numbers are put back without a word: that somebody has drawn is no fault."""
+    python = random.getstate()
+    numpy, torch = sys.modules.get("numpy.random"), sys.modules.get("torch.random")
+    cuda = sys.modules.get("torch.cuda")
+    of_numpy = numpy.get_state() if numpy is not None else None
+    of_torch = torch.get_rng_state() if torch is not None else None
+    on_cuda = cuda is not None and cuda.is_initialized()
+    of_cuda = cuda.get_rng_state_all() if on_cuda and cuda is not None else None
+
+    def restore() -> bool:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.set_state(of_numpy)
+        if torch is not None:
+            torch.set_rng_state(of_torch)
+        if of_cuda is not None and cuda is not None:
+            cuda.set_rng_state_all(of_cuda)
+        return False
+
+    return restore
+
+
+def _keep_value(
+    module: str,
+    read: Callable[[Any], Any],
+    write: Callable[[Any, Any], object],
+    default: Callable[[Any], Any] | None = None,
+) -> Callable[[], Restore]:
+    """Keeps one value of a module, where it is loaded.
+
+    Args:
+        read, write: of the module.
+        default: the value in a module that is loaded only meanwhile; without it nobody can tell.
+    """
+
+    def keep() -> Restore:
+        kept = _read(read, sys.modules.get(module))
+
+        def restore() -> bool:
+            found = sys.modules.get(module)
+            before = kept if kept is not None or default is None else _read(default, found)
+            if before is None or _read(read, found) in (None, before):
+                return False
+            write(found, before)
+            return True
+
+        return restore
+
+    return keep
+
+
+def _read(read: Callable[[Any], Any], module: object) -> Any:
+    """Returns the value, or None: not loaded, or only in part; a directory that is gone."""
+    with contextlib.suppress(Exception):
+        return None if module is None else read(module)
+
+
+_KEEPERS: Final[Mapping[str, Callable[[], Restore]]] = {
+    "set an environment variable": _keep_environment,
+    "set a signal handler": _keep_signals,
+    "configured logging": _keep_logging,
+    "set filters of warnings": _keep_warnings,
+    "started a thread": _keep_threads,
+    "drew random numbers": _keep_random,
+    "changed the directory": _keep_value("os", lambda os: os.getcwd(), lambda os, v: os.chdir(v)),
+    "set the recursion limit": _keep_value(
+        "sys", lambda sys: sys.getrecursionlimit(), lambda sys, v: sys.setrecursionlimit(v)
+    ),
+    "set sys.excepthook": _keep_value(
+        "sys", lambda sys: sys.excepthook, lambda sys, v: setattr(sys, "excepthook", v)
+    ),
+    "set the start method of multiprocessing": _keep_value(
+        "multiprocessing",
+        lambda mp: mp.get_start_method(allow_none=True) or "default",
+        lambda mp, v: mp.set_start_method(None if v == "default" else v, force=True),
+        lambda mp: "default",
+    ),
+    "called numpy.seterr": _keep_value(
+        "numpy", lambda np: np.geterr(), lambda np, v: np.seterr(**v), lambda np: _NUMPY_ERRORS
+    ),
+    "set torch's default dtype": _keep_value(
+        "torch",
+        lambda torch: torch.get_default_dtype(),
+        lambda torch, v: torch.set_default_dtype(v),
+        lambda torch: torch.float32,
+    ),
+    "set torch's default device": _keep_value(
+        "torch",
+        lambda torch: torch.get_default_device(),
+        lambda torch, v: torch.set_default_device(None if v.type == "cpu" else v),
+        lambda torch: torch.device("cpu"),
+    ),
+    "switched torch's gradients": _keep_value(
+        "torch",
+        lambda torch: torch.is_grad_enabled(),
+        lambda torch, v: torch.set_grad_enabled(v),
+        lambda torch: True,
+    ),
+    "set torch's deterministic algorithms": _keep_value(
+        "torch",
+        lambda torch: torch.are_deterministic_algorithms_enabled(),
+        lambda torch, v: torch.use_deterministic_algorithms(v),
+        lambda torch: False,
+    ),
+    "set torch's number of threads": _keep_value(
+        "torch", lambda torch: torch.get_num_threads(), lambda torch, v: torch.set_num_threads(v)
+    ),
+}
+"""What somebody did to the process -> what undoes it."""

@@ -1,0 +1,328 @@
+"""An installed plugin: loaded with care, offered as options, made into callbacks."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import logging
+import re
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, Literal
+
+from .discovery import Entry
+from .errors import PluginError, UsageError, text_of
+from .groups import Group, read_group
+from .guard import aside, untouched
+from .hookspecs import TrainerCallback
+from .identity import Plugin
+from .implementation import SETUP_HOOKS, Implementation, describe, find_implementations
+from .options import Option, add_flag, add_options, build, collect_options, read_options
+from .order import arrange
+
+__all__ = ["InstalledPlugin"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+_PREFIX: Final = re.compile(r"([^\W_][\w-]*)?")
+
+_LENGTH: Final = 500
+"""Characters of an error of somebody's import that are shown."""
+
+
+class InstalledPlugin:
+    """One plugin, as far as it could be loaded.
+
+    Attributes:
+        entry: where it comes from.
+        kind: `flag` (a class: a flag makes the callback), `live` (a module or object: in every
+            run), `blocked`, or `broken`.
+        problem: why it is blocked or broken, else None.
+        is_missed: whether a run without it is another run, so that its problem is worth a word.
+        target: the class, module or object; None where it was not loaded.
+        implementations: its hooks.
+        options: the options derived from its constructor.
+        is_wanted: somebody asks for it, so that what goes wrong with it is no mere warning.
+        changed: what its import did to the process and was undone: `set a signal handler`.
+        seconds: how long the import took.
+    """
+
+    def __init__(self, entry: Entry, *, active: bool = False) -> None:
+        """Loads the plugin unless it is not to be used; what goes wrong is kept in `problem`.
+
+        Args:
+            active: a class needs no flag to be used (`--callback MODULE:CLASS`).
+        """
+        self.entry = entry
+        self.kind: Literal["flag", "live", "blocked", "broken"]
+        self.kind = "blocked" if entry.blocked else "broken"
+        self.problem = entry.problem
+        self.is_missed = True
+        self.target: object = None
+        self.implementations: list[Implementation] = []
+        self.options: list[Option] = []
+        self.is_wanted = True
+        self.changed: list[str] = []
+        self.seconds = 0.0
+        self._active = active
+        self._group: Group | None = None
+        if self.problem is None or entry.is_ambiguous:
+            self._load_safely()
+        if entry.is_ambiguous:
+            self.is_missed = not isinstance(self.target, type)
+            self.set_aside(str(entry.problem))
+
+    @property
+    def label(self) -> str:
+        """The name with distribution and version, for people."""
+        return self.entry.label
+
+    @property
+    def hooks(self) -> list[str]:
+        """The run hooks that it implements, in the order of the hooks."""
+        found = [each.hook for each in self.implementations if each.hook not in SETUP_HOOKS]
+        return list(dict.fromkeys(found))
+
+    @property
+    def is_callback(self) -> bool:
+        """Whether its target is a callback of every run."""
+        return self.kind == "live" and bool(self.hooks)
+
+    @property
+    def record(self) -> Plugin:
+        """Its target, named."""
+        return self._name(self.target)
+
+    @property
+    def group(self) -> Group:
+        """Its options: the flag and the derived ones, and those of its own `add_options`.
+
+        Raises:
+            PluginError: they cannot be used, or would change more than themselves.
+        """
+        if self._group is None:
+            try:
+                with untouched() as changed:
+                    own_builder = self._implements("make_callbacks")
+                    self._group = read_group(self.label, self._fill, may_replace=own_builder)
+            except ValueError as error:
+                raise PluginError(f"{self.label} {error}.") from error
+            self.changed += [what for what in changed if what not in self.changed]
+            kept = self._group.flags
+            self.options = [option for option in self.options if f"--{option.flag}" in kept]
+        return self._group
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Adds its options to `parser`, in a group of their own.
+
+        Raises:
+            argparse.ArgumentError: a flag is taken already.
+            PluginError: they cannot be used.
+        """
+        self.group.join(parser)
+
+    def is_named(self, given: Collection[str]) -> bool:
+        """Whether the options `given`, each as `--flag`, ask for it by its name."""
+        return self._active or f"--{self.entry.flag}" in given
+
+    def set_aside(self, problem: str) -> None:
+        """Leaves it out, for the reason `problem`."""
+        self.kind, self.problem = "broken", problem
+
+    def make_callbacks(self, namespace: Any) -> list[Plugin]:
+        """Returns the callbacks that the parsed options ask for, the plugin's own hooks included
+        where it is live.
+
+        Raises:
+            PluginError: an option without its flag, a required one that is missing, or the
+                constructor's own refusal.
+        """
+        made: list[object] = [self.target] if self.is_callback else []
+        if self._implements("make_callbacks"):
+            try:
+                answer = self._read_made(self._call("make_callbacks", self._view(namespace)))
+            except PluginError as error:
+                if self.is_wanted or isinstance(error.__cause__, UsageError):
+                    raise
+                logger.warning("%s. The run goes on without it.", str(error).rstrip("."))
+                return []
+            self._check_flag(namespace, answer)
+            made.extend(answer)
+        elif self.kind == "flag" and self._is_used(namespace):
+            made.append(self._build(collect_options(namespace, self.options)))
+        if made:
+            self.tell_changes()
+        return [self._name(each) for each in made]
+
+    def create(self, **options: Any) -> Plugin:
+        """Returns the callback made with `options`.
+
+        Raises:
+            PluginError: it is blocked, broken or no class, or its constructor refuses.
+        """
+        if self.problem is not None:
+            raise PluginError(
+                self.problem if self.kind == "broken" else f"{self.label} is {self.problem}."
+            )
+        if self.kind != "flag":
+            raise PluginError(f"{self.label} is live in every run; there is nothing to create.")
+        self.tell_changes()
+        return self._name(self._build(options))
+
+    def tell_changes(self) -> None:
+        """Warns, once, of what its import would have changed in a run that uses it."""
+        if self.changed:
+            text = (
+                "%s: its import %s. What it set was put back: a plugin changes a run in "
+                "on_train_start or in its constructor."
+            )
+            logger.warning(text, self.label, ", ".join(self.changed))
+            self.changed = []
+
+    def _load_safely(self) -> None:
+        start = time.perf_counter()
+        try:
+            with untouched() as self.changed:
+                self._load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit included: a plugin must not end the command
+            self.kind, self.problem = "broken", _explain(self.entry, error)
+            self.target, self.implementations, self.options = None, [], []
+        self.seconds = time.perf_counter() - start
+
+    def _load(self) -> None:
+        self.target = self.entry.load()
+        if isinstance(self.target, type) and not issubclass(self.target, TrainerCallback):
+            raise PluginError(f"{describe(self.target)} is a class but no TrainerCallback.")
+        self.implementations = find_implementations(self.target)
+        self.record.check()
+        arrange([self.record])  # and wishes that are none
+        self.kind = "live"
+        if isinstance(self.target, type):
+            self.kind = "flag"
+            is_builder = self._implements("make_callbacks")
+            self.options = read_options(
+                self.target, self._read_prefix(), skip=("state_key",), may_lack=is_builder
+            )
+
+    def _read_prefix(self) -> str:
+        own = getattr(self.target, "option_prefix", None)
+        if own is None:
+            return f"{self.entry.flag}_"
+        if not isinstance(own, str) or not _PREFIX.fullmatch(own):
+            raise PluginError(
+                f"option_prefix of {describe(self.target)} must be text of letters, digits and "
+                f"underscores such as 'warm_', got {own!r}. Leave it out for the entry point's "
+                "name."
+            )
+        return own.replace("-", "_")
+
+    def _implements(self, hook: str) -> bool:
+        return any(each.hook == hook for each in self.implementations)
+
+    def _fill(self, group: argparse._ArgumentGroup) -> None:
+        if self.kind == "flag" and not self._active:
+            add_flag(group, self.entry.flag, f"use {describe(self.target)}")
+        add_options(group, self.options)
+        if self._implements("add_options"):
+            self._call("add_options", group)
+
+    def _view(self, namespace: Any) -> argparse.Namespace:
+        """Returns a copy of what was parsed, in which the derived options have their defaults."""
+        defaults = {o.flag: copy.copy(o.default) for o in self.options if not o.required}
+        if self.kind == "flag":
+            defaults[self.entry.flag] = self._active
+        return argparse.Namespace(**{**defaults, **vars(namespace)})
+
+    def _check_flag(self, namespace: Any, answer: Sequence[object]) -> None:
+        """Refuses a flag that would do nothing."""
+        if self.kind == "flag" and getattr(namespace, self.entry.flag, False) and not answer:
+            raise PluginError(
+                f"{self.label}: its make_callbacks returns nothing for --{self.entry.flag}. Leave "
+                "the flag out, or give what else the plugin needs."
+            )
+
+    def _is_used(self, namespace: Any) -> bool:
+        flag = self.entry.flag
+        asked = getattr(namespace, flag, None)
+        given = [option.flag for option in self.options if hasattr(namespace, option.flag)]
+        if given and asked is None and not self._active:
+            raise PluginError(
+                f"--{given[0]} is given without --{flag}, so it would do nothing. Add --{flag}."
+            )
+        return self._active or bool(asked)
+
+    def _build(self, arguments: Mapping[str, Any]) -> object:
+        missing = [o for o in self.options if o.required and o.parameter not in arguments]
+        if missing:
+            raise PluginError(
+                f"{self.label} needs {missing[0].parameter!r}. Give --{missing[0].flag}."
+            )
+        assert isinstance(self.target, type)
+        try:
+            with aside():
+                return build(self.target, arguments)
+        except (ValueError, TypeError, UsageError) as error:
+            raise PluginError(f"{self.label}: {text_of(error)}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise PluginError(
+                f"{self.label} could not be built: {type(error).__name__}: {text_of(error)}"
+            ) from error
+
+    def _call(self, hook: str, argument: object) -> Any:
+        """Calls a set-up hook, which takes its one argument or none."""
+        attribute = next(each.attribute for each in self.implementations if each.hook == hook)
+        function = getattr(self.target, attribute)
+        taken = inspect.signature(function).parameters
+        try:
+            with aside():
+                return function(**dict.fromkeys(taken, argument))
+        except (KeyboardInterrupt, argparse.ArgumentError):
+            raise
+        except UsageError as error:
+            raise PluginError(f"{self.label}: {text_of(error)}") from error
+        except BaseException as error:
+            raise PluginError(
+                f"{self.label} failed in {hook}: {type(error).__name__}: {text_of(error)}"
+            ) from error
+
+    def _read_made(self, answer: object) -> Sequence[object]:
+        if answer is not None and not isinstance(answer, (list, tuple)):
+            raise PluginError(
+                f"{self.label}: make_callbacks must return a list of callbacks or None, got "
+                f"{describe(answer)}."
+            )
+        for each in answer or ():
+            try:
+                find_implementations(each)
+            except PluginError as error:
+                raise PluginError(f"{self.label}: make_callbacks returned {error}") from None
+            if isinstance(each, type):
+                name = each.__name__
+                raise PluginError(
+                    f"{self.label}: make_callbacks returned the class {name}, not an instance. "
+                    f"Write {name}()."
+                )
+        return answer or ()
+
+    def _name(self, callback: object) -> Plugin:
+        return Plugin(callback, self.entry.name, self.entry.distribution, self.entry.version)
+
+
+def _explain(entry: Entry, error: BaseException) -> str:
+    text = " ".join(text_of(error).split())
+    if isinstance(error, PluginError):
+        return f"{entry.label}: {text}"
+    if len(text) > _LENGTH:
+        text = f"{text[:_LENGTH]} ..."
+    what = f"{type(error).__name__}: {text}"
+    if not entry.distribution:
+        return f"{entry.value} could not be imported: {what}."
+    return (
+        f"entry point {entry.name!r} of {entry.distribution} {entry.version} could not be "
+        f"imported: {what}. Its options are missing."
+    )
