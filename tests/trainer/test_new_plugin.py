@@ -66,7 +66,19 @@ def test_a_name_is_normalised(tmp_path: Path, name: str) -> None:
         ("a b", "'a b' cannot be the name of a plugin"),
         ("-", "cannot be the name of a plugin"),
         ("../x", "cannot be the name of a plugin"),
+        ("é", "cannot be the name of a plugin"),
+        ("x" * 300, "a plugin has at most 50 letters, and this has 300"),
         ("class", "'class' is a word of Python"),
+        ("on", "'on' is a word of YAML"),
+        ("Null", "'null' is a word of YAML"),
+        ("test", "the class would be called TestCallback, like what pytest takes for tests"),
+        ("testing-it", "the class would be called TestingItCallback"),
+        ("trainer", "the class would be called TrainerCallback, like the base class"),
+        ("early-stop", "--early_stop_min_delta is an option of train-lm already"),
+        ("plugin", "--no_plugin is an option of train-lm already"),
+        ("no-ema", "--no_ema is an option of train-lm already"),
+        ("quiet", "--quiet is an option of train-lm already"),
+        ("callback", "there is a module 'trainer_callback' already"),
         ("epochs", "--epochs is an option of train-lm already"),
         ("batch-size", "--batch_size is an option of train-lm already"),
         ("resume", "--resume is an option of train-lm already"),
@@ -107,6 +119,43 @@ def test_a_place_that_cannot_be_written_is_named(
     file.touch()
     assert new_plugin(file, "loss-spike") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert new_plugin(Path("~/x"), "loss-spike") == 0
+    assert (tmp_path / "x" / "trainer-plugin-loss-spike" / "README.md").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [("", "--directory is empty"), ("~nobody-of-that-name/x", "--directory ~")]
+)
+def test_a_directory_that_is_none_is_refused(
+    capsys: pytest.CaptureFixture[str], place: str, words: str
+) -> None:
+    assert main(["new-plugin", "loss-spike", "--directory", place]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_what_was_half_written_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / ("d" * 200) / ("d" * 200)
+    limit = os.pathconf(tmp_path, "PC_PATH_MAX") - len(str(place)) - 120
+    place = place.joinpath(*["d" * 200] * (limit // 201))
+    place = place / ("d" * (limit % 201))  # the folder fits, its longest file does not
+    place.mkdir(parents=True)
+    assert new_plugin(place, "a" * 50) == 2
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+    assert list(place.iterdir()) == []
+
+
+def test_a_dead_link_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "trainer-plugin-loss-spike").symlink_to("gone")
+    assert new_plugin(tmp_path, "loss-spike") == 2
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_it_imports_no_torch(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ import argparse
 import dataclasses
 import importlib.util
 import keyword
+import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +28,12 @@ from .command_flags import read_command_flags
 __all__ = ["main"]
 
 _PREFIX: Final = "trainer-plugin-"
+
+_LONGEST: Final = 50
+"""Letters of a name: with it a file is called `trainer_plugin_NAME-0.1.0-py3-none-any.whl`."""
+
+_YAML_WORDS: Final = frozenset({"on", "off", "yes", "no", "y", "n", "true", "false", "null"})
+"""What `NAME: true` in a file of options would not mean."""
 
 _SHARED: Final[Mapping[str, str]] = {
     "pyproject.toml": "pyproject.toml",
@@ -82,11 +91,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _make_parser().parse_args(arguments)
     names = _name(options.name, is_module=options.function)
-    folder = options.directory / names.distribution
+    folder = _find_place(options.directory) / names.distribution
     _refuse_taken(names, folder)
     _write(names, folder, {**_SHARED, **(_FUNCTION if options.function else _CLASS)})
     flag = "" if options.function else f"--{names.name} "
-    sys.stdout.write(_NEXT.format(folder=folder, flag=flag))
+    sys.stdout.write(_NEXT.format(folder=shlex.quote(str(folder)), flag=flag))
     return 0
 
 
@@ -105,8 +114,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--directory",
-        type=Path,
-        default=Path(),
+        default=".",
         metavar="DIR",
         help="where to write the folder trainer-plugin-NAME (default: here)",
     )
@@ -126,17 +134,39 @@ def _name(text: str, *, is_module: bool) -> _Names:
             f"{text!r} cannot be the name of a plugin. Use letters, digits and hyphens, and begin "
             "with a letter, such as loss-spike."
         )
+    if len(normal) > _LONGEST:
+        raise UsageError(
+            f"the name of a plugin has at most {_LONGEST} letters, and this has {len(normal)}. It "
+            "is part of the names of files and flags; use a shorter one."
+        )
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         raise UsageError(f"{name!r} is a word of Python. Use another name, such as {name}-watch.")
-    if name in read_command_flags(plugins=False):
+    if name in _YAML_WORDS:
         raise UsageError(
-            f"--{name} is an option of train-lm already. Use another name, such as {name}-watch."
+            f"{name!r} is a word of YAML, so no file of options can hold it. Use another name, "
+            f"such as {name}-watch."
         )
     package = f"trainer_{name}"
     cls = "".join(word.capitalize() for word in normal.split("-")) + "Callback"
+    if cls == "TrainerCallback" or (cls.startswith("Test") and not is_module):
+        why = "the base class" if cls == "TrainerCallback" else "what pytest takes for tests"
+        raise UsageError(
+            f"the class would be called {cls}, like {why}. Use another name, such as my-{normal}."
+        )
     release = find_version("trainer-core").split(".")[:2] or ["0"]
     target = package if is_module else f"{package}:{cls}"
     return _Names(name, _PREFIX + normal, package, cls, target, ".".join(release))
+
+
+def _find_place(directory: str) -> Path:
+    if not directory:
+        raise UsageError(
+            "--directory is empty. Name a directory; is a variable of the shell not set?"
+        )
+    try:
+        return Path(directory).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"--directory {directory}: {error}") from error
 
 
 def _refuse_taken(names: _Names, folder: Path) -> None:
@@ -146,7 +176,7 @@ def _refuse_taken(names: _Names, folder: Path) -> None:
         UsageError: says what has it.
     """
     for entry in find_entries():
-        if entry.name.replace("-", "_") == names.name:
+        if entry.flag == names.name:
             raise UsageError(
                 f"a plugin {names.name!r} is installed already: {entry.label}. Use another name, "
                 f"or remove it: pip uninstall {entry.distribution}"
@@ -155,8 +185,15 @@ def _refuse_taken(names: _Names, folder: Path) -> None:
         raise UsageError(f"{names.distribution} is installed already. Use another name.")
     if importlib.util.find_spec(names.package) is not None:
         raise UsageError(f"there is a module {names.package!r} already. Use another name.")
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UsageError(f"{str(folder)!r} exists already. Remove it, or give --directory.")
+    taken = read_command_flags(plugins=True)
+    for flag in (names.name, f"no_{names.name}", f"{names.name}_min_delta"):
+        if f"--{flag}" in taken:
+            raise UsageError(
+                f"--{flag} is an option of train-lm already. Use another name, such as "
+                f"{names.name}-watch."
+            )
 
 
 def _write(names: _Names, folder: Path, plan: Mapping[str, str]) -> None:
@@ -175,9 +212,14 @@ def _write(names: _Names, folder: Path, plan: Mapping[str, str]) -> None:
     }
     contents[f"src/{names.package}/py.typed"] = ""
     try:
-        for path, content in contents.items():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(content, encoding="utf-8")
+        folder.mkdir(parents=True)
+        try:
+            for path, content in contents.items():
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(content, encoding="utf-8")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     except OSError as error:
-        raise UsageError(f"{error.filename!r} cannot be written: {error.strerror}.") from error
+        raise UsageError(f"{str(folder)!r} cannot be written: {error.strerror}.") from error
