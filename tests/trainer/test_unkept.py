@@ -59,7 +59,7 @@ class FollowingOrder(CountingOrder):
 
 class SeededOrder(Sampler):
     def __init__(self):
-        self.generator = None
+        self.generator = torch.Generator()
 
     def __len__(self):
         return 8
@@ -156,7 +156,7 @@ def test_what_changes_from_epoch_to_epoch_on_the_data_side_is_said_once(tmp_path
     make, text = SEEN[case]
     train(tmp_path, make(), snapshot_interval=1)
     assert caplog.text.count("no snapshot keeps") == 1
-    assert "no snapshot keeps " + text in caplog.text or text in caplog.text
+    assert text in caplog.text
 
 
 QUIET = {
