@@ -133,9 +133,9 @@ def run_side(job: Job, pipe: Connection) -> None:
 def split(dataset: str) -> Corpus:
     """Returns the text divided where nanoGPT divides it."""
     corpus = load_text(TextOptions(dataset=dataset))
-    text = corpus.train + corpus.validation
+    text = (corpus.train + corpus.validation).decode()
     cut = int(len(text) * 0.9)
-    return Corpus(text[:cut], text[cut:], corpus.name)
+    return Corpus(text[:cut].encode(), text[cut:].encode(), corpus.name)
 
 
 def run_nanogpt(job: Job, corpus: Corpus, turns: Turns) -> float:
