@@ -144,7 +144,7 @@ def _write_call(hook: str, index: int, expression: str, *, timed: bool) -> list[
         body = ["start = clock()", *body, add]
     if hook in QUESTIONS:
         body.append(f"if answer is not None: answers.append((p{index}, answer))")
-    else:
+    elif timed:  # the first call of every hook is
         body.append("if answer is not None: check(answer)")
     return [
         "try:",
