@@ -23,15 +23,16 @@ FLOORS = {
     ],
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
-        | {"manifest", "batches", "command_flags", "modes", "state_table", "loop_queue"},
-        {"sharding", "batch_size", "schedules", "compiled", "parameters", "points"},
+        | {"manifest", "batches", "command_flags", "modes", "state_table", "loop_queue", "durable"},
+        {"sharding", "batch_size", "schedules", "compiled", "parameters", "points", "state_form"},
         {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer"}
         | {"plugin_doctor", "new_plugin"},
-        {"final", "state_file", "rundir", "decision", "losses", "shares", "console", "replicas"}
-        | {"plugin_report"},
-        {"keeper", "unkept", "loader_check", "snapshot_report", "facts"},
+        {"final", "state_file", "run_record", "decision", "losses", "shares", "console", "replicas"}
+        | {"plugin_report", "finite"},
+        {"rundir"},
         {"loaders"},
         {"host", "checkpoint", "validation", "snapshot_command"},
+        {"place", "agreement"},
         {"run"},
         {"loop"},
         {"cli"},

@@ -14,11 +14,12 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from trainer_callback import SnapshotError
+from trainer_callback import SnapshotError, StateError
 from trainer_callback.state import to_plain
 
-from .config import TrainerConfig
+from .config import ConfigError, TrainerConfig
 from .facts import describe_data, tell_other_data
+from .final import describe_unsaveable
 from .keeper import check_model_state
 from .loaders import EpochLoader
 from .losses import LossMeter
@@ -37,11 +38,15 @@ from .schedules import (
 from .sharding import check_optimizer_state, gather_weights, scatter_optimizer_state, scatter_state
 from .unkept import Unkept
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "UnsaveableError"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
 _SET_LATER: Final = "To change it, set it in a callback's on_train_start."
+
+
+class UnsaveableError(ConfigError, StateError):
+    """Model, optimizer or scheduler hold what a snapshot cannot keep, or could not give back."""
 
 
 class Checkpoint:
@@ -76,6 +81,37 @@ class Checkpoint:
         self._in_place = True
         self._other_schedule = False
 
+    def check_saveable(self) -> str | None:
+        """Looks, before the first step, for what `read` could not save, or `load` not put back.
+
+        Returns:
+            What keeps `final/model.safetensors` from being written, or None.
+
+        Raises:
+            UnsaveableError: names the part, and the place in it.
+        """
+        state = self._optimizer.state_dict()
+        if not (isinstance(state, Mapping) and {"state", "param_groups"} <= state.keys()):
+            raise UnsaveableError(
+                f"{type(self._optimizer).__name__}.state_dict() answers no 'state' and "
+                "'param_groups', from which a run could go on. Let it answer what "
+                "torch.optim.Optimizer does, or train without output_dir."
+            )
+        model = self._model.state_dict()
+        scheduler = None if self._scheduler is None else self._scheduler.state_dict()
+        for name, part in (("model", model), ("optimizer", state), ("scheduler", scheduler)):
+            try:
+                to_plain(part, name, copy_tensors=False)
+            except StateError as error:
+                raise UnsaveableError(str(error)) from error
+        for name, value in model.items():
+            if isinstance(value, torch.Tensor) and _is_expanded(value):
+                raise UnsaveableError(
+                    f"model.{name} is expanded: several of its elements are one place in memory, "
+                    "and nothing can be loaded into it. Make it with .expand(...).clone()."
+                )
+        return describe_unsaveable(model)
+
     def read(self, *, mid_epoch: bool) -> dict[str, Any]:
         """Returns the state now; tensors are those of the run, for the caller to copy. What the
         other processes have of their own comes along, so all of them have to call this.
@@ -109,6 +145,20 @@ class Checkpoint:
                 _unpack(each) for each in self._ranks.gather(_pack(own), "state")[1:]
             ]
         return state
+
+    def check_position(self, progress: Progress, path: Path) -> None:
+        """Checks that the loader has the place at which `progress` stands.
+
+        Raises:
+            SnapshotError: the epoch has fewer batches.
+        """
+        length = self._loader.length
+        if length is not None and progress.is_mid_epoch and progress.batch_in_epoch > length:
+            raise SnapshotError(
+                f"{path} stands behind batch {progress.batch_in_epoch} of an epoch, and the train "
+                f"loader has {length}. Give it the data that it had, or resume from the end of an "
+                "epoch."
+            )
 
     def load(self, state: Mapping[str, Any], path: Path) -> None:
         """Puts every object into `state`.
@@ -266,6 +316,13 @@ def _updates_left(progress: Progress, config: TrainerConfig, batches: int | None
     if progress.is_mid_epoch:
         left -= math.ceil(min(batches, progress.batch_in_epoch) / window)
     return left if by_steps is None else min(left, by_steps)
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        return False
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in sizes)
 
 
 def _pack(state: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Final, Literal
 
 from trainer_callback import UsageError, option_text
 
-__all__ = ["ConfigError", "TrainerConfig"]
+__all__ = ["ConfigError", "TrainerConfig", "read_path"]
 
 
 _MOST: Final = 2**63 - 1
@@ -20,6 +21,21 @@ _MOST: Final = 2**63 - 1
 
 class ConfigError(UsageError, ValueError):
     """A setting is out of range, contradicts another, or has moved."""
+
+
+def read_path(value: object, name: str) -> Path:
+    """Returns the path that `value` means now, absolute: the working directory may change.
+
+    Raises:
+        ConfigError: it is empty, or no path, or of a user who is not known.
+    """
+    try:
+        text = os.fsdecode(value)  # type: ignore[arg-type]
+        if text:
+            return Path(text).expanduser().absolute()
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(f"{name} must be a path, got {value!r}: {error}.") from error
+    raise ConfigError(f"{name} is empty. Name a directory; '.' is the one you are in.")
 
 
 _EARLY_STOPPING: Final = """
@@ -49,7 +65,8 @@ class TrainerConfig:
         max_steps: stop after this many optimizer updates, counted over all resumes
         max_time: stop after this many seconds of this process
         min_epochs: callbacks cannot stop the run before that many epochs are done
-        output_dir: where the run writes; without it nothing is written
+        output_dir: where the run writes; `~` is the home directory, and a relative one is below the
+            directory in which the config is made; without it nothing is written
         overwrite: start afresh in an output directory that holds a run, removing that run's files
         seed: seed of the data order and of every random number generator
         gradient_accumulation_steps: micro-batches per optimizer update
@@ -106,7 +123,8 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         if self.output_dir is not None:
-            object.__setattr__(self, "output_dir", Path(self.output_dir))
+            place = read_path(self.output_dir, "output_dir")
+            object.__setattr__(self, "output_dir", place)
         for name in ("epochs", "gradient_accumulation_steps", "log_interval", "keep_snapshots"):
             self._check_count(name, 1)
         for name in ("max_steps", "eval_interval", "snapshot_interval"):

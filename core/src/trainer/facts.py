@@ -19,6 +19,7 @@ from trainer_callback.manager import Plugin
 from trainer_callback.saved_state import describe_writer
 
 from .config import TrainerConfig
+from .manifest import to_json_data
 from .progress import Progress
 from .shares import samplers_of
 
@@ -77,7 +78,7 @@ def tell_differences(
 
 def _compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in now.items():
-        if name in saved and repr(saved[name]) != repr(value):  # nan is nan
+        if name in saved and repr(to_json_data(saved[name])) != repr(to_json_data(value)):
             yield name, f"{name} was {saved[name]!r} in the snapshot's run and is {value!r}"
 
 

@@ -10,7 +10,25 @@ from safetensors.torch import save
 
 from .snapshot import FileWriter
 
-__all__ = ["save_safetensors"]
+__all__ = ["describe_unsaveable", "save_safetensors"]
+
+
+def describe_unsaveable(weights: Mapping[str, Any]) -> str | None:
+    """Returns which tensor of a model's weights and buffers the format cannot hold, or None. What
+    is no tensor is left out of it anyway.
+    """
+    for name, tensor in weights.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        kind = str(tensor.layout if tensor.layout != torch.strided else tensor.dtype)
+        try:
+            if tensor.layout == torch.strided:
+                save({name: torch.empty(0, dtype=tensor.dtype)})
+                continue
+        except (KeyError, RuntimeError, TypeError, ValueError):
+            pass
+        return f"safetensors cannot hold {name!r}, which is {kind.removeprefix('torch.')}"
+    return None
 
 
 def save_safetensors(weights: Mapping[str, Any]) -> FileWriter:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import torch
 
-from trainer_callback import CallbackError, SnapshotError, option_text
+from trainer_callback import SnapshotError
+from trainer_callback.state import to_plain
 
 from .config import TrainerConfig
+from .finite import FiniteCheck
+from .losses import NonFiniteError
 from .manifest import MANIFEST
-from .ranks import Ranks
-from .sharding import holds_sharded
 from .snapshot import (
     FileWriter,
     list_snapshots,
@@ -26,16 +25,14 @@ from .snapshot import (
     step_of,
     write_snapshot,
 )
-from .state_file import load_state, save_state
+from .state_file import load_resumable, load_state, read_state, save_state
 from .writer import BackgroundWriter, HostCopier
 
 __all__ = [
     "Found",
     "SnapshotKeeper",
     "check_model_state",
-    "check_same",
     "load_named",
-    "match_parts",
 ]
 
 Found: TypeAlias = tuple[Path, dict[str, Any], dict[str, Any]]
@@ -48,7 +45,10 @@ _MOST_FAILURES: Final = 3
 
 class SnapshotKeeper:
     """Writes and finds what a run keeps under its output directory: `snapshots/`, `weights/` and
-    `final/`.
+    `final/`. What gets its name there is finite, and has been read as a resume reads it.
+
+    Attributes:
+        finite: what the weights were when the run began.
     """
 
     def __init__(self, config: TrainerConfig) -> None:
@@ -57,7 +57,9 @@ class SnapshotKeeper:
         self._keep = config.keep_snapshots
         self._writer = BackgroundWriter(sync=config.snapshot_sync)
         self._copier = HostCopier()
+        self.finite = FiniteCheck()
         self._failures = 0
+        self._postponed: Exception | None = None
 
     @property
     def can_write(self) -> bool:
@@ -76,8 +78,9 @@ class SnapshotKeeper:
 
     def clean(self) -> None:
         """Removes what killed writes have left."""
-        for directory in (self._directory, self._output_dir / "weights", self._output_dir):
+        for directory in (self._directory, self._output_dir / "weights"):
             remove_leftovers(directory)
+        remove_leftovers(self._output_dir, ["final"])
 
     def save(
         self,
@@ -103,7 +106,9 @@ class SnapshotKeeper:
         beside = [self._output_dir / "metrics.jsonl"]  # the state has its length
 
         def write() -> None:
-            write_snapshot(path, {"state.pt": save_state(copy), **artifacts}, facts, beside)
+            self._check_finite(copy, f"the snapshot of update {step}")
+            files = {"state.pt": save_state(copy), **artifacts}
+            write_snapshot(path, files, facts, beside, check=read_state)
             self.forget_later(path)
             self.retain(path)
 
@@ -113,22 +118,36 @@ class SnapshotKeeper:
 
         self._writer.start(write, report)
 
-    def collect(self, *, wait: bool = False, must_succeed: bool = False) -> None:
+    def collect(
+        self, *, wait: bool = False, must_succeed: bool = False, may_raise: bool = True
+    ) -> None:
         """Reports the write that has ended; a failed one is logged, the third in a row raised.
 
         Args:
             must_succeed: raise at the first failure.
+            may_raise: else the next call that may does.
 
         Raises:
             SnapshotError: see above.
+            NonFiniteError: the write was refused, at the first time.
         """
         try:
+            if may_raise and self._postponed is not None:
+                raise self._postponed
             self._writer.collect(wait=wait)
+        except NonFiniteError as error:
+            self._raise(error, may_raise)
         except SnapshotError as error:
             self._failures += 1
             if must_succeed or self._failures >= _MOST_FAILURES:
-                raise
-            logger.error("%s Training goes on.", error)
+                self._raise(error, may_raise)
+            else:
+                logger.error("%s Training goes on.", error)
+
+    def _raise(self, error: Exception, may_raise: bool) -> None:
+        self._postponed = None if may_raise else error
+        if may_raise:
+            raise error
 
     def retain(self, newest: Path) -> None:
         """Removes the oldest snapshots up to `newest`, which is sound, beyond those to keep."""
@@ -156,7 +175,7 @@ class SnapshotKeeper:
         problem: SnapshotError | None = None
         for path in paths:
             try:
-                state, manifest = load_state(path)
+                state, manifest = load_resumable(path)
             except SnapshotError as error:
                 logger.warning("%s Trying the snapshot before it.", error)
                 problem = problem or error
@@ -168,14 +187,23 @@ class SnapshotKeeper:
             )
         return None
 
-    def save_final(self, files: Mapping[str, FileWriter], facts: Mapping[str, Any]) -> Path:
-        """Writes the finished model to `final/`.
+    def save_final(
+        self,
+        weights: Mapping[str, Any],
+        progress: Mapping[str, Any],
+        files: Mapping[str, FileWriter],
+        facts: Mapping[str, Any],
+    ) -> Path:
+        """Writes the finished model to `final/`, with `files` beside it.
 
         Raises:
             SnapshotError: it could not be written.
+            NonFiniteError: the weights are not finite.
         """
+        state = {"model": to_plain(weights, "model", copy_tensors=False), "progress": progress}
+        self._check_finite(state, "final/")
         path = self._output_dir / "final"
-        write_snapshot(path, files, facts)
+        write_snapshot(path, {"state.pt": save_state(state), **files}, facts, check=read_state)
         return path
 
     def save_weights(self, name: str, weights: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -183,9 +211,12 @@ class SnapshotKeeper:
 
         Raises:
             SnapshotError: it could not be written.
+            NonFiniteError: the weights are not finite.
         """
-        files = {"state.pt": save_state({"model": dict(weights)})}
-        return write_snapshot(self._output_dir / "weights" / name, files, facts)
+        state = {"model": to_plain(weights, "model", copy_tensors=False)}
+        self._check_finite(state, f"weights/{name}")
+        path = self._output_dir / "weights" / name
+        return write_snapshot(path, {"state.pt": save_state(state)}, facts, check=read_state)
 
     def read_weights(
         self, name: str, digest: str, fallback_step: int | None, own: Mapping[str, Any]
@@ -208,8 +239,34 @@ class SnapshotKeeper:
         return str(path.relative_to(self._output_dir)), state["model"]
 
     def delete_weights(self, name: str) -> None:
-        """Removes `weights/NAME/`."""
-        shutil.rmtree(self._output_dir / "weights" / name, ignore_errors=True)
+        """Removes `weights/NAME/`; what no run wrote there stays."""
+        remove_snapshot(self._output_dir / "weights" / name)
+
+    def _check_finite(self, state: Mapping[str, Any], what: str) -> None:
+        """Refuses `state` where a tensor of it has become NaN or infinite.
+
+        Raises:
+            NonFiniteError: names the tensor, and the newest snapshot that is finite.
+        """
+        fault = self.finite.describe_fault(state)
+        if fault is None:
+            return
+        good = self._find_finite()
+        way = "There is no snapshot from before it." if good is None else f"{good} is finite."
+        raise NonFiniteError(
+            f"{fault}, so {what} was not written. {way} Lower the learning rate, or clip with "
+            "max_grad_norm."
+        )
+
+    def _find_finite(self) -> Path | None:
+        """Returns the newest snapshot that is sound and finite."""
+        for path in list_snapshots(self._directory):
+            try:
+                if self.finite.describe_fault(load_resumable(path)[0]) is None:
+                    return path
+            except SnapshotError:
+                continue
+        return None
 
 
 def check_model_state(own: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
@@ -253,40 +310,4 @@ def load_named(path: Path) -> Found:
             f"{path} is a run, not a snapshot. "
             + (f"Its newest one is {newest}." if newest else "It has none.")
         )
-    return path, *load_state(path)
-
-
-def check_same(found: Found | None, ranks: Ranks) -> None:
-    """Sees to it that all processes go on from the same snapshot, or that none has one.
-
-    Raises:
-        SnapshotError: in all of them, where they do not.
-    """
-    digests = ranks.gather(found and found[2]["digest"], "resume")
-    if len({*digests}) > 1:
-        raise SnapshotError(
-            f"process {ranks.rank} would go on from {found and found[0]}, and another process from "
-            "another snapshot. Give all of them the same output directory, and name a sound "
-            f"snapshot of it: {option_text('resume', 'PATH')}."
-        )
-
-
-def match_parts(states: dict[str, Any], failed: set[str], ranks: Ranks) -> None:
-    """Leaves in `states` of callbacks only such parts as all processes have, which is what can be
-    gathered; those that have `failed` in one of them go.
-
-    Raises:
-        CallbackError: in all of them, where a callback has answered parts in some only.
-    """
-    parts = {key for key, each in states.items() if holds_sharded(each)}
-    answers = ranks.gather((parts, failed), "parts of states")
-    gone = {key for _, keys in answers for key in keys}
-    for key in gone & states.keys():
-        del states[key]
-    counts = Counter(key for keys, _ in answers for key in keys - gone)
-    for key, count in sorted(counts.items()):
-        if count < ranks.world_size:
-            raise CallbackError(
-                f"{key} answered on_snapshot_save with DTensors in {count} of {ranks.world_size} "
-                "processes. Answer them in all: the whole is gathered from all."
-            )
+    return path, *load_resumable(path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from trainer_callback import SnapshotError
 
-__all__ = ["FORMAT", "MANIFEST", "read_manifest", "seal", "verify"]
+__all__ = ["FORMAT", "MANIFEST", "list_named", "read_manifest", "seal", "to_json_data", "verify"]
 
 FORMAT: Final = 1
 """Version of the directory's format; a newer one is refused, an older one migrated in memory."""
@@ -24,10 +25,25 @@ _MOST_BYTES: Final = 1 << 26
 """64 MB. A manifest lists files and options, not layers: kilobytes."""
 
 
+def to_json_data(value: Any) -> Any:
+    """Returns `value` (dicts, lists, tuples and scalars) with strings for what JSON does not know:
+    `nan`, `inf` and `-inf`, as `metrics.jsonl` has them.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, Mapping):
+        return {key: to_json_data(item) for key, item in value.items()}
+    return [to_json_data(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def seal(facts: Mapping[str, Any]) -> bytes:
     """Returns the manifest's bytes, in one canonical form, with the digest of all the rest in
     `digest`.
     """
+    return _seal(to_json_data(facts))
+
+
+def _seal(facts: Mapping[str, Any]) -> bytes:
     body = {key: value for key, value in facts.items() if key != "digest"}
     text = json.dumps(body, indent=1, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -43,17 +59,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        size = _size(file)
-        content = file.read_bytes() if 0 <= size <= _MOST_BYTES else b""
+        content = _read(file)
     except OSError as error:
         raise SnapshotError(f"{file}: {error.strerror}. This is no complete snapshot.") from error
-    try:
-        manifest = json.loads(content)
-    except (ValueError, RecursionError):
-        manifest = None
-    if not isinstance(manifest, dict) or not _is_count(manifest.get("format")):
+    manifest = _parse(content)
+    if manifest is None:
         raise SnapshotError(f"{file} is damaged: it is no manifest of a snapshot.")
-    sound = seal(manifest) == content
+    sound = _seal(manifest) == content  # older ones have NaN as Python writes it
     if manifest["format"] > FORMAT:
         doubt = "" if sound else " Or it is damaged: its content does not match its own digest."
         raise SnapshotError(
@@ -91,6 +103,31 @@ def verify(path: Path) -> dict[str, Any]:
         if digest != entry["sha256"]:
             raise SnapshotError(f"{file} is damaged: its SHA-256 is not the one in the manifest.")
     return manifest
+
+
+def list_named(path: Path) -> set[str] | None:
+    """Returns the names of the files that are a snapshot's own, the manifest among them, as far as
+    the manifest can be read; None where the directory `path` has none.
+    """
+    try:
+        manifest = _parse(_read(path / MANIFEST))
+    except OSError:
+        return None
+    files = None if manifest is None else manifest.get("files")
+    return {MANIFEST, *files} if isinstance(files, dict) else None
+
+
+def _read(file: Path) -> bytes:
+    return file.read_bytes() if 0 <= _size(file) <= _MOST_BYTES else b""
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    is_one = isinstance(manifest, dict) and _is_count(manifest.get("format"))
+    return manifest if is_one else None
 
 
 def _check_form(manifest: Mapping[str, Any], file: Path) -> None:

@@ -21,6 +21,8 @@ from trainer_callback.options import Option
 from trainer_callback.order import arrange
 from trainer_callback.plugins import InstalledPlugin, admit, discover
 
+from .manifest import to_json_data
+
 __all__ = ["main"]
 
 _WIDEST: Final = 100
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             facts = [_read_facts(plugin) for plugin in _in_call_order(plugins)]
     write = _WRITERS[options.action]
+    facts = to_json_data(facts) if options.json else facts
     sys.stdout.write(json.dumps(facts, indent=2) + "\n" if options.json else write(facts))
     return int(options.action == "doctor" and bool(facts))
 

@@ -10,29 +10,27 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from trainer_callback import (
     CallbackError,
     SaveError,
     SnapshotError,
     TrainerCallback,
-    option_text,
 )
 from trainer_callback.errors import text_of
 
+from .agreement import check_same, match_parts
 from .checkpoint import Checkpoint
-from .config import ConfigError
 from .facts import read_facts, tell_differences
-from .final import save_safetensors
-from .keeper import Found, check_same, load_named, match_parts
+from .final import describe_unsaveable, save_safetensors
+from .losses import NonFiniteError
+from .place import Place, Resume, refusing
 from .progress import Progress
 from .result import Stop, TrainResult
 from .rng import seed_rng
-from .rundir import RunDirectory
 from .sharding import gather_state, gather_weights, holds_sharded
 from .snapshot import save_bytes
-from .state_file import save_state
 from .state_table import Deal, collect_states, deal_out
 
 if TYPE_CHECKING:
@@ -41,9 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Resume", "Run"]
 
 logger: logging.Logger = logging.getLogger("trainer")
-
-Resume: TypeAlias = bool | Literal["auto"] | str | Path
-"""What to go on from; see `Trainer.train`."""
 
 
 class Run:
@@ -57,9 +52,8 @@ class Run:
         self._keeper = trainer.keeper
         self._ranks = trainer.ranks
         self._checkpoint = checkpoint
-        self._artifacts = artifacts
+        self._place = Place(trainer.config, trainer.keeper, checkpoint, artifacts, self._ranks)
         self._files = {name: save_bytes(content) for name, content in artifacts.items()}
-        self._named: Found | None = None
         self._deal = Deal()
         self._saved: tuple[int, bool, bool] | None = None
         self._untold: Callable[[], None] | None = None
@@ -70,54 +64,12 @@ class Run:
 
     @contextlib.contextmanager
     def open(self, resume: Resume) -> Iterator[None]:
-        """Holds the output directory while the run lasts, and closes the callbacks at its end.
-
-        Raises:
-            ConfigError: it cannot be used, another run uses it, or it holds a run that this one
-                would overwrite.
+        """Holds the output directory while the run lasts, and closes the callbacks at its end; see
+        `Place.open`.
         """
-        place = self._trainer.config.output_dir
-        with contextlib.ExitStack() as held:
-            held.enter_context(self._ranks.run())
-            self._named = None
-            if not isinstance(resume, bool) and resume != "auto":
-                self._named = load_named(Path(resume))
-            if resume is True and place is not None and not place.exists():
-                self._find(resume)  # which says that there is nothing
-            if place is not None:
-                hold = partial(self._hold, place, resume)
-                self._ranks.on_main(lambda: held.enter_context(hold()), "output_dir")
+        with self._ranks.run(), self._place.open(resume), contextlib.ExitStack() as held:
             held.callback(self._callbacks.close)  # while the directory is still held
             yield
-
-    @contextlib.contextmanager
-    def _hold(self, place: Path, resume: Resume) -> Iterator[None]:
-        with RunDirectory(place) as directory:
-            self._claim(directory, resume)
-            self._keeper.clean()
-            for name, content in self._artifacts.items():
-                directory.write(name, content)
-            yield
-
-    def _claim(self, directory: RunDirectory, resume: Resume) -> None:
-        """Sees to it that no other run's files are overwritten unasked."""
-        goes_on = resume in (True, "auto") or self._is_own_snapshot
-        if not directory.holds_run or goes_on:
-            return
-        if not self._trainer.config.overwrite:
-            raise ConfigError(
-                f"the output directory {str(directory.path)!r} holds a run already. Use "
-                f"{option_text('resume', True)} to go on with it, {option_text('overwrite', True)} "
-                "to start afresh, or another one."
-            )
-        directory.clear()
-
-    @property
-    def _is_own_snapshot(self) -> bool:
-        place = self._trainer.config.output_dir
-        if self._named is None or place is None:
-            return False
-        return self._named[0].resolve().parent == (place / "snapshots").resolve()
 
     def restore(self, resume: Resume) -> bool:
         """Loads the snapshot that `resume` means and lets every callback load its state.
@@ -134,8 +86,9 @@ class Run:
         trainer.queue.start()
         self._deal = Deal()
         self._saved, self._untold = None, None
-        found = self._named or self._find(resume)
-        check_same(found, self._ranks)
+        with refusing():
+            found = self._place.find(resume)
+            check_same(found, self._ranks)
         if self._callbacks.plugins:
             names = ", ".join(plugin.label for plugin in self._callbacks.plugins)
             logger.info("callbacks in call order: %s.", names)
@@ -143,9 +96,12 @@ class Run:
             trainer.progress = Progress()
             self._checkpoint.check_schedule(trainer.progress, trainer.config)
             seed_rng(trainer.config.seed + trainer.rank)  # as for dropout, not twice the same
+            self._keeper.finite.start(trainer.model, trainer.optimizer, self._ranks)
             return False
         path, state, manifest = found
-        trainer.progress = progress = self._load(path, state)
+        with refusing():
+            trainer.progress = progress = self._load(path, state)
+        self._keeper.finite.start(trainer.model, trainer.optimizer, self._ranks)
         logger.info(
             "resumed from %s: %d epochs done, update %d.", path, progress.epochs_done, progress.step
         )
@@ -166,7 +122,7 @@ class Run:
         except BaseException as error:  # the others have loaded, and must hear of the end
             self.end(None, error)
             raise
-        if self._named is None or self._is_own_snapshot:
+        if self._place.holds_found:
             self._saved = progress.position
             if trainer.is_main_process:
                 self._untold = self._make_report(progress, path)
@@ -175,15 +131,11 @@ class Run:
 
     def _load(self, path: Path, state: Mapping[str, Any]) -> Progress:
         """Puts the objects of the run into `state`; returns its counters."""
-        if "optimizer" not in state:
-            raise SnapshotError(
-                f"{path} holds a finished model, which cannot be resumed. Name a directory of "
-                "snapshots/."
-            )
+        progress = Progress.from_state(state["progress"])
+        self._checkpoint.check_position(progress, path)
         try:
-            state["callback_state"].keys()
             self._checkpoint.load(state, path)
-            return Progress.from_state(state["progress"])
+            return progress
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise SnapshotError(f"{path} is no snapshot of such a run: {error!r}.") from error
 
@@ -197,12 +149,16 @@ class Run:
 
         Raises:
             CallbackError: a callback failed, or its state cannot be saved.
-            SnapshotError: the third failed write in a row.
+            SnapshotError: the third failed write in a row; in all processes.
+            NonFiniteError: what was to be written is not finite; in all processes.
         """
         if not self._keeper.can_write:
             return
         due = progress is not None and progress.position != self._saved
-        self._keeper.collect(wait=due)  # so that no state depends on how fast the disk was
+        if due:  # waited for, so that no state depends on how fast the disk was
+            self._ranks.on_main(partial(self._keeper.collect, wait=True), "snapshot")
+        else:  # the others could not be told
+            self._keeper.collect(may_raise=self._ranks.is_alone)
         if self._untold is not None:
             report, self._untold = self._untold, None
             report()
@@ -225,6 +181,7 @@ class Run:
 
         def report(path: Path | None = path) -> None:
             assert path is not None
+            self._place.note_snapshot()
             self._hook.on_snapshot_saved(trainer=self._trainer, path=path, epoch=epoch, step=step)
 
         return report
@@ -264,6 +221,8 @@ class Run:
         unsaved = self._tell(partial(self._ranks.on_main, write, "end") if decided else write)
         if error is None or (resumable and unsaved is not None):
             error = unsaved
+        if error is None:
+            error = self._tell(self._check_finite)
         result = self._conclude(stop, error)
         late = self._tell(lambda: hook.on_train_end(trainer=trainer, result=result))
         unsent = self._tell(trainer.queue.close)
@@ -272,18 +231,6 @@ class Run:
         if error is None and late is None and result.exit_code == 0 and self._keeper.can_write:
             late = self._tell(self._save_final)
         return result, error or late
-
-    def _find(self, resume: Resume) -> Found | None:
-        found = self._keeper.load_newest() if resume else None
-        if found is None and resume is True:
-            where = self._trainer.config.output_dir
-            raise ConfigError(
-                f"there is nothing to resume in {str(where)!r}. Start without "
-                f"{option_text('resume')}, or use {option_text('resume', 'auto')}."
-                if where is not None
-                else "there is nothing to resume without output_dir."
-            )
-        return found
 
     def _collect(self, progress: Progress) -> dict[str, Any]:
         state = self._checkpoint.read(mid_epoch=progress.is_mid_epoch)
@@ -319,20 +266,32 @@ class Run:
             switched_off=tuple(self._callbacks.switched_off),
         )
 
+    def _check_finite(self) -> None:
+        """Refuses to call a run finished whose weights have become NaN or infinite.
+
+        Raises:
+            NonFiniteError: they have; in all processes, where one of them has such a part.
+        """
+        state = {"model": self._trainer.model.state_dict()}
+        faults = self._ranks.gather(self._keeper.finite.describe_fault(state), "end")
+        fault = next(filter(None, faults), None)
+        if fault is not None:
+            raise NonFiniteError(
+                f"{fault} at the end of the run, and was not at its start. Lower the learning "
+                "rate, or clip with max_grad_norm."
+            )
+
     def _save_final(self) -> None:
         weights = gather_weights(self._trainer.model, keep=self._ranks.is_main)
         self._ranks.on_main(partial(self._write_final, weights), "final")
 
     def _write_final(self, weights: Mapping[str, Any]) -> None:
         trainer = self._trainer
-        state = {"model": dict(weights), "progress": trainer.progress.state()}
-        files = {
-            "state.pt": save_state(state),
-            "model.safetensors": save_safetensors(weights),
-            **self._files,
-        }
+        files = dict(self._files)
+        if describe_unsaveable(weights) is None:
+            files["model.safetensors"] = save_safetensors(weights)
         facts = read_facts(trainer.progress, trainer.config, self._callbacks.plugins)
-        path = self._keeper.save_final(files, facts)
+        path = self._keeper.save_final(weights, trainer.progress.state(), files, facts)
         logger.info("wrote the finished model to %s.", path)
 
     def _tell(self, call: Callable[[], object]) -> BaseException | None:
@@ -341,7 +300,7 @@ class Run:
         """
         try:
             call()
-        except (CallbackError, SnapshotError, KeyboardInterrupt) as error:
+        except (CallbackError, NonFiniteError, SnapshotError, KeyboardInterrupt) as error:
             logger.error("%s", str(error))
             return error
         return None

@@ -9,23 +9,32 @@ every other file and, in `digest`, its own. A directory without a sound manifest
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from trainer_callback import SnapshotError
 
-from .manifest import FORMAT, MANIFEST, seal
+from .durable import (
+    TEMPORARY,
+    FileWriter,
+    explain,
+    make_directory,
+    save_bytes,
+    sync,
+    sync_directory,
+    write_file,
+)
+from .manifest import FORMAT, MANIFEST, list_named, seal
 
 __all__ = [
     "FileWriter",
+    "find_foreign",
     "list_snapshots",
-    "make_directory",
     "remove_leftovers",
     "remove_snapshot",
     "save_bytes",
@@ -34,10 +43,13 @@ __all__ = [
     "write_snapshot",
 ]
 
-FileWriter = Callable[[BinaryIO], None]
-_TEMPORARY, _REPLACED = ".tmp-", ".old-"
-_PIECE: Final = 1 << 20
-"""Bytes that are hashed and written at a time: what the processor's cache still holds."""
+logger: logging.Logger = logging.getLogger("trainer")
+
+_REPLACED: Final = ".old-"
+"""Start of the name of what is put aside while something takes its place."""
+
+_OWN: Final = (MANIFEST, "state.pt")
+"""What a directory of the name of a snapshot holds, whatever its manifest says."""
 
 
 def snapshot_name(step: int) -> str:
@@ -51,29 +63,23 @@ def step_of(path: Path) -> int:
     return int(digits) if digits.isdecimal() else -1
 
 
-def save_bytes(content: bytes) -> FileWriter:
-    """Returns the writer of a file with `content`."""
-
-    def write(file: BinaryIO) -> None:
-        file.write(content)
-
-    return write
-
-
 def write_snapshot(
     target: Path,
     files: Mapping[str, FileWriter],
     facts: Mapping[str, Any],
     beside: Sequence[Path] = (),
+    check: Callable[[Path, Mapping[str, Any]], object] = lambda path, manifest: None,
 ) -> str:
     """Writes `files` and a manifest with `facts` as the directory `target`, wholly or not at all.
 
-    Written to a temporary directory beside it, each file synced, the manifest last, then renamed,
-    then the parent synced. A directory that has the name already is put aside first and removed
-    after.
+    Written to a temporary directory beside it, each file synced, the manifest last, checked, then
+    renamed, then the parent synced. A directory that has the name already is put aside first and
+    removed after; what somebody else has put there moves into the new one.
 
     Args:
         beside: files that the snapshot refers to, synced before it gets its name.
+        check: called with the temporary directory and its manifest; what it raises is the reason
+            why the snapshot could not be written.
 
     Returns:
         The manifest's digest, which stands for every byte of the snapshot.
@@ -82,114 +88,104 @@ def write_snapshot(
         SnapshotError: it could not be written; names path, bytes needed and cause. The temporary
             directory is gone.
     """
-    temporary = target.with_name(_TEMPORARY + target.name)
+    temporary = target.with_name(TEMPORARY + target.name)
     try:
+        _check_target(target)
         make_directory(temporary.parent)
         _remove(temporary)
         temporary.mkdir()
-        entries = {name: _write_file(temporary / name, write) for name, write in files.items()}
-        manifest = seal({"format": FORMAT, **facts, "files": entries})
-        _write_file(temporary / MANIFEST, save_bytes(manifest))
-        _sync(temporary)
+        entries = {name: write_file(temporary / name, write) for name, write in files.items()}
+        manifest = {"format": FORMAT, **facts, "files": entries}
+        sealed = seal(manifest)
+        write_file(temporary / MANIFEST, save_bytes(sealed))
+        sync_directory(temporary)
+        check(temporary, manifest)
         for path in beside:
             with contextlib.suppress(FileNotFoundError):
-                _sync(path)
+                sync(path)
         _put_in_place(temporary, target)
     except Exception as error:  # torch.save reports a full disk as RuntimeError
         _remove(temporary)
-        raise SnapshotError(_explain(target, files, error)) from error
-    return str(json.loads(manifest)["digest"])
+        text = explain(target, files, error).replace(str(temporary), str(target))
+        raise SnapshotError(text) from error
+    return str(json.loads(sealed)["digest"])
 
 
 def list_snapshots(directory: Path) -> list[Path]:
-    """Returns the finished snapshot directories in `directory`, newest step first; their content is
-    not looked at.
+    """Returns what has the name of a snapshot in `directory`, newest step first; whether it is one
+    is not looked at.
 
     Raises:
         SnapshotError: there may be some, and nobody can tell.
     """
-    found = [each for each in _content(directory) if step_of(each) >= 0 and each.is_dir()]
+    found = [each for each in _content(directory) if step_of(each) >= 0]
     return sorted(found, key=step_of, reverse=True)
 
 
+def find_foreign(path: Path) -> list[str]:
+    """Returns the names in the directory `path` that are not a snapshot's own: its manifest does
+    not name them. Without a manifest that can be read, that is all of them; in a directory of the
+    name of a snapshot, all but the two files that each has.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    is_snapshot = step_of(path.with_name(path.name.removeprefix(_REPLACED))) >= 0
+    own = {*(list_named(path) or ()), *(_OWN if is_snapshot else ())}
+    return sorted(each.name for each in path.iterdir() if each.name not in own)
+
+
 def remove_snapshot(path: Path) -> None:
-    """Removes a snapshot; one whose removal is cut short is a leftover, not a broken snapshot."""
-    doomed = path.with_name(f"{_TEMPORARY}gone-{path.name}")
+    """Removes a snapshot; one whose removal is cut short is a leftover, not a broken snapshot. What
+    is not its own stays, and so does a file of such a name.
+    """
+    doomed = path.with_name(f"{TEMPORARY}gone-{path.name}")
     with contextlib.suppress(OSError):
+        if path.is_symlink():
+            path.unlink()
+            return
+        foreign = find_foreign(path)
+        if foreign:
+            _remove_own(path, foreign)
+            return
         _remove(doomed)
         path.rename(doomed)
         _remove(doomed)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Removes what a killed write left in `directory`, and puts back what it had only put aside."""
-    for path in _content(directory):
-        if path.name.startswith(_TEMPORARY):
-            _remove(path)
-        elif path.name.startswith(_REPLACED):
-            target = path.with_name(path.name.removeprefix(_REPLACED))
-            if target.exists():
-                _remove(path)
-            else:
-                path.rename(target)
+def remove_leftovers(directory: Path, names: Collection[str] | None = None) -> None:
+    """Removes what a killed write left in `directory`, and puts back what it had only put aside.
 
-
-def make_directory(path: Path) -> None:
-    """Makes `path` and its parents, each of them durable in its own parent."""
-    if path.is_dir():
-        return
-    make_directory(path.parent)
-    path.mkdir(exist_ok=True)
-    _sync(path.parent)
-
-
-class _HashedFile:
-    """A binary file that hashes and counts what is written through it, and remembers the error that
-    the system gave: torch reports another.
+    Args:
+        names: what is written there, if others may have files there too.
     """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), _PIECE):
-            piece = view[start : start + _PIECE]
-            self.sha256.update(piece)
-            try:
-                self._file.write(piece)
-            except OSError as error:
-                self.error = error
-                raise
-        self.size += len(view)
-        return len(view)
-
-    def flush(self) -> None:
-        self._file.flush()
+    for path in _content(directory):
+        start, name = path.name[: len(TEMPORARY)], path.name[len(TEMPORARY) :]
+        if start not in (TEMPORARY, _REPLACED) or (names is not None and name not in names):
+            continue
+        target = path.with_name(name)
+        if start == TEMPORARY:
+            _remove(path)
+        elif target.exists():
+            _remove_replaced(path, target)
+        else:
+            path.rename(target)
 
 
-def _write_file(path: Path, write: FileWriter) -> dict[str, Any]:
-    with path.open("wb") as file:
-        hashed = _HashedFile(file)
-        try:
-            write(hashed)  # type: ignore[arg-type]
-        except Exception:
-            if hashed.error is not None:
-                raise hashed.error from None
-            raise
-        file.flush()
-        os.fsync(file.fileno())
-    return {"size": hashed.size, "sha256": hashed.sha256.hexdigest()}
+def _check_target(target: Path) -> None:
+    """Refuses to replace what no snapshot is."""
+    if not os.path.lexists(target) or (target.is_dir() and step_of(target) >= 0):
+        return
+    foreign = find_foreign(target) if target.is_dir() else [""]
+    if foreign and list_named(target) is None:
+        raise SnapshotError(f"{target / foreign[0]} is there, which no run wrote. Move it.")
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
     aside = target.with_name(_REPLACED + target.name)
     replaces = target.exists()
     if replaces:
-        _remove(aside)
+        _remove_replaced(aside, target)
         target.rename(aside)
     try:
         temporary.rename(target)
@@ -197,8 +193,31 @@ def _put_in_place(temporary: Path, target: Path) -> None:
         if replaces:
             aside.rename(target)
         raise
-    _sync(target.parent)
-    _remove(aside)
+    sync_directory(target.parent)
+    _remove_replaced(aside, target)
+
+
+def _remove_replaced(aside: Path, target: Path) -> None:
+    """Removes what `target` has replaced; what is not a snapshot's own moves there."""
+    with contextlib.suppress(OSError):
+        new = (list_named(target) or set()) if step_of(target) >= 0 else set()
+        for name in {*find_foreign(aside)} - new:
+            heir = target / name
+            while os.path.lexists(heir):
+                heir = heir.with_name(f"{heir.name}~")
+            (aside / name).rename(heir)
+        _remove(aside)
+
+
+def _remove_own(path: Path, foreign: Collection[str]) -> None:
+    """Removes a snapshot's own files from a directory that others use too, the manifest last: as
+    long as it is there, it says what is whose.
+    """
+    own = [each for each in path.iterdir() if each.name not in foreign]
+    for each in sorted(own, key=lambda each: each.name == MANIFEST):
+        _remove(each)
+    if own:
+        logger.info("%s stays: no run wrote it.", path / sorted(foreign)[0])
 
 
 def _content(directory: Path) -> list[Path]:
@@ -221,42 +240,3 @@ def _remove(path: Path) -> None:
             path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _explain(target: Path, files: Mapping[str, FileWriter], error: Exception) -> str:
-    if not isinstance(error, OSError) or error.errno is None:
-        return f"the snapshot {target} could not be written: {error}"
-    text = f"the snapshot {target} could not be written: {os.strerror(error.errno)}."
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return text
-    with contextlib.suppress(Exception):  # the same error again, in the worst case
-        needed = sum(_measure(write) for write in files.values())
-        free = shutil.disk_usage(target.parent).free
-        text += f" It needs {needed:,} bytes, and {free:,} are free there."
-    return f"{text} Free some space."
-
-
-def _measure(write: FileWriter) -> int:
-    """Returns the bytes that `write` would write."""
-
-    class Counter:
-        size = 0
-
-        def write(self, data: Any) -> int:
-            count = memoryview(data).nbytes
-            self.size += count
-            return count
-
-        def flush(self) -> None: ...
-
-    counter = Counter()
-    write(counter)  # type: ignore[arg-type]
-    return counter.size

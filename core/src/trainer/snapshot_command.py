@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from .manifest import to_json_data
 from .snapshot_report import Report, find_snapshots, prune, report
 
 __all__ = ["main"]
@@ -17,7 +18,7 @@ __all__ = ["main"]
 _ACTIONS: Final[Mapping[str, str]] = {
     "list": "one line for each snapshot of a run",
     "show": "what the newest snapshot, or the one at PATH, holds",
-    "verify": "compare every byte with the manifest; exit code 1 where one is damaged",
+    "verify": "read each as a resume does, every byte of it; exit code 1 where one is damaged",
     "prune": "remove all but the newest sound snapshots, and leftovers",
 }
 _SHOWN: Final = ("val_loss", "train_loss", "loss")
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         paths = paths[:1]
     reports = [report(path, check=options.action == "verify") for path in paths]
     if options.json:
-        _write(json.dumps([each.as_json() for each in reports], indent=2))
+        _write(json.dumps(to_json_data([each.as_json() for each in reports]), indent=2))
     elif options.action == "show":
         _print_one(reports[0])
     else:
@@ -58,7 +59,7 @@ def _make_parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, text in _ACTIONS.items():
         action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        action.add_argument("path", type=Path, metavar="PATH", help="output directory or snapshot")
+        action.add_argument("path", type=_path, metavar="PATH", help="output directory or snapshot")
         action.add_argument("--json", action="store_true", help="print JSON instead of a table")
         if name == "prune":
             action.add_argument(
@@ -69,6 +70,12 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _write(text: str) -> None:
     sys.stdout.write(f"{text}\n")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty; use . for this directory")
+    return Path(text).expanduser()
 
 
 def _count(text: str) -> int:

@@ -1,5 +1,5 @@
-"""What snapshots hold and whether they are sound, for `trainer snapshot`. Reads manifests and
-digests only: nothing of a snapshot is unpickled, and torch is not imported.
+"""What snapshots hold and whether they are sound, for `trainer snapshot`. To show them it reads
+manifests only, and torch is not imported; to check them it reads them as a resume does.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from trainer_callback import SnapshotError, UsageError
 
-from .manifest import MANIFEST, read_manifest, verify
+from .manifest import MANIFEST, read_manifest
 from .rundir import RunDirectory
-from .snapshot import list_snapshots, remove_leftovers, remove_snapshot
+from .snapshot import list_snapshots, remove_leftovers, remove_snapshot, step_of
 
 __all__ = ["Report", "find_snapshots", "prune", "report"]
 
@@ -27,7 +27,7 @@ class Report:
     Attributes:
         path: its directory.
         problem: why it is not sound, or None.
-        checked: every byte was compared with the manifest; else the manifest alone was read.
+        checked: it was read as a resume reads it, every byte; else the manifest alone was read.
         size: bytes of all its files.
         manifest: what it says of itself; empty where that cannot be trusted.
     """
@@ -62,13 +62,20 @@ def report(path: Path, *, check: bool) -> Report:
     """Returns what the snapshot `path` holds.
 
     Args:
-        check: compare every byte with the manifest.
+        check: read it as a resume does, every byte.
     """
     try:
-        manifest = verify(path) if check else read_manifest(path)
+        manifest = _check(path) if check else read_manifest(path)
     except SnapshotError as error:
         return Report(str(path), str(error), check, _size(path))
     return Report(str(path), None, check, _size(path), manifest)
+
+
+def _check(path: Path) -> dict[str, Any]:
+    from .state_file import load_resumable, load_state  # which import torch
+
+    _, manifest = load_resumable(path) if step_of(path) >= 0 else load_state(path)
+    return manifest
 
 
 def prune(path: Path, keep: int) -> list[Path]:

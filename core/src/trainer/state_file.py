@@ -1,11 +1,16 @@
-"""`state.pt`: plain data and tensors <-> a file that torch.load with weights_only=True reads."""
+"""`state.pt`: plain data and tensors <-> a file that torch.load with weights_only=True reads.
+
+There is one reader. What a resume loads, what is about to become a snapshot, and what
+`trainer snapshot verify` looks at, all pass through it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import torch
 
@@ -13,8 +18,9 @@ from trainer_callback import SnapshotError
 
 from .manifest import FORMAT, verify
 from .snapshot import FileWriter
+from .state_form import describe_fault
 
-__all__ = ["STATE", "load_state", "save_state"]
+__all__ = ["STATE", "load_resumable", "load_state", "read_state", "save_state"]
 
 STATE: Final = "state.pt"
 
@@ -31,18 +37,43 @@ def save_state(state: Mapping[str, Any]) -> FileWriter:
     return lambda file: torch.save(state, file)
 
 
+def load_resumable(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what `load_state` does, of a snapshot that a run can go on from.
+
+    Raises:
+        SnapshotError: as there; or it holds weights only.
+    """
+    state, manifest = load_state(path)
+    if "optimizer" not in state:
+        raise SnapshotError(
+            f"{path} holds a finished model, which cannot be resumed. Name a directory of "
+            "snapshots/."
+        )
+    return state, manifest
+
+
 def load_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns `(state, manifest)` of a snapshot after checking every byte. Tensors are on the CPU,
-    mapped from the file; a state of an older format is migrated.
+    """Returns `(state, manifest)` of a snapshot after checking every byte and what it holds.
+    Tensors are on the CPU, mapped from the file; a state of an older format is migrated.
 
     Raises:
         SnapshotError: anything is wrong with it. No code of the file is ever run.
     """
-    manifest, file = verify(path), path / STATE
+    manifest = verify(path)
     if STATE not in manifest["files"]:
         raise SnapshotError(f"{path} has no {STATE}, so there is nothing to load.")
+    return read_state(path, manifest), manifest
+
+
+def read_state(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the state of the snapshot `path`, whose bytes are those of `manifest`.
+
+    Raises:
+        SnapshotError: it is no plain data, or a run could not go on from it.
+    """
+    file = path / STATE
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        state: Any = _load(file)
     except Exception as error:  # pickle, zip and torch have each their own
         raise SnapshotError(
             f"{file} cannot be read: it is no file of plain data and tensors "
@@ -52,7 +83,22 @@ def load_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise SnapshotError(f"{file} holds a {type(state).__name__} instead of a dictionary.")
     for version in range(manifest["format"], FORMAT):
         state = _MIGRATIONS[version](state)
-    return state, manifest
+    loaded: dict[str, Any] = state
+    fault = describe_fault(loaded, manifest) if "optimizer" in state else None
+    if fault is not None:
+        raise SnapshotError(f"{path} is no snapshot of such a run: {fault}.")
+    return loaded
+
+
+def _load(file: Path) -> Any:
+    with contextlib.ExitStack() as held:
+        source: str | IO[bytes] = str(file)
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:  # a name of other bytes, which torch cannot open by itself
+            source = held.enter_context(file.open("rb"))
+        mapped = isinstance(source, str)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from trainer_callback import SnapshotError
+from trainer_callback import RunError, SnapshotError
 
 __all__ = ["BackgroundWriter", "HostCopier"]
 
@@ -59,7 +59,7 @@ class HostCopier:
         return value
 
     def _copy_tensor(self, source: Tensor, place: _Place) -> Tensor:
-        if source.layout != torch.strided:
+        if source.layout != torch.strided or source.is_quantized:
             return source.cpu().clone()
         key = (source.data_ptr(), source.dtype, source.shape, source.stride(), source.device)
         if source.numel() and key in self._seen:
@@ -117,7 +117,7 @@ class BackgroundWriter:
         """Makes a writer; `sync` runs each write at once in the caller's thread."""
         self._sync = sync
         self._thread: threading.Thread | None = None
-        self._outcome: SnapshotError | Callable[[], None] | None = None
+        self._outcome: Exception | Callable[[], None] | None = None
 
     def start(self, write: Callable[[], None], done: Callable[[], None]) -> None:
         """Starts `write`; `collect` will call `done` after it. One that is under way must have been
@@ -128,7 +128,7 @@ class BackgroundWriter:
             try:
                 write()
                 self._outcome = done
-            except SnapshotError as error:
+            except (SnapshotError, RunError) as error:
                 self._outcome = error
             except Exception as error:  # nothing that happens in the thread may be lost
                 self._outcome = SnapshotError(f"the snapshot could not be written: {error!r}")
@@ -145,8 +145,8 @@ class BackgroundWriter:
             self._thread = thread
 
     def collect(self, *, wait: bool) -> None:
-        """Reports a finished write: calls its `done`, or raises its SnapshotError. Nothing happens
-        while one is under way, unless `wait`.
+        """Reports a finished write: calls its `done`, or raises its SnapshotError or RunError.
+        Nothing happens while one is under way, unless `wait`.
         """
         if self._thread is not None:
             if not wait and self._thread.is_alive():
@@ -154,7 +154,7 @@ class BackgroundWriter:
             self._thread.join()
             self._thread = None
         outcome, self._outcome = self._outcome, None
-        if isinstance(outcome, SnapshotError):
+        if isinstance(outcome, Exception):
             raise outcome
         if outcome is not None:
             outcome()

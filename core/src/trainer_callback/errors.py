@@ -8,6 +8,7 @@ __all__ = [
     "CallbackError",
     "OptionError",
     "PluginError",
+    "ResumeError",
     "RunError",
     "SaveError",
     "SnapshotError",
@@ -42,6 +43,10 @@ class SnapshotError(Exception):
     """A snapshot (or a file of weights) cannot be written, found, or trusted; the message names the
     file.
     """
+
+
+class ResumeError(SnapshotError, UsageError):
+    """A snapshot was refused before the first step: it is damaged, or does not fit this run."""
 
 
 class RunError(RuntimeError):

@@ -1,0 +1,177 @@
+"""Files that last: synced before they count, whole or not there. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+__all__ = [
+    "TEMPORARY",
+    "FileWriter",
+    "explain",
+    "make_directory",
+    "replace_file",
+    "save_bytes",
+    "sync",
+    "sync_directory",
+    "write_file",
+]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+FileWriter = Callable[[BinaryIO], None]
+TEMPORARY: Final = ".tmp-"
+"""Start of the name of what is being written."""
+
+_PIECE: Final = 1 << 20
+"""Bytes that are hashed and written at a time: what the processor's cache still holds."""
+_NO_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_unsynced: Final[set[int]] = set()
+"""Devices of which the user has been told that."""
+
+
+def save_bytes(content: bytes) -> FileWriter:
+    """Returns the writer of a file with `content`."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    return write
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file, wholly or not at all; a kill may leave a file that `remove_leftovers` removes.
+
+    Raises:
+        OSError: it could not be written; what was there is there still.
+    """
+    temporary = path.with_name(TEMPORARY + path.name)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def make_directory(path: Path) -> None:
+    """Makes `path` and its parents, each of them durable in its own parent."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.parent)
+
+
+class _HashedFile:
+    """A binary file that hashes and counts what is written through it, and remembers the error that
+    the system gave: torch reports another.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _PIECE):
+            piece = view[start : start + _PIECE]
+            self.sha256.update(piece)
+            try:
+                self._file.write(piece)
+            except OSError as error:
+                self.error = error
+                raise
+        self.size += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def write_file(path: Path, write: FileWriter) -> dict[str, Any]:
+    """Writes and syncs a file; returns its `size` in bytes and `sha256`.
+
+    Raises:
+        OSError: the system's own error, whatever `write` made of it.
+    """
+    with path.open("wb") as file:
+        hashed = _HashedFile(file)
+        try:
+            write(hashed)  # type: ignore[arg-type]
+        except Exception:
+            if hashed.error is not None:
+                raise hashed.error from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+    return {"size": hashed.size, "sha256": hashed.sha256.hexdigest()}
+
+
+def sync(path: Path) -> None:
+    """Makes the content of a file durable, or the names in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes names in `path` durable, where the file system lets a directory be synced."""
+    try:
+        sync(path)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        device = path.stat().st_dev
+        if device not in _unsynced:
+            _unsynced.add(device)
+            logger.warning(
+                "the file system of %s syncs no directories (%s): a snapshot that was just written "
+                "may be gone after a power failure.",
+                path,
+                error.strerror,
+            )
+
+
+def explain(target: Path, files: Mapping[str, FileWriter], error: Exception) -> str:
+    """Returns why `files` could not be written to the directory `target`, and what to do."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return f"the snapshot {target} could not be written: {error}"
+    text = f"the snapshot {target} could not be written: {os.strerror(error.errno)}."
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return text
+    with contextlib.suppress(Exception):  # the same error again, in the worst case
+        needed = sum(_measure(write) for write in files.values())
+        free = shutil.disk_usage(target.parent).free
+        text += f" It needs {needed:,} bytes, and {free:,} are free there."
+    return f"{text} Free some space."
+
+
+def _measure(write: FileWriter) -> int:
+    """Returns the bytes that `write` would write."""
+
+    class Counter:
+        size = 0
+
+        def write(self, data: Any) -> int:
+            count = memoryview(data).nbytes
+            self.size += count
+            return count
+
+        def flush(self) -> None: ...
+
+    counter = Counter()
+    write(counter)  # type: ignore[arg-type]
+    return counter.size

@@ -1,0 +1,91 @@
+"""`.run.json`: which files of an output directory were written by runs of this trainer. Imports no
+torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+from trainer_callback import SnapshotError
+
+from .durable import replace_file
+from .manifest import read_manifest, seal
+from .snapshot import list_snapshots
+
+__all__ = ["METRICS", "RECORD", "RunRecord", "digest_of"]
+
+RECORD: Final = ".run.json"
+METRICS: Final = "metrics.jsonl"
+_OF_A_MODEL: Final = ("state.pt", "model.safetensors")
+
+
+@dataclass
+class RunRecord:
+    """What runs have written into a directory, apart from what manifests name.
+
+    Attributes:
+        files: name -> the SHA-256 of each content that a run wrote there; none for a file that
+            grows.
+        had_snapshot: a snapshot was there, so that one that is gone is no snapshot that never was.
+        clearing: the run is being removed, and is not to be gone on with.
+    """
+
+    files: dict[str, list[str]] = field(default_factory=dict)
+    had_snapshot: bool = False
+    clearing: bool = False
+
+    @classmethod
+    def read(cls, place: Path) -> RunRecord | None:
+        """Returns the record of `place`; of a directory that has none, what the manifests in it
+        tell; None where they tell nothing: no run has written there.
+        """
+        try:
+            content = (place / RECORD).read_bytes()
+            facts = json.loads(content)
+            if seal(facts) == content:
+                return cls(facts["files"], facts["had_snapshot"], facts["clearing"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            pass
+        return _infer(place)
+
+    def write(self, place: Path) -> None:
+        """Writes the record of `place`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        replace_file(place / RECORD, seal(asdict(self)))
+
+    def owns(self, file: Path) -> bool:
+        """Whether a run wrote what is in `file`, or it is empty."""
+        known = self.files.get(file.name)
+        if known == []:
+            return True
+        return digest_of(file) in {*(known or ()), digest_of(b"")}
+
+
+def digest_of(content: Path | bytes) -> str:
+    """Returns the SHA-256 of bytes, or of a file; `` where that cannot be read."""
+    try:
+        found = content if isinstance(content, bytes) else content.read_bytes()
+    except OSError:
+        return ""
+    return hashlib.sha256(found).hexdigest()
+
+
+def _infer(place: Path) -> RunRecord | None:
+    files: dict[str, list[str]] = {}
+    for path in (*list_snapshots(place / "snapshots"), place / "final"):
+        try:
+            named: Mapping[str, Mapping[str, str]] = read_manifest(path)["files"]
+        except SnapshotError:
+            continue
+        files[METRICS] = []
+        for name in {*named} - {*_OF_A_MODEL}:
+            files.setdefault(name, []).append(named[name]["sha256"])
+    return RunRecord(files, had_snapshot=True) if files else None
