@@ -11,7 +11,7 @@ from trainer.config import TrainerConfig
 from trainer.keeper import SnapshotKeeper
 from trainer.metrics_file import read_logged
 from trainer.state_file import load_state
-from trainer_callback import SaveError, SnapshotError
+from trainer_callback import SaveError, SnapshotError, TrainerCallback
 
 FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {"val_loss": 0.5}}
 
@@ -108,10 +108,14 @@ def test_disk_full_once_training_goes_on_and_no_line_of_the_log_is_lost(tiny, tm
 
 
 def test_disk_full_to_the_end_leaves_whole_lines_in_the_log(tiny, tmp_path):
+    class Fill(TrainerCallback):
+        def on_train_start(self, trainer):
+            limit_files(150)  # the second line does not fit
+
     def work():
-        limit_files(150)  # the second line does not fit
+        options = {"epochs": 1, "snapshot_interval": None, "callbacks": [Fill()]}
         with pytest.raises(SaveError):
-            tiny.trainer(tmp_path, epochs=1, snapshot_interval=None).train()
+            tiny.trainer(tmp_path, **options).train()
 
     assert tiny.child(work).wait() == 0
     log = (tmp_path / "metrics.jsonl").read_text()

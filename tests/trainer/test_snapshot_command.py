@@ -96,9 +96,10 @@ def test_words_of_a_snapshot_do_not_steer_the_terminal(run, capsys):
     assert "\\x1b[2Jgone" in out
 
 
-def test_the_command_imports_no_torch(run):
+@pytest.mark.parametrize("action", ["list", "show"])
+def test_the_command_imports_no_torch_to_show_something(run, action):
     code = (
-        "import sys; from trainer.cli import main; main(['snapshot', 'verify', sys.argv[1]]);"
+        f"import sys; from trainer.cli import main; main(['snapshot', '{action}', sys.argv[1]]);"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(run)], check=False).returncode == 0

@@ -266,8 +266,8 @@ def test_a_state_without_a_part_is_refused(tiny, tmp_path, part):
     state, manifest = load_state(path)
     del state[part]
     write_snapshot(path, {"state.pt": save_state(state)}, manifest)
-    with pytest.raises(SnapshotError, match=f"is no snapshot of such a run: KeyError.'{part}'"):
-        tiny.trainer(tmp_path, epochs=2).train(resume=True)
+    with pytest.raises(SnapshotError, match=f"is no snapshot of such a run: it has no '{part}'"):
+        tiny.trainer(tmp_path, epochs=2).train(resume=path)
 
 
 def test_a_link_among_the_snapshots_is_removed_and_not_what_it_leads_to(tiny, tmp_path):

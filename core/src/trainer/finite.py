@@ -77,7 +77,7 @@ class FiniteCheck:
 
 def _find_tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields the tensors of a model by their names, those of an optimizer by their places."""
-    yield from _walk(state["model"], "")
+    yield from _walk(state.get("model", {}), "")
     yield from _walk(state.get("optimizer", {}).get("state", {}), _OPTIMIZER)
 
 

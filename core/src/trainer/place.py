@@ -166,8 +166,8 @@ class Place:
 
 def _check_artifacts(artifacts: Mapping[str, bytes]) -> None:
     for name, content in artifacts.items():
-        is_name = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
-        if not is_name or name in _RESERVED:
+        is_name = isinstance(name, str) and name != "" and Path(name).name == name
+        if not is_name or name.startswith(".") or name in _RESERVED:
             raise ConfigError(
                 f"artifacts: {name!r} cannot be the name of a file beside {', '.join(_RESERVED)}. "
                 "Choose another, without a directory and without a dot in front."

@@ -178,8 +178,6 @@ def _find_obstacles(value: Any, torch: Any) -> Iterator[str]:
         yield "a meta tensor, which has no values (move it to a device: to_empty, then load it)"
     if value.layout == torch._mkldnn:
         yield "an MKL-DNN tensor (keep its to_dense())"
-    if value.layout != torch.strided and type(value.detach()) is not torch.Tensor:
-        yield f"a {kind} that is sparse (keep a plain sparse tensor)"
     if value.is_quantized and value.qscheme() != torch.per_tensor_affine:
         yield "quantised per channel (keep its int_repr(), scales and zero points)"
     if not value.is_quantized and not _can_be_read_back(value.dtype):
