@@ -4,6 +4,7 @@ each.
 
 import ctypes
 import errno
+import logging
 import os
 import platform
 import shutil
@@ -70,10 +71,11 @@ class Call:
             return Path(os.fsdecode(memory.read(500).split(b"\0")[0])).name
 
 
-def trace(work: Callable[[], object], decide: Callable[[Call], str | None]) -> int:
+def trace(work: Callable[[], object], decide: Callable[[Call], str | int | None]) -> int:
     """Runs `work` in a child; returns its exit code: 3 after a SnapshotError.
 
-    Before each system call `decide` says what becomes of it: None, "kill" or "fail".
+    Before each system call `decide` says what becomes of it: None, "kill", "fail", or the error
+    that it has instead.
     """
     pid = os.fork()
     if pid == 0:
@@ -89,7 +91,7 @@ def trace(work: Callable[[], object], decide: Callable[[Call], str | None]) -> i
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)
-    entered, failing = False, False
+    entered, failing = False, None
     while not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
         if os.WSTOPSIG(status) == signal.SIGTRAP:
             entered = not entered
@@ -97,11 +99,11 @@ def trace(work: Callable[[], object], decide: Callable[[Call], str | None]) -> i
                 what = decide(Call(pid))
                 if what == "kill":
                     os.kill(pid, signal.SIGKILL)
-                failing = what == "fail"
+                failing = errno.EIO if what == "fail" else what
                 if failing:
                     libc.ptrace(POKEUSER, pid, NUMBER, -1)
             elif failing:
-                libc.ptrace(POKEUSER, pid, RAX, -errno.EIO)
+                libc.ptrace(POKEUSER, pid, RAX, -failing)
         libc.ptrace(SYSCALL, pid, None, None)
         _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
@@ -141,6 +143,34 @@ def test_kill_9_at_any_system_call_of_a_snapshot_write(tmp_path, replaces):
         shutil.rmtree(place)
     assert at > 20
     assert values == ([2] if replaces else [2, 1])
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_syncs_no_directory_gets_its_snapshots_and_one_warning(tmp_path, error):
+    names = {"snapshots", "step-00000001", ".tmp-step-00000001", ".tmp-step-00000002", "run"}
+    names.add(tmp_path.name)
+
+    def work():
+        logging.basicConfig(filename=tmp_path / "log", level=logging.WARNING, force=True)
+        for step in (1, 2):
+            write(tmp_path / "run" / "snapshots" / f"step-0000000{step}")
+
+    def decide(call):
+        return error if call.name == "fsync" and call.path in names else None
+
+    assert trace(work, decide) == 0
+    found = list_snapshots(tmp_path / "run" / "snapshots")
+    assert [load_state(path)[0]["value"] for path in found] == [1, 1]
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert "syncs no directories" in line
+
+
+def test_a_file_that_cannot_be_synced_is_a_failed_write(tmp_path):
+    def decide(call):
+        return errno.EINVAL if call.name == "fsync" and call.path == "state.pt" else None
+
+    assert trace(lambda: write(tmp_path / "step-00000001"), decide) == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("replaces", [False, True])
