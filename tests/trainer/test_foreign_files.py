@@ -64,7 +64,7 @@ def test_a_finished_run_whose_snapshots_are_gone_is_not_started_again(tiny, tmp_
     assert tiny.child(lambda: train(tiny, tmp_path).exit_code).wait() == 0
     shutil.rmtree(tmp_path / "snapshots")
     before = listing(tmp_path)
-    with pytest.raises(ConfigError, match=r"holds a run already, and no snapshot.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"holds a run already, and no snapshot.*overwrite=True"):
         train(tiny, tmp_path, "auto")
     assert listing(tmp_path) == before
     assert tiny.child(lambda: train(tiny, tmp_path, overwrite=True).exit_code).wait() == 0

@@ -34,8 +34,9 @@ def read_path(value: object, name: str) -> Path:
         if text:
             return Path(text).expanduser().absolute()
     except (TypeError, RuntimeError) as error:
-        raise ConfigError(f"{name} must be a path, got {value!r}: {error}.") from error
-    raise ConfigError(f"{name} is empty. Name a directory; '.' is the one you are in.")
+        text = f"{option_text(name)} must be a path, got {value!r}: {error}."
+        raise ConfigError(text) from error
+    raise ConfigError(f"{option_text(name)} is empty. Name a directory; '.' is the one you are in.")
 
 
 _EARLY_STOPPING: Final = """

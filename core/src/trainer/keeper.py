@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from trainer_callback import SnapshotError
+from trainer_callback import SnapshotError, option_text
 from trainer_callback.state import to_plain
 
 from .config import TrainerConfig
@@ -255,7 +255,7 @@ class SnapshotKeeper:
         way = "There is no snapshot from before it." if good is None else f"{good} is finite."
         raise NonFiniteError(
             f"{fault}, so {what} was not written. {way} Lower the learning rate, or clip with "
-            "max_grad_norm."
+            f"{option_text('max_grad_norm')}."
         )
 
     def _find_finite(self) -> Path | None:

@@ -17,6 +17,7 @@ from trainer_callback import (
     SaveError,
     SnapshotError,
     TrainerCallback,
+    option_text,
 )
 from trainer_callback.errors import text_of
 
@@ -278,7 +279,7 @@ class Run:
         if fault is not None:
             raise NonFiniteError(
                 f"{fault} at the end of the run, and was not at its start. Lower the learning "
-                "rate, or clip with max_grad_norm."
+                f"rate, or clip with {option_text('max_grad_norm')}."
             )
 
     def _save_final(self) -> None:
