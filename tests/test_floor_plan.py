@@ -30,6 +30,7 @@ FLOORS = {
         {"final", "state_file", "run_record", "decision", "losses", "shares", "console", "replicas"}
         | {"plugin_report", "finite"},
         {"rundir"},
+        {"keeper", "unkept", "loader_check", "snapshot_report", "facts"},
         {"loaders"},
         {"host", "checkpoint", "validation", "snapshot_command"},
         {"place", "agreement"},
