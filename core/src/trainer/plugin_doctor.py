@@ -21,7 +21,7 @@ __all__ = ["examine"]
 
 _CORE: Final = "trainer-core"
 
-_SLOW: Final = 1.0
+_SLOW: Final = 3.0
 """Seconds of an import from which on it is worth a word."""
 
 _IMPORT: Final = (
