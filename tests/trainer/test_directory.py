@@ -326,8 +326,8 @@ def test_options_that_differ_are_shown_and_never_applied(tiny, tmp_path, caplog)
     trainer.train(resume=True)
     lines = [line for line in caplog.messages if " was " in line]
     assert sorted(lines) == [
-        "epochs was 1 in the snapshot's run and is 2.",
-        "log_interval was 1 in the snapshot's run and is 3.",
+        "epochs was 1 in the snapshot's run and is 2 from here on.",
+        "log_interval was 1 in the snapshot's run and is 3 from here on.",
     ]
     assert trainer.config.log_interval == 3
 
