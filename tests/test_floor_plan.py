@@ -24,13 +24,14 @@ FLOORS = {
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
         | {"manifest", "batches", "command_flags", "modes", "state_table", "loop_queue", "durable"},
-        {"sharding", "batch_size", "schedules", "compiled", "parameters", "points", "state_form"},
-        {"device", "ranks", "parts", "gradients", "snapshot", "metrics_file", "writer"}
+        {"sharding", "batch_size", "schedules", "compiled", "parameters", "points", "state_form"}
+        | {"parts", "memory", "buffers"},
+        {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer"}
         | {"plugin_doctor", "new_plugin"},
         {"final", "state_file", "run_record", "decision", "losses", "shares", "console", "replicas"}
         | {"plugin_report", "finite"},
         {"rundir"},
-        {"keeper", "unkept", "loader_check", "snapshot_report", "facts"},
+        {"keeper", "unkept", "loader_check", "snapshot_report", "facts", "step"},
         {"loaders"},
         {"host", "checkpoint", "validation", "snapshot_command"},
         {"place", "agreement"},

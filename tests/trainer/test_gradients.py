@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.gradients import Gradients, drop_gradients
+from trainer import ConfigError
+from trainer.gradients import Gradients
 
 
 @pytest.fixture(autouse=True)
@@ -264,12 +265,9 @@ def test_nothing_is_read_from_the_device() -> None:
     assert "_foreach_norm" in calls.counts
 
 
-def test_norms_are_computed_once_per_update() -> None:
+def test_clipping_reads_the_gradients_once() -> None:
     gradients = Gradients(make_model(a=torch.randn(9), b=torch.randn(9)))
     with Calls() as calls:
-        gradients.total_norm()
-        gradients.stats()
-        gradients.stats({"b": ["b"]})
         gradients.clip(1.0)
     assert calls.counts["_foreach_norm"] == 1
     assert calls.counts["_foreach_mul_"] == 1
@@ -281,19 +279,12 @@ def test_a_gradient_that_somebody_changed_is_measured_again() -> None:
     assert gradients.total_norm().item() == 2
     model.a.grad.mul_(3)
     assert gradients.total_norm().item() == 6
+    model.a.grad.data.mul_(2)  # which raises no version counter
+    assert gradients.total_norm().item() == 12
+    model.a.grad.numpy()[:] = 1
+    assert gradients.stats().total_norm.item() == 2
     model.a.grad = torch.zeros(4)
     assert gradients.total_norm().item() == 0
-
-
-def test_the_known_norm_is_that_before_clipping_until_it_is_cleared() -> None:
-    gradients = Gradients(make_model(a=torch.ones(4)))
-    assert gradients.known_norm is None
-    gradients.stats()
-    gradients.clip(1.0)
-    assert gradients.known_norm is not None
-    assert gradients.known_norm.item() == 2
-    gradients.clear()
-    assert gradients.known_norm is None
 
 
 def test_a_group_of_an_unknown_parameter_is_refused_with_names_that_exist() -> None:
@@ -307,16 +298,18 @@ def test_a_norm_of_no_order_is_refused(norm_type: float) -> None:
         Gradients(make_model(a=torch.ones(1))).stats(norm_type=norm_type)
 
 
-def test_dropped_gradients_are_none_also_in_groups_that_came_later() -> None:
-    model, late = nn.Linear(2, 2), nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    optimizer.add_param_group({"params": list(late.parameters())})
-    late(model(torch.ones(1, 2))).sum().backward()
-    drop_gradients(optimizer)
-    assert all(p.grad is None for p in [*model.parameters(), *late.parameters()])
+def test_gradients_are_dropped_whether_or_not_the_optimizer_has_them() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.AdamW(model[0].parameters())
+    gradients = Gradients(model, optimizer)
+    optimizer.add_param_group({"params": [*model[1].parameters()]})
+    for drop in (gradients.start, gradients.drop, gradients.finish):
+        model(torch.ones(1, 2)).sum().backward()
+        drop()
+        assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_an_optimizer_with_a_zero_grad_of_its_own_has_it_called() -> None:
+def test_an_optimizer_with_a_zero_grad_of_its_own_has_it_called_once_an_update() -> None:
     calls = []
 
     class Own(torch.optim.SGD):
@@ -325,9 +318,85 @@ def test_an_optimizer_with_a_zero_grad_of_its_own_has_it_called() -> None:
             super().zero_grad(set_to_none)
 
     model = nn.Linear(2, 2)
-    optimizer = Own(model.parameters(), lr=0.1)
-    drop_gradients(optimizer)
+    own = Gradients(model, Own(model.parameters(), lr=0.1))
+    own.drop()
+    own.finish()
     plain = torch.optim.SGD(model.parameters(), lr=0.1)
     plain.zero_grad = lambda set_to_none=True: calls.append("patched")  # type: ignore[assignment]
-    drop_gradients(plain)
+    Gradients(model, plain).finish()
     assert calls == [True, "patched"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [5, 300_000])  # few: in one call; more: by their norm
+def test_a_gradient_that_is_not_finite_is_found_and_named(
+    bad: float, dtype: torch.dtype, size: int
+) -> None:
+    model = make_model(a=torch.ones(3), b=torch.ones(size, dtype=dtype), c=None)
+    gradients = Gradients(model)
+    assert math.isfinite(gradients.check())
+    assert gradients.find_bad() is None
+    model.b.grad[-1] = bad
+    assert not math.isfinite(gradients.check())
+    assert gradients.find_bad() == "b"
+    model.b.grad[-1] = 1
+    assert math.isfinite(gradients.check())
+
+
+def test_the_check_changes_no_bit_of_a_gradient() -> None:
+    known = torch.tensor([1e-45, -0.0, 3e-42, 3.4e38, -1.7])
+    model = make_model(a=known.clone(), b=torch.zeros(0, 3))
+    Gradients(model).check()
+    assert torch.equal(model.a.grad.view(torch.int32), known.view(torch.int32))
+
+
+def test_sparse_and_complex_gradients_are_checked() -> None:
+    model = nn.Embedding(10, 3, sparse=True)
+    model(torch.tensor([1, 1, 4])).pow(2).sum().backward()
+    for module in (model, make_model(a=torch.ones(3, dtype=torch.complex64))):
+        gradients = Gradients(module)
+        assert math.isfinite(gradients.check())
+        gradients.multiply(math.nan)
+        assert not math.isfinite(gradients.check())
+    assert gradients.find_bad() == "a"
+
+
+def test_an_optimizer_that_gets_a_parameter_of_somebody_else_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradients = Gradients(model, optimizer)
+    gradients.follow()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    with pytest.raises(ConfigError, match=r"1 of 3 parameters .*parameter 0 of group 1.*\(3,\)"):
+        gradients.follow()
+
+
+def test_parameters_that_come_to_the_model_and_the_optimizer_are_clipped_and_dropped() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradients = Gradients(model, optimizer)
+    model.append(nn.Linear(2, 1))
+    optimizer.add_param_group({"params": [*model[1].parameters()]})
+    model(torch.ones(1, 2)).sum().backward()
+    gradients.follow()
+    assert gradients.names[-1] == "1.bias"
+    expected = nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert gradients.total_norm() == expected
+    gradients.finish()
+    assert model[1].bias.grad is None
+
+
+def test_what_several_processes_average_cannot_change() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[0].bias.requires_grad_(False)
+    gradients = Gradients(model, optimizer, fixed=True)
+    gradients.follow()
+    model[0].bias.requires_grad_()
+    with pytest.raises(ConfigError, match=r"0\.bias is trained and was frozen when the Trainer"):
+        gradients.follow()
+    model[0].bias.requires_grad_(False)
+    model[1].bias.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"1\.bias is frozen and was trained when the Trainer"):
+        gradients.follow()

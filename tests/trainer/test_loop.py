@@ -310,7 +310,7 @@ def test_parts_of_the_wrong_kind_are_refused_naming_them():
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
     for arguments, options, said in (
         ((optimizer, model), {}, "model must be a Module, got a SGD"),
-        ((model, None), {}, "optimizer must be a Optimizer, got a NoneType"),
+        ((model, None), {}, "optimizer must be an Optimizer, got a NoneType"),
         ((model, optimizer), {"config": {"epochs": 1}}, "config must be a TrainerConfig"),
         ((nn.Linear(4, 1), optimizer), {}, "none of the parameters of SGD belongs to the model"),
         ((model, optimizer), {"scheduler": plateau}, "ReduceLROnPlateau waits for a metric"),

@@ -76,6 +76,10 @@ class Checkpoint:
         self._loader = loader
         self._unkept = Unkept(model, loader.given)
         self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the snapshot that was loaded."""
         self._rng: dict[str, Any] | None = None
         self._loader_state: dict[str, Any] | None = None
         self._in_place = True

@@ -82,9 +82,9 @@ class TrainerConfig:
         snapshot_epochs: take a snapshot after each epoch
         snapshot_sync: write snapshots in the training thread instead of the background
         keep_snapshots: how many of the newest snapshots are kept
-        on_nonfinite: a NaN or infinite loss or gradient norm stops the run, or the update is
-            skipped (10 in a row stop it)
-        check_gradients: compute the gradient norm every update to check it, even without clipping
+        on_nonfinite: a NaN or infinite loss or gradient stops the run, or the update is skipped
+            and its buffers are put back (10 in a row stop it)
+        check_gradients: look for NaN and infinities in the gradients before each update
     """
 
     epochs: int = 10
@@ -106,7 +106,7 @@ class TrainerConfig:
     snapshot_sync: bool = False
     keep_snapshots: int = 3
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    check_gradients: bool = False
+    check_gradients: bool = True
 
     def __new__(cls, *_: Any, **options: Any) -> TrainerConfig:
         """Answers options that have become plugins with the new code, and unknown ones with the

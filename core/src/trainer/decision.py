@@ -56,6 +56,8 @@ class Decider:
         of them wants. Of several ends it is the gravest, of the lowest rank. Callbacks that one of
         them has switched off are off in all.
         """
+        if self._ranks.is_alone:
+            return stop, snapshot_due or stop is not None
         news = stop is not None or self._has_switched_off
         wanted = self._ranks.highest(2 if news else int(snapshot_due), "decision")
         if wanted < 2:

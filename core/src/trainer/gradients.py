@@ -1,68 +1,146 @@
-"""The gradients of one update: their global norm, clipping by it, and statistics of groups of them.
+"""The gradients of one update: their global norm, clipping by it, a check for NaN and infinities,
+and statistics of groups of them.
 
-Each number is computed once per update and shared by whoever asks; nothing here copies from a
-device to the host. Of sharded parameters each process has a part; norms and statistics are those of
-the whole, so that all processes have to ask for them. The room knows parameters and their
-gradients; it knows no loop, no optimizer and no callback.
+There is one list of what is trained: the parameters of the model. Gradients of all of them are
+measured, clipped, checked and dropped; the optimizer may have fewer, and has no others. Nothing is
+remembered of gradients from one call to the next, for whoever holds one may change it unseen.
+
+Nothing here copies from a device to the host. Of sharded parameters each process has a part; norms
+and statistics are those of the whole, so that all processes have to ask for them. The room knows
+parameters and their gradients; it knows no loop and no callback.
 
 Letters: R groups.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from trainer_callback import GradientStats
 
+from .config import ConfigError
+from .parts import check_optimized
 from .reductions import COLUMNS, Blocks, combine, reduce
-from .sharding import local_part, shard_group
+from .sharding import is_sharded, local_part, shard_group
 
-__all__ = ["Gradients", "drop_gradients"]
+__all__ = ["Gradients"]
+
+_FEW: Final = 1 << 16
+"""Elements: so many gradients on a CPU are checked in one call, which costs 3 µs and writes each of
+them back; more are read once, by their norm."""
+
+_CHECKED: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Gradients:
     """The gradients of a model: tied weights count once, a missing gradient is not zero.
 
     Args:
-        model: the module that is trained. Its parameters are looked up once, here.
+        model: the module that is trained.
+        optimizer: its optimizer, which may have fewer parameters than the model. None: nobody's.
+        fixed: which parameters require a gradient cannot change from here on, for several processes
+            have agreed on those whose gradients they average.
+
+    Attributes:
+        outside: the parameters that are not in the optimizer.
+
+    Raises:
+        ConfigError: the optimizer has a parameter that the model has not.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        first_name = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._canonical: dict[str, str] = {
-            name: first_name[id(parameter)]
-            for name, parameter in model.named_parameters(remove_duplicate=False)
-        }
-        groups = {name: shard_group(parameter) for name, parameter in self._parameters.items()}
-        self._place = {name: place for place, name in enumerate(self._parameters)}
-        self._shard_groups = {name: group for name, group in groups.items() if group is not None}
-        self._seen: list[tuple[Tensor, int]] = []
-        self._blocks: Blocks | None = None
-        self._known_norm: Tensor | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        fixed: bool = False,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._agreed: dict[str, bool] | None = None
+        self._found, self._one = torch.zeros(()), torch.ones(())
+        self._are_few = True
+        self._look_up()
+        if fixed:
+            self._agreed = {name: p.requires_grad for name, p in self._parameters.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every parameter's name, tied ones once, in the order of `named_parameters`."""
         return tuple(self._parameters)
 
-    @property
-    def known_norm(self) -> Tensor | None:
-        """The total norm of this update before clipping, or None where nobody asked for it."""
-        return self._known_norm
+    def start(self) -> None:
+        """Looks the parameters up and drops what gradients there are: they belong to no update."""
+        self._look_up()
+        self.drop()
 
-    def clear(self) -> None:
-        """Forgets what was computed for this update, and the gradients with it."""
-        self._seen, self._blocks, self._known_norm = [], None, None
+    def follow(self) -> None:
+        """Looks the parameters up again if others have come to the optimizer, or have left it.
+
+        Raises:
+            ConfigError: it has one now that the model has not, or one whose gradient no other
+                process knows of.
+        """
+        if self._read_optimizer() != self._optimized:
+            self._look_up()
+        if self._agreed is not None:
+            self._check_agreed(self._agreed)
+
+    def drop(self) -> None:
+        """Sets all gradients to None.
+
+        As `Optimizer.zero_grad` does, but without the record for the profiler that it opens each
+        time: 15 µs.
+        """
+        for parameter in self._list:
+            parameter.grad = None
+
+    def finish(self) -> None:
+        """Drops the gradients of an update; an optimizer with a `zero_grad` of its own has that
+        called.
+        """
+        if self._zero_grad is not None:
+            self._zero_grad(set_to_none=True)
+        self.drop()
+
+    def check(self, verdict: Tensor | float | None = None) -> Tensor | float:
+        """Returns a number that is finite where `verdict` and every gradient are: 0-dim, on their
+        device. Of sharded ones it tells of this process's parts.
+        """
+        gradients = [p.grad for p in self._list if p.grad is not None]
+        if self._are_few and gradients:
+            try:
+                torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+            except NotImplementedError:  # a sparse gradient
+                self._are_few = False
+                return self.check(verdict)
+            found: Tensor | float = 0.0
+            if self._found.item():
+                found = math.nan
+                self._found.zero_()
+        else:
+            found = self._cut().own_norm()
+        return found if verdict is None else found + verdict
+
+    def find_bad(self) -> str | None:
+        """Returns the name of the first parameter whose gradient is not finite, or None where this
+        process has none. Reads from the device.
+        """
+        blocks = self._cut()
+        for name, block in zip(blocks.names, blocks.tensors, strict=True):
+            if not bool(block.isfinite().all()):
+                return name
+        return None
 
     def total_norm(self) -> Tensor:
         """Returns the 2-norm over all gradients, 0-dim, float32 (float64 where one of them is)."""
-        self._known_norm = self._look().total_norm()
-        return self._known_norm
+        return self._cut().total_norm()
 
     def clip(self, max_norm: float) -> tuple[Tensor, Tensor]:
         """Scales all gradients in place so that their total norm is at most `max_norm`.
@@ -93,7 +171,6 @@ class Gradients:
             torch._foreach_mul_(
                 gradients, factor.to(device) if isinstance(factor, Tensor) else factor
             )
-        self._blocks = None
 
     def stats(
         self, groups: Mapping[str, Sequence[str]] | None = None, norm_type: float = 2.0
@@ -115,7 +192,7 @@ class Gradients:
         """
         if not norm_type > 0:
             raise ValueError(f"norm_type must be above 0, or inf, got {norm_type}.")
-        blocks = self._look()
+        blocks = self._cut()
         members = self._members(groups, dict.fromkeys(blocks.names))
         wanted = {name for names in members.values() for name in names}
         chosen = {block for block, name in enumerate(blocks.names) if name in wanted}
@@ -130,36 +207,66 @@ class Gradients:
             for place in places[name]
         ]
         block, row = torch.tensor(pairs, dtype=torch.int64, device=table.device).reshape(-1, 2).T
-        self._known_norm = blocks.total_norm()
         return GradientStats(
             rows=tuple(members),
             columns=COLUMNS,
             values=combine(table[block], row, len(members), norm_type).to(blocks.dtype),
-            total_norm=self._known_norm.to(blocks.dtype),
+            total_norm=blocks.total_norm().to(blocks.dtype),
             disconnected=tuple(
                 name for name, p in self._parameters.items() if p.requires_grad and p.grad is None
             ),
         )
 
-    def _look(self) -> Blocks:
-        """Returns this update's blocks: new ones only if a gradient changed since."""
-        names, seen = [], []
-        for name, parameter in self._parameters.items():
-            gradient = parameter.grad
-            if gradient is not None:
-                names.append(name)
-                version = gradient._version
-                if self._shard_groups:  # what is done to the part does not show in the whole
-                    version += local_part(gradient)._version
-                seen.append((gradient, version))
-        if self._blocks is None or not _same(self._seen, seen):
-            home = next(iter(self._parameters.values())).device
-            gradients = [gradient for gradient, _ in seen]
-            if self._shard_groups:
-                gradients = [local_part(gradient) for gradient in gradients]
-            self._blocks = Blocks(zip(names, gradients, strict=True), home, self._shard_groups)
-            self._seen = seen
-        return self._blocks
+    def _cut(self) -> Blocks:
+        """Returns the gradients as they are now, as blocks."""
+        present = [(name, p.grad) for name, p in self._parameters.items() if p.grad is not None]
+        if self._shard_groups:
+            present = [(name, local_part(gradient)) for name, gradient in present]
+        home = self._list[0].device if self._list else torch.device("cpu")
+        return Blocks(present, home, self._shard_groups)
+
+    def _look_up(self) -> None:
+        """Lists the parameters of the model, and compares the optimizer with it."""
+        self._parameters: dict[str, nn.Parameter] = dict(self._model.named_parameters())
+        self._list = list(self._parameters.values())
+        first_name = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._canonical: dict[str, str] = {
+            name: first_name[id(parameter)]
+            for name, parameter in self._model.named_parameters(remove_duplicate=False)
+        }
+        groups = {name: shard_group(parameter) for name, parameter in self._parameters.items()}
+        self._place = {name: place for place, name in enumerate(self._parameters)}
+        self._shard_groups = {name: group for name, group in groups.items() if group is not None}
+        self._are_few = sum(p.numel() for p in self._list) <= _FEW and all(
+            p.is_cpu and p.dtype in _CHECKED and not is_sharded(p) for p in self._list
+        )
+        self._zero_grad = None
+        if self._optimizer is not None:
+            check_optimized(self._model, self._optimizer)
+            own = self._optimizer.zero_grad
+            if getattr(own, "__func__", None) is not torch.optim.Optimizer.zero_grad:
+                self._zero_grad = own
+        self._optimized = self._read_optimizer()
+        known = {*self._optimized}
+        self.outside: list[nn.Parameter] = [p for p in self._list if id(p) not in known]
+
+    def _read_optimizer(self) -> list[int]:
+        """Returns the parameters of the optimizer by identity: those of the model, which live."""
+        if self._optimizer is None:
+            return []
+        return [id(p) for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _check_agreed(self, agreed: Mapping[str, bool]) -> None:
+        """Refuses what would be averaged over processes in part, or not at all."""
+        now = {name: p.requires_grad for name, p in self._parameters.items()}
+        if now == agreed:
+            return
+        name = next(name for name in {**now, **agreed} if now.get(name) != agreed.get(name))
+        raise ConfigError(
+            f"{name} is {_describe(now.get(name))} and was {_describe(agreed.get(name))} when the "
+            "Trainer was built: several processes average the gradients that they agreed on then. "
+            "Freeze, unfreeze and add parameters before Trainer(...), or train in one process."
+        )
 
     def _members(
         self, groups: Mapping[str, Sequence[str]] | None, present: Mapping[str, object]
@@ -185,21 +292,7 @@ class Gradients:
         return {group: members[group] for group in order}
 
 
-def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Sets the gradients of the optimizer's parameters to None.
-
-    As `zero_grad` does, but without the record for the profiler that it opens each time: 15 µs. An
-    optimizer with a `zero_grad` of its own has that called.
-    """
-    if getattr(optimizer.zero_grad, "__func__", None) is not torch.optim.Optimizer.zero_grad:
-        optimizer.zero_grad(set_to_none=True)
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
-def _same(old: Sequence[tuple[Tensor, int]], new: Sequence[tuple[Tensor, int]]) -> bool:
-    return len(old) == len(new) and all(
-        a[0] is b[0] and a[1] == b[1] for a, b in zip(old, new, strict=True)
-    )
+def _describe(requires_grad: bool | None) -> str:
+    if requires_grad is None:
+        return "not in the model"
+    return "trained" if requires_grad else "frozen"

@@ -22,11 +22,11 @@ from .gradients import Gradients
 from .keeper import SnapshotKeeper
 from .loop_queue import LoopQueue
 from .metrics_file import to_floats
+from .parts import move_state
 from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
 from .replicas import check_replicas
-from .schedules import step_schedule
 from .sharding import gather_weights, scatter_state, whole_tensors
 
 __all__ = ["Host"]
@@ -54,6 +54,7 @@ class Host:
         )
         self.model: nn.Module = model.to(self.device)
         self.optimizer = optimizer
+        move_state(optimizer)
         self.scheduler = scheduler
         self.callbacks = callbacks
         self.output_dir: Path | None = place
@@ -62,7 +63,7 @@ class Host:
         self.last_update_of_epoch: bool = False
         self.keeper: SnapshotKeeper = SnapshotKeeper(self.config)
         self.queue: LoopQueue = LoopQueue()
-        self._gradients = Gradients(model)
+        self._gradients = Gradients(model, optimizer, fixed=not self.ranks.is_alone)
         self._precision = Precision(precision, self.device)
         self._update_step = 0
         self._snapshot_requested = False
@@ -162,9 +163,6 @@ class Host:
 
     def _request_snapshot(self) -> None:
         self._snapshot_requested = True
-
-    def _step_schedule(self) -> None:
-        step_schedule(self.scheduler)
 
     def check_replicas(self) -> None:
         """Raises a `ReplicaError`, in all processes, where they have come to train other models."""

@@ -12,12 +12,12 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer_callback import TrainerCallback
+from trainer_callback import TrainerCallback, UsageError
 from trainer_callback.manager import CallbackManager
 from trainer_callback.plugins import find_live
 
@@ -27,24 +27,24 @@ from .checkpoint import Checkpoint
 from .compiled import plain_model
 from .config import TrainerConfig
 from .decision import Decider
-from .gradients import drop_gradients
 from .host import Host
 from .loaders import EpochLoader
-from .losses import LossMeter, NonFiniteError, default_loss
+from .losses import LossMeter, check_loss, default_loss
+from .memory import explain_memory
 from .metrics_file import core_callbacks
 from .modes import Modes
 from .parts import check_parts
+from .progress import Progress
 from .result import Stop, TrainResult
 from .run import Resume, Run
 from .sharding import fsdp_modules, reshard
 from .signals import SignalFlags
+from .step import Stepper
 from .validation import mean_loss, without_trace
 
 __all__ = ["Trainer"]
 
 logger: logging.Logger = logging.getLogger("trainer")
-
-_MOST_SKIPPED: Final = 10
 
 
 class Trainer(Host):
@@ -69,7 +69,7 @@ class Trainer(Host):
 
         Args:
             model: moved to the device here.
-            optimizer: over the parameters of `model`.
+            optimizer: over parameters of `model`; what it remembers follows them to the device.
             train_loader: an iterable of batches (tensors, tuples or dicts) that can be started
                 again each epoch.
             val_loader: the same for validation, or None for none.
@@ -87,7 +87,7 @@ class Trainer(Host):
             PluginError: a callback that cannot be used.
         """
         config = config if config is not None else TrainerConfig()
-        check_parts(model, optimizer, scheduler, config)
+        check_parts(model, optimizer, scheduler, config, loss_fn)
         given, model = model, plain_model(model)
         live = find_live() if discover else []
         manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
@@ -104,6 +104,15 @@ class Trainer(Host):
         self._loss_of = self._precision.wrap(partial(loss_fn, trained))
         self._val_loss_of = self._precision.wrap(partial(loss_fn, evaluated))
         self._losses = LossMeter(ranks)
+        self._stepper = Stepper(
+            model,
+            optimizer,
+            scheduler,
+            config,
+            precision=self._precision,
+            losses=self._losses,
+            gradients=self._gradients,
+        )
         self._checkpoint = Checkpoint(
             model=model,
             optimizer=optimizer,
@@ -115,14 +124,10 @@ class Trainer(Host):
             ranks=ranks,
         )
         self._run = Run(self, self._checkpoint, artifacts or {})
-        self._hook: TrainerCallback = manager.table.plain
-        self._ask = manager.table.ask_stop
         self._moves_batches = self.device.type != "cpu"
         self._shards = [*fsdp_modules(model)]
-        self._window = 0
-        self._total_norm: Tensor | None = None
-        self._stop: Stop | None = None
         self._modes = Modes(model)
+        self._is_training = False
 
     def train(self, resume: Resume = False) -> TrainResult:
         """Trains until the epochs, the steps or the time are used up, or somebody asks for the end.
@@ -136,38 +141,58 @@ class Trainer(Host):
             CallbackError: a callback failed; it names plugin, distribution, version and hook.
             KeyboardInterrupt: after Ctrl-C, when the step is finished and the snapshot is durable.
         """
-        self._modes.leave_evaluation()
-        with self._run.open(resume), SignalFlags() as signals:
-            self._decider = Decider(self.config, self.callbacks, signals, self.ranks)
-            self._window, self._stop = 0, None
-            resumed = self._run.restore(resume)
-            self._update_step = self.step
-            error: BaseException | None = None
-            try:
-                self._hook.on_train_start(trainer=self, resumed=resumed)
-                self.queue.open()
-                if resumed:
-                    self._checkpoint.restore_rng()
-                stop = self._decide() if resumed else self._decider.read_signals()
-                self._stop, _ = self._decider.agree(stop, snapshot_due=False)
-                if self._stop is not None:
-                    self._run.keep(self.progress)
-                    if self.progress.is_mid_epoch and not self._decider.is_signalled():
-                        self._train_epoch(resumed)  # which was cut here: its end comes again
-                while self._stop is None and self._start_epoch():
-                    self._train_epoch(resumed)
-                    resumed = False
-            except BaseException as caught:  # Ctrl-C and SystemExit end a run like anything else
-                error = caught
-            try:
-                return self._run.end(self._stop, error)
-            finally:
-                del error  # it holds this frame, and so the loader's workers
+        if self._is_training:
+            raise UsageError("this Trainer is training already: train() was called inside train().")
+        self._is_training = True
+        try:
+            with self._run.open(resume), SignalFlags() as signals:
+                resumed = self._begin(resume, signals)
+                error: BaseException | None = None
+                try:
+                    self._train_epochs(resumed)
+                except BaseException as caught:  # Ctrl-C and SystemExit end a run like any other
+                    error = explain_memory(caught, self.epoch, self.step)
+                try:
+                    return self._run.end(self._stop, error)
+                finally:
+                    del error  # it holds this frame, and so the loader's workers
+        finally:
+            self._is_training = self._snapshot_requested = False
 
-    def _start_epoch(self) -> bool:
-        """Moves behind an epoch that is done; returns whether there is another one to train."""
-        self.progress.start_next_epoch()
-        return self.epoch < self.config.epochs
+    def _begin(self, resume: Resume, signals: SignalFlags) -> bool:
+        """Puts whatever changes in a run where a new trainer has it, and then, at a resume, where
+        the snapshot has it. Returns whether there was one.
+        """
+        self._modes.leave_evaluation()
+        self._decider = Decider(self.config, self.callbacks, signals, self.ranks)
+        self._hook: TrainerCallback = self.callbacks.table.plain
+        self._ask = self.callbacks.table.ask_stop
+        self._window = 0
+        self._total_norm: Tensor | None = None
+        self._stop: Stop | None = None
+        self.last_update_of_epoch = False
+        self.progress = Progress()
+        for part in (self._losses, self._precision, self._checkpoint):
+            part.reset()
+        resumed = self._run.restore(resume)
+        self._update_step = self.step
+        self._gradients.start()
+        return resumed
+
+    def _train_epochs(self, resumed: bool) -> None:
+        self._hook.on_train_start(trainer=self, resumed=resumed)
+        self.queue.open()
+        if resumed:
+            self._checkpoint.restore_rng()
+        stop = self._decide() if resumed else self._decider.read_signals()
+        self._stop, _ = self._decider.agree(stop, snapshot_due=False)
+        if self._stop is not None:
+            self._run.keep(self.progress)
+            if self.progress.is_mid_epoch and not self._decider.is_signalled():
+                self._train_epoch(resumed)  # which was cut here: its end comes again
+        while self._stop is None and self.progress.start_epoch() < self.config.epochs:
+            self._train_epoch(resumed)
+            resumed = False
 
     def _train_epoch(self, resumed: bool) -> None:
         progress = self.progress
@@ -175,6 +200,7 @@ class Trainer(Host):
         if progress.batch_in_epoch == 0:
             self._losses.start_epoch()
         self._hook.on_epoch_start(trainer=self, epoch=progress.epoch)
+        self._gradients.start()
         if resumed and progress.batch_in_epoch:
             self._checkpoint.restore_rng()
         if progress.validation_pending:
@@ -200,12 +226,16 @@ class Trainer(Host):
         if self._window == 0:
             self._hook, self._ask = self.callbacks.start_update()
             self._update_step = self.progress.step + 1
+            if self.callbacks.plugins:  # which may have left gradients since the last update
+                self._gradients.drop()
+            self._stepper.start()
         hook, used, batch_idx = self._hook, self.callbacks.table.used, self.progress.batch_in_epoch
         hook.on_batch_start(trainer=self, batch_idx=batch_idx, batch=batch)
         is_last = self._window + 1 == steps or self.last_update_of_epoch
         self.ranks.start_forward(last=is_last)
         reshard(self._shards)
         loss = self._loss_of(batch)
+        check_loss(loss)
         if "on_forward_end" in used:
             hook.on_forward_end(trainer=self, loss=loss.detach().clone())
         self._losses.add(loss)
@@ -219,63 +249,32 @@ class Trainer(Host):
             hook.on_batch_end(trainer=self, batch_idx=batch_idx, loss=own)
 
     def _update(self) -> None:
-        hook, config, progress = self._hook, self.config, self.progress
-        self._precision.unscale(self.optimizer)
-        steps = config.gradient_accumulation_steps
-        if self._window != steps:  # the last window of an epoch may be short
-            self._gradients.multiply(steps / self._window)
+        hook, config, progress, gradients = self._hook, self.config, self.progress, self._gradients
+        self._precision.unscale(self.optimizer, gradients.outside)
+        if self._window != config.gradient_accumulation_steps:  # the last window may be short
+            gradients.multiply(config.gradient_accumulation_steps / self._window)
         hook.on_backward_end(trainer=self)
+        gradients.follow()
         if config.max_grad_norm is not None:
-            self._total_norm, clipped = self._gradients.clip(config.max_grad_norm)
-            total_norm = self._total_norm.clone()
-            hook.on_gradients_clipped(trainer=self, total_norm=total_norm, clipped=clipped)
-        elif config.check_gradients:
-            self._total_norm = self._gradients.total_norm()
-        else:
-            self._total_norm = self._gradients.known_norm  # if a callback asked for it
-        scaled = self._precision.scaler is not None  # whose own search for a scale meets inf
-        if self._losses.fetch(None if scaled else self._total_norm):
-            skipped = self._precision.step(self.optimizer)
-            progress.skipped_in_a_row = 0
-        else:
-            skipped = True
-            self._skip_update()
-        if self.scheduler is not None and not skipped:
-            self._step_schedule()
+            self._total_norm, clipped = gradients.clip(config.max_grad_norm)
+            own = self._total_norm.clone()
+            hook.on_gradients_clipped(trainer=self, total_norm=own, clipped=clipped)
+        verdict: Tensor | float | None = self._total_norm
+        trusted = verdict is not None and "on_gradients_clipped" not in self.callbacks.table.used
+        if config.check_gradients and not trusted:
+            verdict = gradients.check(verdict)
+        skipped = self._stepper.step(progress, verdict)
         progress.step += 1
         hook.on_step_end(trainer=self, skipped=skipped)
-        drop_gradients(self.optimizer)
-        self._gradients.clear()
+        gradients.finish()
         self._window = 0
-
-    def _skip_update(self) -> None:
-        """Deals with a loss or norm that is NaN or infinite, before it can reach the weights."""
-        progress = self.progress
-        where = f"epoch {progress.epoch}, update {progress.step + 1}"
-        progress.skipped_in_a_row += 1
-        if self.config.on_nonfinite == "stop":
-            raise NonFiniteError(
-                f"the training loss or the gradient norm is not finite at {where}. The weights are "
-                "those before it. Lower the learning rate, clip with max_grad_norm, or use "
-                "on_nonfinite='skip'."
-            )
-        if progress.skipped_in_a_row >= _MOST_SKIPPED:
-            raise NonFiniteError(
-                f"{_MOST_SKIPPED} updates in a row had a loss or gradient norm that is not finite, "
-                f"the last at {where}."
-            )
-        logger.warning("skipped %s: the loss or the gradient norm is not finite.", where)
-        self._precision.skip()
 
     def _log_update(self) -> None:
         if self.progress.step % self.config.log_interval == 0:
-            metrics = {"learning_rate": float(self.optimizer.param_groups[0]["lr"])}
-            loss = self._losses.take_interval()
-            if loss is not None:
-                metrics["loss"] = loss
-            if self._total_norm is not None:
-                metrics["grad_norm"] = float(self._total_norm)
-            self.log(metrics)
+            norm = None if self._total_norm is None else float(self._total_norm)
+            metrics = {"learning_rate": self._stepper.rate, "loss": self._losses.take_interval()}
+            metrics["grad_norm"] = norm
+            self.log({name: value for name, value in metrics.items() if value is not None})
         every = self.config.eval_interval
         if every is not None and self._val is not None and not self.last_update_of_epoch:
             self.progress.validation_pending = self.step % every == 0

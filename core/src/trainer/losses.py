@@ -4,23 +4,41 @@ number.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from trainer_callback import RunError
+from trainer_callback import RunError, UsageError, option_text
 
+from .parts import with_article
 from .ranks import ALONE, Ranks
 
-__all__ = ["LossMeter", "NonFiniteError", "default_loss"]
+__all__ = ["LossError", "LossMeter", "NonFiniteError", "check_loss", "default_loss"]
+
+_OWN: Final = (
+    "Pass loss_fn=lambda model, batch: ... to Trainer, such as "
+    "torch.nn.functional.mse_loss(model(batch[0]), batch[1])."
+)
 
 
 class NonFiniteError(RunError):
-    """The training loss or the gradient norm is NaN or infinite."""
+    """The training loss or a gradient is NaN or infinite."""
+
+    def __init__(self, what: str) -> None:
+        """Adds the remedies to `what`, a sentence."""
+        super().__init__(
+            f"{what} Lower the learning rate, clip with {option_text('max_grad_norm')}, or use "
+            f"{option_text('on_nonfinite', 'skip')} where it happens now and then."
+        )
+
+
+class LossError(UsageError, TypeError):
+    """What should be the loss of a batch is none."""
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -30,22 +48,77 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
 
     Raises:
-        TypeError: the model returned something else.
+        LossError: the model does not take such a batch, or returned something else.
     """
+    arguments: list[Any] = []
+    named: dict[str, Any] = {}
     if isinstance(batch, Mapping):
-        output = model(**batch)
+        named = dict(batch)
     elif isinstance(batch, (tuple, list)):
-        output = model(*batch)
+        arguments = [*batch]
     else:
-        output = model(batch)
+        arguments = [batch]
+    try:
+        output = model(*arguments, **named)
+    except TypeError as error:
+        _check_arguments(model, arguments, named, error)
+        raise
     loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
     if not isinstance(loss, Tensor) or loss.ndim:
         shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
-        raise TypeError(
-            f"the model returned a {type(output).__name__}{shape}, which is no loss. "
+        raise LossError(
+            f"the model returned {with_article(type(output))}{shape}, which is no loss. "
             "Return a 0-dim tensor or an object with .loss, or pass loss_fn=... to Trainer."
         )
     return loss
+
+
+def check_loss(loss: object) -> None:
+    """Says what is wrong with something that cannot be trained on.
+
+    Raises:
+        LossError: it is no 0-dim real tensor, or depends on no parameter.
+    """
+    if (
+        isinstance(loss, Tensor)
+        and not loss.ndim
+        and loss.requires_grad
+        and loss.is_floating_point()
+    ):
+        return
+    if not isinstance(loss, Tensor):
+        raise LossError(
+            f"loss_fn returned {with_article(type(loss))}, and the loss of a batch is a 0-dim "
+            f"tensor. Return that alone: log other numbers by trainer.log. {_OWN}"
+        )
+    if loss.ndim:
+        raise LossError(
+            f"loss_fn returned a tensor of shape {tuple(loss.shape)}, and the loss of a batch is a "
+            "0-dim tensor. Return its .mean(), or .squeeze() where it has one element."
+        )
+    if loss.is_complex():
+        raise LossError(f"loss_fn returned a loss of {loss.dtype}, and a loss is a real number.")
+    if not loss.requires_grad:
+        raise LossError(
+            "loss_fn returned a loss that depends on no parameter that requires a gradient. Return "
+            "it without detach(), item(), torch.no_grad() or numpy on the way from the model."
+        )
+
+
+def _check_arguments(
+    model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any], error: TypeError
+) -> None:
+    """Raises a LossError if it was the batch that did not fit the model's `forward`."""
+    for wrapper in ("_orig_mod", "module"):  # of a compiled one, and a parallel one inside
+        model = getattr(model, wrapper, model)
+    try:
+        inspect.signature(model.forward).bind(*arguments, **named)
+    except TypeError as reason:
+        what = f"keys {', '.join(map(str, named))}" if named else f"{len(arguments)} items"
+        raise LossError(
+            f"without loss_fn a batch is the arguments of the model, and {type(model).__name__} "
+            f"does not take a batch of {what} ({reason}). {_OWN}"
+        ) from error
 
 
 @dataclass
@@ -59,12 +132,21 @@ class _Sums:
 class LossMeter:
     """Means of the training loss over the epoch and over the log interval, summed in float64, over
     all processes.
+
+    Attributes:
+        total: sum of the losses that were read last.
+        verdict: what was read with them.
     """
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything, also the losses of an update that has failed."""
         self._sums = _Sums()
         self._pending: list[Tensor] = []
+        self.total = self.verdict = 0.0
 
     def add(self, loss: Tensor) -> None:
         """Takes a 0-dim loss; nothing is copied from its device yet. Its graph is held until
@@ -72,26 +154,29 @@ class LossMeter:
         """
         self._pending.append(loss)
 
-    def fetch(self, norm: Tensor | None = None) -> bool:
-        """Reads the losses added since the last call, in one copy. Returns whether all of them, and
-        `norm`, are finite; if not, they are left out.
+    def fetch(self, verdict: Tensor | float | None = None, *, overflows: bool = False) -> bool:
+        """Reads the losses added since the last call, and `verdict` on their gradients, in one
+        copy. Returns whether both are finite in all processes; if not, the losses are left out.
+
+        Args:
+            overflows: a verdict that is not finite speaks of the loss scale: the losses count.
         """
         pending, self._pending = self._pending, []
-        read = pending if norm is None else [*pending, norm]
-        values = _read(read)
-        total, count = sum(values[: len(pending)]), len(pending)
-        finite = all(map(math.isfinite, values))
+        count = len(pending)
+        if isinstance(verdict, Tensor):
+            *values, self.verdict = _read([*pending, verdict])
+        else:
+            values, self.verdict = _read(pending), verdict or 0.0
+        self.total = sum(values)
         if not self._ranks.is_alone:
-            total, summed, bad = self._ranks.total(
-                [total if finite else 0.0, count, not finite], "update"
-            )
-            count, finite = int(summed), not bad
-        if not finite:
+            of_all = self._ranks.total([self.total, self.verdict, count], "update")
+            self.total, self.verdict, count = of_all[0], of_all[1], int(of_all[2])
+        if not (math.isfinite(self.total) and (overflows or math.isfinite(self.verdict))):
             return False
         sums = self._sums
-        sums.epoch_sum += total
+        sums.epoch_sum += self.total
         sums.epoch_count += count
-        sums.interval_sum += total
+        sums.interval_sum += self.total
         sums.interval_count += count
         return True
 
@@ -121,7 +206,7 @@ class LossMeter:
 
 
 def _read(scalars: list[Tensor]) -> list[float]:
-    if not scalars or scalars[0].is_cpu:
+    if not scalars or scalars[0].is_cpu or scalars[-1].is_cpu:
         return list(map(Tensor.item, scalars))
     double = any(scalar.dtype == torch.float64 for scalar in scalars)
     dtype = torch.float64 if double else torch.float32

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
 from .config import ConfigError, TrainerConfig
 
-__all__ = ["check_parts"]
+__all__ = ["check_closure", "check_optimized", "check_parts", "move_state", "with_article"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+_CLOSURE = (
+    "which runs the forward pass several times in one update; the trainer runs it once. Use "
+    "another optimizer, or a loop of your own."
+)
 
 
-def check_parts(model: object, optimizer: object, scheduler: object, config: object) -> None:
+def with_article(kind: type) -> str:
+    """Returns the name of `kind` behind `a` or `an`."""
+    return f"{'an' if kind.__name__[0] in 'AEIOUaeiou' else 'a'} {kind.__name__}"
+
+
+def check_parts(
+    model: object,
+    optimizer: object,
+    scheduler: object,
+    config: object,
+    loss_fn: Callable[..., Any] | None = None,
+) -> None:
     """Looks at the objects of a run.
 
     Raises:
@@ -23,20 +46,163 @@ def check_parts(model: object, optimizer: object, scheduler: object, config: obj
     ):
         if not isinstance(part, kind):
             raise ConfigError(
-                f"Trainer: {name} must be a {kind.__name__}, got a {type(part).__name__}. Write "
+                f"Trainer: {name} must be {with_article(kind)}, got {_describe(part)}. Write "
                 "Trainer(model, optimizer, train_loader, val_loader, config=TrainerConfig(...))."
             )
     assert isinstance(model, nn.Module)
     assert isinstance(optimizer, torch.optim.Optimizer)
+    _check_steps(optimizer)
+    check_optimized(model, optimizer)
+    _check_frozen(model, optimizer)
+    _check_scheduler(scheduler, optimizer)
+    _check_loss(loss_fn)
+
+
+def check_optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Sees to it that what the optimizer trains is the model's: only that is saved, averaged over
+    processes, and moved to the device.
+
+    Raises:
+        ConfigError: it has other parameters.
+    """
     own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+    kind = type(optimizer).__name__
+    strangers = [
+        f"parameter {place} of group {number}, of shape {tuple(parameter.shape)}"
+        for number, group in enumerate(optimizer.param_groups)
+        for place, parameter in enumerate(group["params"])
+        if id(parameter) not in own
+    ]
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    if len(strangers) == count:
         raise ConfigError(
-            f"Trainer: none of the parameters of {type(optimizer).__name__} belongs to the model, "
-            "so training would change nothing. Build it from model.parameters(), after fully_shard "
-            "if the model is sharded."
+            f"Trainer: none of the parameters of {kind} belongs to the model, so training would "
+            "change nothing. Build it from model.parameters(), after fully_shard if the model is "
+            "sharded."
         )
+    if strangers:
+        raise ConfigError(
+            f"Trainer: {kind} has {len(strangers)} of {count} parameters that are not the model's "
+            f"({strangers[0]}): they would not be saved, clipped or averaged over processes. Put "
+            "what is trained together, such as a loss with weights, into one nn.Module and hand "
+            "that to Trainer and optimizer."
+        )
+
+
+def move_state(optimizer: torch.optim.Optimizer) -> None:
+    """Moves what the optimizer remembers of a parameter to where the parameter is now. Counts of
+    steps stay, as `load_state_dict` leaves them, where the optimizer reads them on the host.
+    """
+    for group in optimizer.param_groups:
+        counts_move = group.get("capturable") or group.get("fused")
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and (name != "step" or counts_move):
+                    state[name] = value.to(parameter.device)
+
+
+def check_closure(optimizer: torch.optim.Optimizer, error: Exception) -> None:
+    """Looks at what a step without a closure has raised.
+
+    Raises:
+        ConfigError: the closure was missing.
+    """
+    if "closure" in str(error).lower():
+        raise ConfigError(
+            f"{type(optimizer).__name__} wants a closure in step() ({error}), {_CLOSURE}"
+        ) from error
+
+
+def _check_steps(optimizer: torch.optim.Optimizer) -> None:
+    try:
+        inspect.signature(type(optimizer).step).bind(optimizer)
+        needs_closure = hasattr(optimizer, "first_step") and hasattr(optimizer, "second_step")
+    except TypeError:
+        needs_closure = True
+    except ValueError:  # it has no signature
+        needs_closure = False
+    if needs_closure:
+        raise ConfigError(
+            f"Trainer: {type(optimizer).__name__} wants a closure in step(), {_CLOSURE}"
+        )
+
+
+def _check_frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimizer that has nothing to train, and says what it leaves out."""
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not any(id(parameter) in known for parameter in trained.values()):
+        raise ConfigError(
+            f"Trainer: every parameter of {type(optimizer).__name__} is frozen (requires_grad is "
+            "False), so training would change nothing. Call requires_grad_() on what is to be "
+            "trained."
+        )
+    left_out = [name for name, parameter in trained.items() if id(parameter) not in known]
+    if left_out:
+        logger.warning(
+            "%d of %d parameters that require a gradient are not in the optimizer, such as %s: "
+            "they are not trained, and their gradients count in the gradient norm, as "
+            "clip_grad_norm_(model.parameters()) counts them. Freeze them: requires_grad_(False).",
+            len(left_out),
+            len(trained),
+            left_out[0],
+        )
+
+
+def _check_scheduler(scheduler: object, optimizer: torch.optim.Optimizer) -> None:
+    if scheduler is None:
+        return
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ConfigError(
             "Trainer: ReduceLROnPlateau waits for a metric, and a scheduler is stepped after each "
             "update. Step it in a callback's on_epoch_end: scheduler.step(val_loss)."
         )
+    needed = ("step", "state_dict", "load_state_dict")
+    if isinstance(scheduler, type) or not all(hasattr(scheduler, name) for name in needed):
+        raise ConfigError(
+            f"Trainer: scheduler must be a learning-rate scheduler, got {_describe(scheduler)}. "
+            "Write scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 1000), for example."
+        )
+    other = getattr(scheduler, "optimizer", optimizer)
+    if other is not optimizer and other is not getattr(optimizer, "optimizer", optimizer):
+        raise ConfigError(
+            f"Trainer: the scheduler {type(scheduler).__name__} belongs to another optimizer "
+            f"({with_article(type(other))}), so it would not change the rates of this one. Build "
+            "it from the optimizer that Trainer is given."
+        )
+
+
+def _check_loss(loss_fn: Callable[..., Any] | None) -> None:
+    if loss_fn is None:
+        return
+    way = (
+        "Write a function of both: loss_fn=lambda model, batch: "
+        "torch.nn.functional.mse_loss(model(batch[0]), batch[1])."
+    )
+    if not callable(loss_fn):
+        raise ConfigError(
+            f"Trainer: loss_fn must be a function (model, batch) -> loss, got "
+            f"{_describe(loss_fn)}. {way}"
+        )
+    called: Any = loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn
+    room = getattr(called, "__module__", None)
+    takes_both = room not in ("torch.nn.modules.loss", "torch.nn.functional")
+    if takes_both:
+        try:
+            inspect.signature(called).bind(None, None)
+        except TypeError:
+            takes_both = False
+        except ValueError:  # it has no signature
+            pass
+    if not takes_both:
+        name = getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
+        raise ConfigError(
+            f"Trainer: loss_fn is called with (model, batch), and {name} does not take that. {way}"
+        )
+
+
+def _describe(part: object) -> str:
+    if isinstance(part, type):
+        return f"the class {part.__name__}"
+    return with_article(type(part))

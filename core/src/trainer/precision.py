@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
 __all__ = ["Precision"]
+
+_LEAST_SCALE: Final = 2.0**-16
+"""A gradient that overflows at this scale, 32 halvings below the first one, is not finite."""
 
 
 class Precision:
@@ -20,8 +23,13 @@ class Precision:
         """Makes the precision `fp32`, `bf16` or `fp16` for `device`."""
         self._device = device.type
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self._scales = name == "fp16"
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts with the first loss scale again, whatever an update that failed has left."""
         self.scaler: torch.amp.GradScaler | None = (
-            torch.amp.GradScaler(self._device) if name == "fp16" else None
+            torch.amp.GradScaler(self._device) if self._scales else None
         )
         self._scale = 1.0 if self.scaler is None else self.scaler.get_scale()
 
@@ -40,10 +48,20 @@ class Precision:
         """Backward pass of the scaled loss."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
-    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Makes the gradients those of the unscaled loss."""
+    def unscale(self, optimizer: torch.optim.Optimizer, others: Iterable[Tensor]) -> None:
+        """Makes the gradients of the optimizer's parameters, and of `others`, those of the unscaled
+        loss.
+        """
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
+            for parameter in others:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(1.0 / self._scale)
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether a gradient that is not finite may be due to the loss scale, which can fall."""
+        return self.scaler is not None and self._scale > _LEAST_SCALE
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Steps the optimizer; returns whether the scaler refused to (an infinite or NaN
@@ -61,6 +79,15 @@ class Precision:
         """Closes an update whose gradients were unscaled and will not be used."""
         if self.scaler is not None:
             self.scaler.update(self._scale)
+
+    def lower_scale(self) -> None:
+        """Closes an update whose gradients are not finite as `GradScaler.update` does where it has
+        found that out: not all of them are the optimizer's, or of this process.
+        """
+        if self.scaler is not None:
+            self._scale *= self.scaler.get_backoff_factor()
+            self.scaler.update(self._scale)
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})
 
     def state(self) -> dict[str, Any] | None:
         """Returns the scaler's state, or None."""

@@ -48,10 +48,11 @@ class Progress:
         """What tells two boundaries apart: behind one update there may be several."""
         return (self.step, self.epoch_done, self.validation_pending)
 
-    def start_next_epoch(self) -> None:
-        """Moves behind the end of an epoch that is done."""
+    def start_epoch(self) -> int:
+        """Returns the number of the epoch to train: the next one where this is done."""
         if self.epoch_done:
             self.epoch, self.batch_in_epoch, self.epoch_done = self.epoch + 1, 0, False
+        return self.epoch
 
     def state(self) -> dict[str, Any]:
         """Returns the counters as plain data."""

@@ -91,14 +91,19 @@ class Blocks:
     def total_norm(self) -> Tensor:
         """Returns the 2-norm over all blocks of all processes, 0-dim; the norm of norms, as in
         `torch.nn.utils.get_total_norm`."""
+        if not self.groups:
+            return self.own_norm()
         norms = self.all_norms()
-        if self.groups:
-            whole, shards = self._divide()
-            parts = [norms[whole]]
-            for group, places in shards.items():
-                parts += _gather_all(torch.linalg.vector_norm(norms[places]).reshape(1), group)
-            norms = torch.cat(parts)
-        total: Tensor = torch.linalg.vector_norm(norms)
+        whole, shards = self._divide()
+        parts = [norms[whole]]
+        for group, places in shards.items():
+            parts += _gather_all(torch.linalg.vector_norm(norms[places]).reshape(1), group)
+        total: Tensor = torch.linalg.vector_norm(torch.cat(parts))
+        return total
+
+    def own_norm(self) -> Tensor:
+        """Returns the 2-norm over the blocks of this process, 0-dim."""
+        total: Tensor = torch.linalg.vector_norm(self.all_norms())
         return total
 
     def everywhere(self, table: Tensor, norm_type: float) -> tuple[Tensor, list[str]]:

@@ -16,6 +16,7 @@ from rich.table import Table
 from trainer import Trainer, TrainResult
 from trainer.console import ProgressCallback
 from trainer.device import choose_precision, find_device
+from trainer.memory import OutOfMemoryError
 from trainer.ranks import join_ranks, leave_ranks
 from trainer.rng import seed_rng
 from trainer_callback import RunError, UsageError
@@ -143,6 +144,8 @@ def _call(trainer: Trainer, settings: Settings, *, alone: bool) -> TrainResult:
         return trainer.train(settings.resume)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
+    except OutOfMemoryError as error:
+        raise RunError(f"{error} --block_size is the length of the inputs.") from error
     except RuntimeError as error:
         if alone or "Connection" not in str(error):  # gloo: closed, or reset, by peer
             raise
