@@ -21,10 +21,10 @@ it. Lower the learning rate, clip with --max_grad_norm, or use --on_nonfinite sk
 def test_the_line_names_flags(forward, said, tmp_path, monkeypatch, capsys):
     original = GPT.forward
 
-    def spoil(model, *batch):
+    def spoil(model, **batch):
         if forward == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")
-        return original(model, *batch) * math.nan
+        return original(model, **batch) * math.nan
 
     monkeypatch.setattr(GPT, "forward", spoil)
     sizes = ("--n_layer", "1", "--n_head", "1", "--n_embd", "8", "--block_size", "8")
@@ -32,6 +32,6 @@ def test_the_line_names_flags(forward, said, tmp_path, monkeypatch, capsys):
         [*sizes, "--max_steps", "2", "--output_dir", str(tmp_path / "run"), "--device", "cpu"]
     )
     lines = capsys.readouterr().err.splitlines()
-    assert (code, lines[-1:]) == (1, lines[-1:]), lines
+    assert code == 1
     assert next(line for line in lines if line.startswith("train-lm:")).startswith(said)
     assert not any("Traceback" in line for line in lines)
