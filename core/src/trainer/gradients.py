@@ -63,12 +63,12 @@ class Gradients:
     ) -> None:
         self._model = model
         self._optimizer = optimizer
-        self._agreed: dict[str, bool] | None = None
+        self._agreed: list[bool] | None = None
         self._found, self._one = torch.zeros(()), torch.ones(())
         self._are_few = True
         self._look_up()
         if fixed:
-            self._agreed = {name: p.requires_grad for name, p in self._parameters.items()}
+            self._agreed = [p.requires_grad for p in self._list]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,7 +77,8 @@ class Gradients:
 
     def start(self) -> None:
         """Looks the parameters up and drops what gradients there are: they belong to no update."""
-        self._look_up()
+        if self._agreed is None:  # else they are the same, and FSDP2 may have others in the model
+            self._look_up()
         self.drop()
 
     def follow(self) -> None:
@@ -88,7 +89,7 @@ class Gradients:
                 process knows of.
         """
         if self._read_optimizer() != self._optimized:
-            self._look_up()
+            self._look_up() if self._agreed is None else self._compare()
         if self._agreed is not None:
             self._check_agreed(self._agreed)
 
@@ -226,7 +227,7 @@ class Gradients:
         return Blocks(present, home, self._shard_groups)
 
     def _look_up(self) -> None:
-        """Lists the parameters of the model, and compares the optimizer with it."""
+        """Lists the parameters of the model, and compares the optimizer with them."""
         self._parameters: dict[str, nn.Parameter] = dict(self._model.named_parameters())
         self._list = list(self._parameters.values())
         first_name = {id(parameter): name for name, parameter in self._parameters.items()}
@@ -240,9 +241,13 @@ class Gradients:
         self._are_few = sum(p.numel() for p in self._list) <= _FEW and all(
             p.is_cpu and p.dtype in _CHECKED and not is_sharded(p) for p in self._list
         )
+        self._compare()
+
+    def _compare(self) -> None:
+        """Compares the optimizer with the parameters of the model."""
         self._zero_grad = None
         if self._optimizer is not None:
-            check_optimized(self._model, self._optimizer)
+            check_optimized(self._list, self._optimizer)
             own = self._optimizer.zero_grad
             if getattr(own, "__func__", None) is not torch.optim.Optimizer.zero_grad:
                 self._zero_grad = own
@@ -256,17 +261,16 @@ class Gradients:
             return []
         return [id(p) for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _check_agreed(self, agreed: Mapping[str, bool]) -> None:
+    def _check_agreed(self, agreed: Sequence[bool]) -> None:
         """Refuses what would be averaged over processes in part, or not at all."""
-        now = {name: p.requires_grad for name, p in self._parameters.items()}
-        if now == agreed:
-            return
-        name = next(name for name in {**now, **agreed} if now.get(name) != agreed.get(name))
-        raise ConfigError(
-            f"{name} is {_describe(now.get(name))} and was {_describe(agreed.get(name))} when the "
-            "Trainer was built: several processes average the gradients that they agreed on then. "
-            "Freeze, unfreeze and add parameters before Trainer(...), or train in one process."
-        )
+        for (name, parameter), before in zip(self._parameters.items(), agreed, strict=True):
+            if parameter.requires_grad != before:
+                now, then = ("frozen", "trained") if before else ("trained", "frozen")
+                raise ConfigError(
+                    f"{name} is {now} and was {then} when the Trainer was built: several processes "
+                    "average the gradients that they agreed on then. Freeze and unfreeze before "
+                    "Trainer(...), or train in one process."
+                )
 
     def _members(
         self, groups: Mapping[str, Sequence[str]] | None, present: Mapping[str, object]
@@ -290,9 +294,3 @@ class Gradients:
                 members[group] = found
         order = sorted(members, key=lambda group: self._place[members[group][0]])
         return {group: members[group] for group in order}
-
-
-def _describe(requires_grad: bool | None) -> str:
-    if requires_grad is None:
-        return "not in the model"
-    return "trained" if requires_grad else "frozen"

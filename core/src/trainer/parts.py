@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -52,20 +52,20 @@ def check_parts(
     assert isinstance(model, nn.Module)
     assert isinstance(optimizer, torch.optim.Optimizer)
     _check_steps(optimizer)
-    check_optimized(model, optimizer)
+    check_optimized(model.parameters(), optimizer)
     _check_frozen(model, optimizer)
     _check_scheduler(scheduler, optimizer)
     _check_loss(loss_fn)
 
 
-def check_optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Sees to it that what the optimizer trains is the model's: only that is saved, averaged over
-    processes, and moved to the device.
+def check_optimized(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Sees to it that the optimizer has no others than the model's `parameters`: only those are
+    saved, averaged over processes, and moved to the device.
 
     Raises:
         ConfigError: it has other parameters.
     """
-    own = {id(parameter) for parameter in model.parameters()}
+    own = {id(parameter) for parameter in parameters}
     kind = type(optimizer).__name__
     strangers = [
         f"parameter {place} of group {number}, of shape {tuple(parameter.shape)}"
