@@ -242,7 +242,9 @@ def test_check_gradients_can_be_left_out(tiny):
     trainer = tiny.trainer(
         None, snapshot_interval=None, check_gradients=False, callbacks=[Spoil(math.inf, 17)]
     )
-    trainer.train()
+    with pytest.raises(NonFiniteError, match="at the end of the run"):
+        trainer.train()
+    assert trainer.step == 18
     assert not weights_are_finite(trainer)
 
 

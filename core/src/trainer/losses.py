@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from trainer_callback import RunError, UsageError, option_text
+from trainer_callback import RunError, UsageError
 
 from .parts import with_article
 from .ranks import ALONE, Ranks
@@ -27,14 +27,7 @@ _OWN: Final = (
 
 
 class NonFiniteError(RunError):
-    """The training loss or a gradient is NaN or infinite."""
-
-    def __init__(self, what: str) -> None:
-        """Adds the remedies to `what`, a sentence."""
-        super().__init__(
-            f"{what} Lower the learning rate, clip with {option_text('max_grad_norm')}, or use "
-            f"{option_text('on_nonfinite', 'skip')} where it happens now and then."
-        )
+    """A loss, a gradient or a weight is NaN or infinite."""
 
 
 class LossError(UsageError, TypeError):

@@ -9,6 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from trainer_callback import option_text
+
 from .buffers import KeptBuffers
 from .config import TrainerConfig
 from .gradients import Gradients
@@ -95,11 +97,16 @@ class Stepper:
         what = self._describe()
         progress.skipped_in_a_row += 1
         if self._config.on_nonfinite == "stop":
-            raise NonFiniteError(f"{what} at {where}. The weights are those before it.")
+            clip, skip = option_text("max_grad_norm"), option_text("on_nonfinite", "skip")
+            raise NonFiniteError(
+                f"{what} at {where}. The weights are those before it. Lower the learning rate, "
+                f"clip with {clip}, or use {skip} where it happens now and then."
+            )
         if progress.skipped_in_a_row >= _MOST_SKIPPED:
             raise NonFiniteError(
                 f"{_MOST_SKIPPED} updates in a row had a loss or a gradient that is not finite, "
-                f"the last at {where}: {what}."
+                f"the last at {where}: {what}. Lower the learning rate, or clip with "
+                f"{option_text('max_grad_norm')}."
             )
         logger.warning("skipped %s: %s.", where, what)
         self._precision.skip()
