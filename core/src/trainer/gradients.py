@@ -114,8 +114,10 @@ class Gradients:
         """Returns a number that is finite where `verdict` and every gradient are: 0-dim, on their
         device. Of sharded ones it tells of this process's parts.
         """
-        gradients = [p.grad for p in self._list if p.grad is not None]
-        if self._are_few and gradients:
+        gradients = [grad for p in self._list if (grad := p.grad) is not None]
+        if not gradients:
+            return 0.0 if verdict is None else verdict
+        if self._are_few:
             try:
                 torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
             except NotImplementedError:  # a sparse gradient
@@ -259,7 +261,10 @@ class Gradients:
         """Returns the parameters of the optimizer by identity: those of the model, which live."""
         if self._optimizer is None:
             return []
-        return [id(p) for group in self._optimizer.param_groups for p in group["params"]]
+        found: list[int] = []
+        for group in self._optimizer.param_groups:
+            found += map(id, group["params"])
+        return found
 
     def _check_agreed(self, agreed: Sequence[bool]) -> None:
         """Refuses what would be averaged over processes in part, or not at all."""

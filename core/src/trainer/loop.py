@@ -233,7 +233,8 @@ class Trainer(Host):
         hook.on_batch_start(trainer=self, batch_idx=batch_idx, batch=batch)
         is_last = self._window + 1 == steps or self.last_update_of_epoch
         self.ranks.start_forward(last=is_last)
-        reshard(self._shards)
+        if self._shards:
+            reshard(self._shards)
         loss = self._loss_of(batch)
         check_loss(loss)
         if "on_forward_end" in used:

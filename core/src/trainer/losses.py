@@ -199,6 +199,8 @@ class LossMeter:
 
 
 def _read(scalars: list[Tensor]) -> list[float]:
+    if len(scalars) == 1:
+        return [scalars[0].item()]
     if not scalars or scalars[0].is_cpu or scalars[-1].is_cpu:
         return list(map(Tensor.item, scalars))
     double = any(scalar.dtype == torch.float64 for scalar in scalars)
