@@ -108,7 +108,7 @@ def test_five_runs_at_once_take_five_numbers(tmp_path: Path) -> None:
         each.stdin.write("\n")
         each.stdin.flush()
     places = {each.communicate()[0].strip() for each in running}
-    assert places == {f"runs/text.txt-{number}" for number in range(1, 6)}
+    assert places == {str(tmp_path / f"runs/text.txt-{number}") for number in range(1, 6)}
 
 
 def test_a_refused_run_gives_its_number_back(run: Path) -> None:

@@ -111,6 +111,8 @@ class Settings:
                 is_fresh = namespace.resume in (None, "auto") and not place.exists()
             parts[title] = _GROUPS[title](**known)
             values.update({o.flag: getattr(parts[title], o.parameter) for o in options})
+            if "output_dir" in known:  # as it was given: the trainer makes it absolute
+                values["output_dir"] = known["output_dir"]
         made = []
         for plugin in plugins:
             callbacks = plugin.make_callbacks(namespace)
