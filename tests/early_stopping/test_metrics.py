@@ -225,3 +225,25 @@ def test_not_strict_it_waits_for_a_metric_that_comes_late(make_trainer, caplog):
     logs = Logs("on_epoch_end", "accuracy", [None, None, 0.5, 0.4, 0.3, 0.2])
     assert make_trainer(STEADY, [callback, logs]).train().epochs == 5
     assert caplog.text.count("no accuracy") == 1
+
+
+def test_a_metric_that_comes_no_more_is_told_once(make_trainer, caplog):
+    callback = EarlyStoppingCallback(patience=2, monitor="accuracy")
+    logs = Logs("on_epoch_end", "accuracy", [0.5, 0.5] + [None] * 6)
+    assert make_trainer([1.0] * 8, [callback, logs]).train().epochs == 8
+    assert caplog.text.count("accuracy had its last value in epoch 1") == 1
+    assert "none by the end of epoch 4" in caplog.text
+
+
+def test_a_metric_that_came_only_before_the_epochs_that_count_is_told(make_trainer, caplog):
+    callback = EarlyStoppingCallback(patience=1, monitor="accuracy", start_from_epoch=2)
+    logs = Logs("on_epoch_end", "accuracy", [0.5, 0.5] + [None] * 4)
+    assert make_trainer(STEADY, [callback, logs]).train().epochs == 6
+    assert caplog.text.count("accuracy had its last value in epoch 1") == 1
+
+
+def test_a_metric_of_every_second_epoch_is_no_silence(make_trainer, caplog):
+    callback = EarlyStoppingCallback(patience=2, monitor="accuracy")
+    logs = Logs("on_epoch_end", "accuracy", [0.5, None, 0.6, None, 0.7, None])
+    assert make_trainer(STEADY, [callback, logs]).train().epochs == 6
+    assert "last value" not in caplog.text

@@ -44,8 +44,10 @@ _COMES_LATER: Final = ". If it comes later, use %s, or %s, which waits for it wi
 _STOPPED_AGAIN: Final = (
     "early stopping had ended this run, and ends it again: %s: %s Use %s to go on."
 )
-
-
+_SILENT: Final = (
+    "early stopping: %s had its last value in epoch %d, and none by the end of epoch %d. Until a "
+    "new one comes, early stopping cannot stop the run. Log it in each epoch."
+)
 _TOO_SHORT: Final = (
     "early stopping watches %s This run has %d epochs, so early stopping cannot end it%s."
 )
@@ -215,6 +217,9 @@ class EarlyStoppingCallback(TrainerCallback):
         value = None if validated else self._find_new(losses, metrics, epoch)
         if value is not None:
             self._check(trainer, epoch, value)
+        elif not self.state.silence_told and self._rule.is_silent(self.state, epoch):
+            self.state.silence_told = True
+            logger.warning(_SILENT, self.monitor, self.state.last_epoch, epoch)
         self._decide(epoch)  # min_epochs may be reached without a check
 
     def should_stop_training(self, trainer: TrainerProtocol) -> StopRequest | bool:
@@ -290,6 +295,7 @@ class EarlyStoppingCallback(TrainerCallback):
         """Looks at a new value: the one place where the count and the best change."""
         state, rule, earlier = self.state, self._rule, self.state.best
         state.unread = None if state.unread is None else False
+        state.last_epoch = epoch
         if epoch < self.start_from_epoch:
             return
         if rule.observe(state, float(value), epoch, getattr(trainer, "step", 0)):

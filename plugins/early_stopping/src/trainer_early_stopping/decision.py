@@ -33,6 +33,8 @@ class State:
         wait: misses since the count was last reset.
         last_value: what the last check saw.
         checks: how many there were.
+        last_epoch: the epoch of the last value, ignored or not; None: none, or not known.
+        silence_told: it was reported that no new value has come for long.
         epochs_done: epochs that have ended.
         validated: a validation of the epoch under way was checked already.
         unread: whether the metric was logged since the last check; None: never logged.
@@ -50,6 +52,8 @@ class State:
     wait: int = 0
     last_value: float | None = None
     checks: int = 0
+    last_epoch: int | None = None
+    silence_told: bool = False
     epochs_done: int = 0
     validated: bool = False
     unread: bool | None = None
@@ -120,6 +124,14 @@ class Rule:
         if target is not None and self._is_better(value, target):
             return "stopping_threshold"
         return "patience" if state.wait >= self.patience else None
+
+    def is_silent(self, state: State, epoch: int) -> bool:
+        """Returns whether no value has come, up to the end of `epoch`, for longer than patience.
+
+        For at least two epochs more than the last value's: some come each second epoch only.
+        """
+        last = state.last_epoch
+        return last is not None and epoch - last > max(self.patience, 2)
 
     def checks_left(self, state: State) -> int:
         """Returns how many checks patience lasts at least, if the first of all sees a number."""
