@@ -138,3 +138,16 @@ def test_running_out_of_memory_is_one_line_that_names_arguments(error, start):
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is error
     assert told == [caught.value]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_loss_of_another_model_is_refused_at_the_first_update(precision):
+    old = torch.nn.Linear(4, 1)
+    trainer = make(lambda model, batch: old(batch).float().mean(), precision=precision)
+    before = [p.clone() for p in trainer.model.parameters()]
+    with pytest.raises(ConfigError, match=r"no parameter of the optimizer a gradient .*handed"):
+        trainer.train()
+    assert trainer.step == 0
+    assert all(map(torch.equal, before, trainer.model.parameters()))
+    partly = make(lambda model, batch: (batch.mean(0) * model.weight).sum(), precision=precision)
+    partly.train()

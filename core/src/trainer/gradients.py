@@ -66,6 +66,7 @@ class Gradients:
         self._agreed: list[bool] | None = None
         self._found, self._one = torch.zeros(()), torch.ones(())
         self._are_few = True
+        self._is_reached = False
         self._look_up()
         if fixed:
             self._agreed = [p.requires_grad for p in self._list]
@@ -75,11 +76,35 @@ class Gradients:
         """Every parameter's name, tied ones once, in the order of `named_parameters`."""
         return tuple(self._parameters)
 
-    def start(self) -> None:
-        """Looks the parameters up and drops what gradients there are: they belong to no update."""
+    def start(self, *, of_run: bool = False) -> None:
+        """Looks the parameters up and drops what gradients there are: they belong to no update.
+
+        Args:
+            of_run: a run starts here, whose first update `check_reached` looks at.
+        """
+        if of_run:
+            self._is_reached = False
         if self._agreed is None:  # else they are the same, and FSDP2 may have others in the model
             self._look_up()
         self.drop()
+
+    def check_reached(self) -> None:
+        """Looks, behind the first backward pass of a run, whether it has reached the optimizer.
+
+        Raises:
+            ConfigError: no parameter of the optimizer has a gradient.
+        """
+        if self._is_reached or self._optimizer is None:
+            return
+        groups = self._optimizer.param_groups
+        if all(p.grad is None for group in groups for p in group["params"]):
+            raise ConfigError(
+                "the first backward pass has given no parameter of the optimizer a gradient "
+                f"({len(self._optimized)} parameters in {type(self._optimizer).__name__}), so "
+                "training would change nothing. Compute the loss in loss_fn(model, batch) from the "
+                "model that it is handed, not from another one or a copy."
+            )
+        self._is_reached = True
 
     def follow(self) -> None:
         """Looks the parameters up again if others have come to the optimizer, or have left it.

@@ -176,7 +176,7 @@ class Trainer(Host):
             part.reset()
         resumed = self._run.restore(resume)
         self._update_step = self.step
-        self._gradients.start()
+        self._gradients.start(of_run=True)
         return resumed
 
     def _train_epochs(self, resumed: bool) -> None:
@@ -251,6 +251,7 @@ class Trainer(Host):
 
     def _update(self) -> None:
         hook, config, progress, gradients = self._hook, self.config, self.progress, self._gradients
+        gradients.check_reached()
         self._precision.unscale(self.optimizer, gradients.outside)
         if self._window != config.gradient_accumulation_steps:  # the last window may be short
             gradients.multiply(config.gradient_accumulation_steps / self._window)
@@ -282,11 +283,9 @@ class Trainer(Host):
 
     def _after_update(self) -> None:
         """The boundary behind an update inside an epoch: validation, the decision, the snapshot."""
-        if self.progress.validation_pending:
-            metrics = self._validate()
-            if metrics is not None:
-                self.progress.validation_pending = False
-                self._record(metrics)
+        if self.progress.validation_pending and (metrics := self._validate()) is not None:
+            self.progress.validation_pending = False
+            self._record(metrics)
         self._close_boundary()
 
     def _end_epoch(self) -> None:
