@@ -294,3 +294,28 @@ def test_what_is_left_out_is_said_once_and_nothing_of_a_whole_optimizer(caplog):
     caplog.set_level(logging.WARNING)
     make()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("way", ["unfrozen", "left"])
+def test_what_requires_a_gradient_and_is_in_no_optimizer_any_more_is_told_once(way, caplog):
+    class Change(TrainerCallback):
+        def on_epoch_start(self, trainer, epoch):
+            caplog.clear() if epoch == 0 else None
+            if epoch == 1 and way == "unfrozen":
+                trainer.model[0].requires_grad_(True)
+
+        def on_step_end(self, trainer):
+            if trainer.step == 3 and way == "left":
+                del trainer.optimizer.param_groups[0]
+
+    def two_groups(model):
+        return torch.optim.SGD([{"params": [*layer.parameters()]} for layer in model], lr=0.1)
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    model[0].requires_grad_(way == "left")
+    optimizer_of = two_groups if way == "left" else of_last_layer(0.1)
+    make(optimizer_of, model=model, batches=2, epochs=4, callbacks=[Change()]).train()
+    said = [m for m in caplog.messages if "not in the optimizer" in m]
+    assert len(said) == 1
+    assert said[0].startswith("2 of 4 parameters that require a gradient")
+    assert "such as 0.weight" in said[0]

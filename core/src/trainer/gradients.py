@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from trainer_callback import GradientStats
 
 from .config import ConfigError
-from .parts import check_optimized
+from .parts import check_optimized, warn_left_out
 from .reductions import COLUMNS, Blocks, combine, reduce
 from .sharding import is_sharded, local_part, shard_group
 
@@ -68,6 +68,7 @@ class Gradients:
         self._are_few = True
         self._is_reached = False
         self._look_up()
+        self._told = {*self._left_out()}  # by the look at the parts of the run
         if fixed:
             self._agreed = [p.requires_grad for p in self._list]
 
@@ -86,6 +87,7 @@ class Gradients:
             self._is_reached = False
         if self._agreed is None:  # else they are the same, and FSDP2 may have others in the model
             self._look_up()
+            self._tell_left_out()
         self.drop()
 
     def check_reached(self) -> None:
@@ -115,6 +117,7 @@ class Gradients:
         """
         if self._read_optimizer() != self._optimized:
             self._look_up() if self._agreed is None else self._compare()
+            self._tell_left_out()
         if self._agreed is not None:
             self._check_agreed(self._agreed)
 
@@ -281,6 +284,18 @@ class Gradients:
         self._optimized = self._read_optimizer()
         known = {*self._optimized}
         self.outside: list[nn.Parameter] = [p for p in self._list if id(p) not in known]
+
+    def _left_out(self) -> list[str]:
+        """Returns the parameters that require a gradient, and are not in the optimizer."""
+        known = {*self._optimized}
+        return [n for n, p in self._parameters.items() if p.requires_grad and id(p) not in known]
+
+    def _tell_left_out(self) -> None:
+        """Says once of each parameter that the optimizer has not, or no longer, that it is so."""
+        left_out = [] if self._optimizer is None else self._left_out()
+        if not self._told.issuperset(left_out):
+            self._told.update(left_out)
+            warn_left_out(left_out, sum(p.requires_grad for p in self._list))
 
     def _read_optimizer(self) -> list[int]:
         """Returns the parameters of the optimizer by identity: those of the model, which live."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,14 @@ from torch import nn
 
 from .config import ConfigError, TrainerConfig
 
-__all__ = ["check_closure", "check_optimized", "check_parts", "move_state", "with_article"]
+__all__ = [
+    "check_closure",
+    "check_optimized",
+    "check_parts",
+    "move_state",
+    "warn_left_out",
+    "with_article",
+]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -89,6 +96,21 @@ def check_optimized(parameters: Iterable[nn.Parameter], optimizer: torch.optim.O
         )
 
 
+def warn_left_out(left_out: Sequence[str], count: int) -> None:
+    """Says that the parameters named `left_out`, of `count` that require a gradient, are not in the
+    optimizer.
+    """
+    logger.warning(
+        "%d of %d parameters that require a gradient are not in the optimizer, such as %s: "
+        "they are not trained, and their gradients count in the gradient norm, as "
+        "clip_grad_norm_(model.parameters()) counts them. Add them to the optimizer "
+        "(add_param_group), or freeze them: requires_grad_(False).",
+        len(left_out),
+        count,
+        left_out[0],
+    )
+
+
 def move_state(optimizer: torch.optim.Optimizer) -> None:
     """Moves what the optimizer remembers of a parameter to where the parameter is now. Counts of
     steps stay, as `load_state_dict` leaves them, where the optimizer reads them on the host.
@@ -140,14 +162,7 @@ def _check_frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         )
     left_out = [name for name, parameter in trained.items() if id(parameter) not in known]
     if left_out:
-        logger.warning(
-            "%d of %d parameters that require a gradient are not in the optimizer, such as %s: "
-            "they are not trained, and their gradients count in the gradient norm, as "
-            "clip_grad_norm_(model.parameters()) counts them. Freeze them: requires_grad_(False).",
-            len(left_out),
-            len(trained),
-            left_out[0],
-        )
+        warn_left_out(left_out, len(trained))
 
 
 def _check_scheduler(scheduler: object, optimizer: torch.optim.Optimizer) -> None:
