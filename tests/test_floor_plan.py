@@ -26,7 +26,7 @@ FLOORS = {
         | {"manifest", "batches", "command_flags", "modes", "state_table", "loop_queue", "durable"},
         {"sharding", "batch_size", "schedules", "compiled", "parameters", "points", "state_form"}
         | {"parts", "memory", "buffers"},
-        {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer"}
+        {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer", "model_state"}
         | {"plugin_doctor", "new_plugin"},
         {"final", "state_file", "run_record", "decision", "losses", "shares", "console", "replicas"}
         | {"plugin_report", "finite"},

@@ -20,9 +20,9 @@ from trainer_callback.state import to_plain
 from .config import ConfigError, TrainerConfig
 from .facts import describe_data, tell_other_data
 from .final import describe_unsaveable
-from .keeper import check_model_state
 from .loaders import EpochLoader
 from .losses import LossMeter
+from .model_state import check_model_state, load_model_state
 from .parameters import match_parameters, name_parameters
 from .precision import Precision
 from .progress import Progress
@@ -35,7 +35,7 @@ from .schedules import (
     list_unused,
     name_schedule,
 )
-from .sharding import check_optimizer_state, gather_weights, scatter_optimizer_state, scatter_state
+from .sharding import check_optimizer_state, gather_weights, scatter_optimizer_state
 from .unkept import Unkept
 
 __all__ = ["Checkpoint", "UnsaveableError"]
@@ -180,8 +180,8 @@ class Checkpoint:
         built = [dict(group) for group in self._optimizer.param_groups]
         own = self._model.state_dict()
         _check_names(own, state["model"], path)
-        check_model_state(own, state["model"], path)
-        self._model.load_state_dict(scatter_state(state["model"], own))
+        check_model_state(self._model, own, state["model"], path)
+        load_model_state(self._model, own, state["model"], path)
         self._check_classes(state["classes"], path)
         ordered = match_parameters(
             state["optimizer"], state.get("parameters"), self._model, self._optimizer, path

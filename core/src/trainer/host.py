@@ -22,12 +22,13 @@ from .gradients import Gradients
 from .keeper import SnapshotKeeper
 from .loop_queue import LoopQueue
 from .metrics_file import to_floats
+from .model_state import load_model_state
 from .parts import move_state
 from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
 from .replicas import check_replicas
-from .sharding import gather_weights, scatter_state, whole_tensors
+from .sharding import gather_weights, whole_tensors
 
 __all__ = ["Host"]
 
@@ -183,12 +184,12 @@ class Host:
         own, weights = self.model.state_dict(), {}
 
         def read() -> str:
-            source, state = self.keeper.read_weights(name, digest, fallback_step, own)
+            source, state = self.keeper.read_weights(name, digest, fallback_step, self.model, own)
             weights.update(state)
             return source
 
         source = self.ranks.on_main(read, f"load_weights {name!r}", by_callback=True)
-        self.model.load_state_dict(scatter_state(weights, own))  # in place: the tied stay tied
+        load_model_state(self.model, own, weights, source)
         self.ranks.share(whole_tensors(self.model))
         return source
 

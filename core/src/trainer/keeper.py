@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import torch
+from torch import nn
 
 from trainer_callback import SnapshotError, option_text
 from trainer_callback.state import to_plain
@@ -16,6 +16,7 @@ from .config import TrainerConfig
 from .finite import FiniteCheck
 from .losses import NonFiniteError
 from .manifest import MANIFEST
+from .model_state import check_model_state
 from .snapshot import (
     FileWriter,
     list_snapshots,
@@ -31,7 +32,6 @@ from .writer import BackgroundWriter, HostCopier
 __all__ = [
     "Found",
     "SnapshotKeeper",
-    "check_model_state",
     "load_named",
 ]
 
@@ -219,10 +219,15 @@ class SnapshotKeeper:
         return write_snapshot(path, {"state.pt": save_state(state)}, facts, check=read_state)
 
     def read_weights(
-        self, name: str, digest: str, fallback_step: int | None, own: Mapping[str, Any]
+        self,
+        name: str,
+        digest: str,
+        fallback_step: int | None,
+        model: nn.Module,
+        own: Mapping[str, Any],
     ) -> tuple[str, dict[str, Any]]:
-        """Returns where saved weights come from, and the weights, which fit the model's `own`; see
-        `TrainerProtocol.load_weights`.
+        """Returns where saved weights come from, and the weights, which fit the `model` and `own`,
+        its `state_dict`; see `TrainerProtocol.load_weights`.
         """
         path = self._output_dir / "weights" / name
         try:
@@ -235,7 +240,7 @@ class SnapshotKeeper:
             logger.warning("%s Trying the snapshot of update %d.", error, fallback_step)
             path = self._directory / snapshot_name(fallback_step)
             state, _ = load_state(path)
-        check_model_state(own, state["model"], path)
+        check_model_state(model, own, state["model"], path)
         return str(path.relative_to(self._output_dir)), state["model"]
 
     def delete_weights(self, name: str) -> None:
@@ -267,35 +272,6 @@ class SnapshotKeeper:
             except SnapshotError:
                 continue
         return None
-
-
-def check_model_state(own: Mapping[str, Any], state: Mapping[str, Any], path: Path) -> None:
-    """Sees to it that names and shapes of `state` are those of the model's `own`.
-
-    Raises:
-        SnapshotError: they are not; the first layer that does not fit is named.
-    """
-    for name, tensor in own.items():
-        if name not in state:
-            raise SnapshotError(
-                f"{path} has no {name!r}, which the model has. Is it another model?"
-            )
-        if isinstance(tensor, torch.Tensor) and _form(tensor) != _form(state[name]):
-            raise SnapshotError(
-                f"{name!r} is {_form(tensor)} in the model and {_form(state[name])} in {path}. "
-                "Build the model with the sizes it was trained with."
-            )
-    surplus = [name for name in state if name not in own]
-    if surplus:
-        raise SnapshotError(
-            f"{path} has {surplus[0]!r}, which the model has not. Is it another model?"
-        )
-
-
-def _form(value: object) -> str:
-    if not isinstance(value, torch.Tensor):
-        return f"a {type(value).__name__}"
-    return f"of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
 
 
 def load_named(path: Path) -> Found:
