@@ -7,9 +7,15 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler as schedules
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from trainer import ConfigError, Trainer, TrainerConfig
+from trainer.facts import describe_data, tell_other_data
 from trainer.loaders import EmptyLoaderError
 from trainer.schedules import ScheduleError
 from trainer_callback import SnapshotError, TrainerCallback
@@ -271,6 +277,44 @@ def test_other_data_in_the_middle_of_an_epoch_is_a_warning(tmp_path, caplog, now
     assert told in text
     assert "epoch 0" in text
     assert "come again or are left out" in text
+
+
+def weighted(*weights):
+    return data(sampler=WeightedRandomSampler(weights, 8))
+
+
+def drawn(**options):
+    return data(sampler=RandomSampler(range(8), **options))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (drawn(), drawn(replacement=True), "replacement=False"),
+        (drawn(), drawn(num_samples=6), "num_samples=8"),
+        (weighted(1, 2, 3, 4), weighted(4, 3, 2, 1), "weights='4, checksum "),
+        (
+            data(sampler=SubsetRandomSampler(range(6))),
+            data(sampler=SubsetRandomSampler(range(2, 8))),
+            "indices='6, checksum ",
+        ),
+    ],
+)
+def test_other_options_of_the_same_sampler_are_told(tmp_path, caplog, before, now, told):
+    make(tmp_path, loader=before, max_steps=1).train()
+    make(tmp_path, loader=before, max_steps=2).train(resume=True)
+    assert warned(caplog) == []
+    make(tmp_path, loader=now).train(resume=True)
+    (text,) = warned(caplog)
+    assert told in text
+
+
+def test_a_snapshot_that_knows_no_options_of_samplers_is_resumed_silently(caplog):
+    caplog.set_level("INFO")
+    now = describe_data(drawn(replacement=True))
+    old = {name: now[name] for name in now if name not in ("replacement", "num_samples")}
+    tell_other_data(old, now, {"epoch": 0, "batch_in_epoch": 1, "epoch_done": False})
+    assert caplog.messages == []
 
 
 def test_other_data_at_the_end_of_an_epoch_is_no_warning(tmp_path, caplog):

@@ -6,12 +6,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Final
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from trainer_callback import TrainerCallback
 from trainer_callback.discovery import find_version
@@ -32,6 +40,15 @@ _NUMERIC: Final = frozenset(
     {"seed", "gradient_accumulation_steps", "max_grad_norm", "precision", "compile"}
 )
 """Options that change the numbers of a run from where they change."""
+_SAMPLER_OPTIONS: Final[Mapping[type, Sequence[str]]] = {
+    RandomSampler: ("replacement", "num_samples"),
+    WeightedRandomSampler: ("replacement", "num_samples", "weights"),
+    SubsetRandomSampler: ("indices",),
+    DistributedSampler: ("shuffle", "seed"),
+}
+"""Of these classes, not of those made from them, whose options may change from epoch to epoch."""
+_OPTION_NAMES: Final = frozenset(itertools.chain(*_SAMPLER_OPTIONS.values()))
+_LISTS: Final = frozenset({"weights", "indices"})
 _OTHER_ORDER: Final = (
     "The place in epoch %d is a number of batches (%d are done), so items of this epoch come again "
     "or are left out; the next epoch is whole."
@@ -95,6 +112,9 @@ def describe_data(loader: Iterable[Any]) -> dict[str, Any]:
         found["drop_last"] = bool(getattr(cuts, "drop_last", False))
         inner = [each for each in chain if not hasattr(each, "sampler")]
         found["sampler"] = type(inner[-1]).__name__ if inner else None
+        for name in _SAMPLER_OPTIONS.get(type(inner[-1]), ()) if inner else ():
+            value = getattr(inner[-1], name, None)
+            found[name] = _describe_list(value) if name in _LISTS else value
         found["workers"] = loader.num_workers
     found["batches"] = _length(loader)
     return {name: value for name, value in found.items() if value is not None}
@@ -105,6 +125,8 @@ def tell_other_data(
 ) -> None:
     """Logs what of the training data differs (see `describe_data`); a warning inside an epoch."""
     names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    if "sampler" not in names:  # or an older version wrote none of its options
+        names = [name for name in names if name in saved or name not in _OPTION_NAMES]
     if not names:
         return
     before, after = (
@@ -123,6 +145,15 @@ def tell_other_data(
         after,
         effect,
     )
+
+
+def _describe_list(values: Any) -> str | None:
+    """Returns how many numbers there are, and a checksum of them; None where they are none."""
+    try:
+        numbers = torch.as_tensor(values).cpu().contiguous().numpy()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return f"{len(numbers)}, checksum {zlib.crc32(numbers):08x}"
 
 
 def _length(value: object) -> int | None:
