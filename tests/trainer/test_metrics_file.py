@@ -1,7 +1,10 @@
 """`metrics.jsonl`: the log events, and behind them what the callbacks cost."""
 
 import json
+import shutil
 import signal
+
+import pytest
 
 from trainer.metrics_file import read_logged
 from trainer_callback import TrainerCallback, hookimpl
@@ -52,3 +55,43 @@ def test_a_metric_of_that_name_is_no_line_of_costs(tmp_path):
     line = b'{"step": 1, "epoch": 0, "callback_costs": 1.0}\n'
     (tmp_path / "metrics.jsonl").write_bytes(line)
     assert read_logged(tmp_path / "metrics.jsonl") == [line]
+
+
+@pytest.mark.parametrize("what", ["removed", "directory removed", "replaced"])
+def test_a_file_that_is_removed_while_the_run_goes_on_is_written_anew(tiny, tmp_path, caplog, what):
+    whole, place = tmp_path / "whole", tmp_path / "run"
+
+    class Removes(TrainerCallback):
+        def on_step_end(self, trainer):
+            if trainer.step == 3 and what == "directory removed":
+                shutil.rmtree(place)
+            elif trainer.step == 3:
+                (place / "metrics.jsonl").unlink()
+                if what == "replaced":
+                    (place / "metrics.jsonl").write_text("mine\n")
+
+    tiny.trainer(whole).train()
+    tiny.trainer(place, callbacks=[Removes()]).train()
+    assert read_logged(place / "metrics.jsonl") == read_logged(whole / "metrics.jsonl")
+    assert "callback_costs" in read(place)[-1]
+    told = [each.message for each in caplog.records if "metrics.jsonl" in each.message]
+    assert len(told) == 1
+    assert "while the run goes on" in told[0]
+    assert tiny.trainer(place, epochs=4).train(resume=True).status == "finished"
+    if what == "replaced":
+        assert (place / "metrics.jsonl.found").read_text() == "mine\n"
+
+
+def test_a_file_that_cannot_be_written_anew_is_told_once(tiny, tmp_path, caplog):
+    class Blocks(TrainerCallback):
+        def on_step_end(self, trainer):
+            if trainer.step == 3:
+                (tmp_path / "metrics.jsonl").unlink()
+                (tmp_path / "metrics.jsonl.found").mkdir()
+                (tmp_path / "metrics.jsonl").mkdir()
+                (tmp_path / "metrics.jsonl" / "file").touch()
+                (tmp_path / "metrics.jsonl.found" / "file").touch()
+
+    assert tiny.trainer(tmp_path, callbacks=[Blocks()]).train().status == "finished"
+    told = [each.message for each in caplog.records if "metrics.jsonl" in each.message]
+    assert len([text for text in told if "cannot be written anew" in text]) == 1

@@ -42,6 +42,7 @@ class MetricsFile(TrainerCallback):
         self._length = 0
         self._unwritten = b""
         self._failed = False
+        self._is_gone = False
         self._costs: dict[str, Any] | None = None
 
     def on_snapshot_load(
@@ -65,7 +66,7 @@ class MetricsFile(TrainerCallback):
             logger.warning("%s has lost lines: it continues behind the rest.", self.path)
             self._length = found
         os.ftruncate(self._file, self._length)
-        self._failed, self._costs = False, None
+        self._failed, self._is_gone, self._costs = False, False, None
         self._write(b"")
 
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
@@ -79,6 +80,7 @@ class MetricsFile(TrainerCallback):
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
     ) -> Mapping[str, object]:
+        self._find_again()
         return {"length": self._length, "unwritten": self._unwritten.decode()}
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
@@ -88,10 +90,41 @@ class MetricsFile(TrainerCallback):
     def close(self) -> None:
         if self._file is None:
             return
+        self._find_again()
         if self._costs is not None:
             self._write(_as_json(self._costs))
         os.close(self._file)
         self._file = None
+
+    def _find_again(self) -> None:
+        """Writes the file anew where another or none has its name now: its lines are in the open
+        file still. Another one is kept beside it.
+        """
+        if self._file is None:
+            return
+        try:
+            if os.path.samestat(self.path.stat(), os.fstat(self._file)):
+                return
+        except OSError:  # it is gone
+            pass
+        told, self._is_gone = self._is_gone, True
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                self.path.replace(f"{self.path}.found")
+            content = os.pread(self._file, self._length, 0)
+            new = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except OSError as error:
+            if not told:
+                text = "%s was removed while the run goes on, and cannot be written anew: %s."
+                logger.warning(text, self.path, error.strerror)
+            return
+        os.close(self._file)
+        self._file, self._length, self._unwritten = new, 0, content + self._unwritten
+        self._write(b"")
+        if not told:
+            text = "%s was removed or replaced while the run goes on: it is written anew, whole."
+            logger.warning(text, self.path)
 
     def _write(self, line: bytes) -> None:
         """Writes what is there to be written, whole lines or nothing."""
