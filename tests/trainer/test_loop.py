@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig, default_loss
-from trainer_callback import HOOKS, StopRequest, TrainerCallback
+from trainer_callback import HOOKS, CallbackError, StopRequest, TrainerCallback
 
 SHORT = {
     "on_train_start": "T(",
@@ -335,3 +335,19 @@ def test_a_validation_loss_that_is_not_finite_is_said(caplog):
         discover=False,
     ).train()
     assert "the validation loss at update 1 is nan." in caplog.messages
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model", "optimizer", "scheduler", "config", "device", "output_dir", "has_validation"],
+)
+def test_a_callback_cannot_put_another_part_in_the_place_of_one_of_the_trainer(name):
+    class Swap(TrainerCallback):
+        def on_step_end(self, trainer):
+            setattr(trainer, name, nn.Linear(7, 1))
+
+    trainer = make_trainer(callbacks=[Swap()], epochs=1)
+    before = getattr(trainer, name)
+    with pytest.raises(CallbackError, match=rf"Swap.*on_step_end.*AttributeError.*{name}"):
+        trainer.train()
+    assert getattr(trainer, name) is before

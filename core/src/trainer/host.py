@@ -44,23 +44,21 @@ class Host:
         config: TrainerConfig,
         callbacks: CallbackManager,
     ) -> None:
-        self.device: torch.device = find_device(config.device)
+        self._device = find_device(config.device)
         self.ranks: Ranks = join_ranks(self.device.type)
         place = self.ranks.on_main(
             lambda: config.output_dir, "output_dir"
         )  # each may have a fresh one
         precision: Any = choose_precision(config.precision, self.device)
-        self.config: TrainerConfig = dataclasses.replace(
-            config, output_dir=place, precision=precision
-        )
-        self.model: nn.Module = model.to(self.device)
-        self.optimizer = optimizer
+        self._config = dataclasses.replace(config, output_dir=place, precision=precision)
+        self._model = model.to(self.device)
+        self._optimizer = optimizer
         move_state(optimizer)
-        self.scheduler = scheduler
+        self._scheduler = scheduler
         self.callbacks = callbacks
-        self.output_dir: Path | None = place
+        self._output_dir = place
         self.progress: Progress = Progress()
-        self.has_validation = False
+        self._has_validation = False
         self.last_update_of_epoch: bool = False
         self.keeper: SnapshotKeeper = SnapshotKeeper(self.config)
         self.queue: LoopQueue = LoopQueue()
@@ -68,6 +66,41 @@ class Host:
         self._precision = Precision(precision, self.device)
         self._update_step = 0
         self._snapshot_requested = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that is trained, never a compiled wrapper."""
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of `model`."""
+        return self._optimizer
+
+    @property
+    def scheduler(self) -> Any:
+        """The learning-rate scheduler, stepped once per update, or None."""
+        return self._scheduler
+
+    @property
+    def config(self) -> TrainerConfig:
+        """The frozen settings of the run, with the precision and the directory that were chosen."""
+        return self._config
+
+    @property
+    def device(self) -> torch.device:
+        """Where model and batches are."""
+        return self._device
+
+    @property
+    def output_dir(self) -> Path | None:
+        """Where the run writes; None for a run that writes nothing."""
+        return self._output_dir
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation set."""
+        return self._has_validation
 
     @property
     def rank(self) -> int:

@@ -99,7 +99,7 @@ class Trainer(Host):
         if val_loader is not None:
             self._val = EpochLoader(val_loader, seed, "validation", ranks, in_step=False)
         self._batch_sizes = BatchSizes(batch_size)
-        self.has_validation: bool = val_loader is not None
+        self._has_validation = val_loader is not None
         loss_fn = loss_fn or default_loss
         self._loss_of = self._precision.wrap(partial(loss_fn, trained))
         self._val_loss_of = self._precision.wrap(partial(loss_fn, evaluated))
