@@ -151,3 +151,27 @@ def test_a_loss_of_another_model_is_refused_at_the_first_update(precision):
     assert all(map(torch.equal, before, trainer.model.parameters()))
     partly = make(lambda model, batch: (batch.mean(0) * model.weight).sum(), precision=precision)
     partly.train()
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (lambda loss: None, "returned a NoneType"),
+        (lambda loss: loss.item(), "returned a float"),
+        (lambda loss: loss.expand(3), r"returned a tensor of shape \(3,\)"),
+        (lambda loss: loss * 1j, "complex64"),
+    ],
+)
+def test_an_answer_in_a_validation_that_is_no_loss_is_refused_in_the_same_words(answer, text):
+    def loss_fn(model, batch):
+        loss = model(batch).mean()
+        return loss if torch.is_grad_enabled() else answer(loss)
+
+    model = nn.Linear(4, 1)
+    batches = [torch.ones(2, 4)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, batches, batches, loss_fn=loss_fn, discover=False)
+    with pytest.raises(UsageError, match=text):
+        trainer.train()
+
+

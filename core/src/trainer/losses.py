@@ -18,7 +18,7 @@ from trainer_callback import RunError, UsageError
 from .parts import with_article
 from .ranks import ALONE, Ranks
 
-__all__ = ["LossError", "LossMeter", "NonFiniteError", "check_loss", "default_loss"]
+__all__ = ["LossError", "LossMeter", "NonFiniteError", "check_form", "check_loss", "default_loss"]
 
 _OWN: Final = (
     "Pass loss_fn=lambda model, batch: ... to Trainer, such as "
@@ -79,6 +79,19 @@ def check_loss(loss: object) -> None:
         and loss.is_floating_point()
     ):
         return
+    if not check_form(loss).requires_grad:
+        raise LossError(
+            "loss_fn returned a loss that depends on no parameter that requires a gradient. Return "
+            "it without detach(), item(), torch.no_grad() or numpy on the way from the model."
+        )
+
+
+def check_form(loss: object) -> Tensor:
+    """Returns a loss that is a 0-dim real tensor; in a validation it needs no gradient.
+
+    Raises:
+        LossError: it is something else.
+    """
     if not isinstance(loss, Tensor):
         raise LossError(
             f"loss_fn returned {with_article(type(loss))}, and the loss of a batch is a 0-dim "
@@ -91,11 +104,7 @@ def check_loss(loss: object) -> None:
         )
     if loss.is_complex():
         raise LossError(f"loss_fn returned a loss of {loss.dtype}, and a loss is a real number.")
-    if not loss.requires_grad:
-        raise LossError(
-            "loss_fn returned a loss that depends on no parameter that requires a gradient. Return "
-            "it without detach(), item(), torch.no_grad() or numpy on the way from the model."
-        )
+    return loss
 
 
 def _check_arguments(

@@ -12,6 +12,7 @@ from torch import Tensor
 from .batch_size import BatchSizes
 from .batches import move_to_device
 from .loaders import EmptyLoaderError, EpochLoader
+from .losses import check_form
 from .modes import Modes
 from .ranks import Ranks
 from .rng import read_rng, restore_rng
@@ -57,6 +58,7 @@ def mean_loss(
 
     Raises:
         EmptyLoaderError: there was no batch, or not one for each process of a sharded model.
+        LossError: what should be the loss of a batch is none.
     """
     wide = torch.float32 if device.type == "mps" else torch.float64  # which mps has not
     weighted, count, seen = torch.zeros((), dtype=wide, device=device), 0, 0
@@ -76,7 +78,8 @@ def mean_loss(
             batch = item[0]
         if item is not None or ranks.is_sharded:  # whose forward pass takes all: once more, for 0
             size = 0 if item is None else sizes.count(batch, loader.promised_size(seen))
-            loss = loss_of(move_to_device(batch, device) if moves else batch).detach()
+            loss = loss_of(move_to_device(batch, device) if moves else batch)
+            loss = check_form(loss).detach()
             if size:  # a loss that is kept, though 0-dim, pins the memory of its whole forward pass
                 weighted += loss.to(wide) * size
                 count += size
