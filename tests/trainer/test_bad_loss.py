@@ -175,3 +175,13 @@ def test_an_answer_in_a_validation_that_is_no_loss_is_refused_in_the_same_words(
         trainer.train()
 
 
+def test_a_model_on_the_meta_device_is_refused_with_the_way_out():
+    with torch.device("meta"):
+        model = nn.BatchNorm1d(4)
+    model.weight, model.bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for name in ("running_mean", "weight"):
+        with pytest.raises(ConfigError, match=rf"{name} is on the meta device.*to_empty"):
+            Trainer(model, optimizer, [torch.ones(2, 4)], discover=False)
+        model.weight = nn.Parameter(model.weight.to("meta"))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

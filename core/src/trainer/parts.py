@@ -58,6 +58,7 @@ def check_parts(
             )
     assert isinstance(model, nn.Module)
     assert isinstance(optimizer, torch.optim.Optimizer)
+    _check_storage(model)
     _check_steps(optimizer)
     check_optimized(model.parameters(), optimizer)
     _check_frozen(model, optimizer)
@@ -134,6 +135,20 @@ def check_closure(optimizer: torch.optim.Optimizer, error: Exception) -> None:
         raise ConfigError(
             f"{type(optimizer).__name__} wants a closure in step() ({error}), {_CLOSURE}"
         ) from error
+
+
+def _check_storage(model: nn.Module) -> None:
+    for kind, tensors in (
+        ("parameter", model.named_parameters()),
+        ("buffer", model.named_buffers()),
+    ):
+        for name, tensor in tensors:
+            if tensor.is_meta:
+                raise ConfigError(
+                    f"Trainer: the {kind} {name} is on the meta device, where tensors have a shape "
+                    "and no values. Call model.to_empty(device=...), then load or initialize every "
+                    "weight and buffer, and build the optimizer after that."
+                )
 
 
 def _check_steps(optimizer: torch.optim.Optimizer) -> None:
