@@ -140,9 +140,43 @@ def test_a_snapshot_without_names_is_matched_by_position(tmp_path):
     make(tmp_path, forwards).train()
     (path,) = list_snapshots(tmp_path / "snapshots")
     state, manifest = load_state(path)
-    del state["parameters"], state["data"]
+    del state["parameters"], state["data"], state["frozen"]
     write_snapshot(path, {"state.pt": save_state(state)}, manifest)
     resumed = make(tmp_path, forwards, steps=6)
     resumed.train(resume=True)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def frozen_run(place, names, **config):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
+    return Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        [torch.ones(2, 4)] * 4,
+        loss_fn=lambda model, batch: model(batch).square().mean(),
+        config=TrainerConfig(output_dir=place, device="cpu", **{"epochs": 1, **config}),
+        discover=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (["0.weight", "0.bias"], [], "0.weight (and 1 more) was not trained"),
+        ([], ["1.bias"], "1.bias was trained"),
+        (["0.bias"], ["0.bias"], None),
+    ],
+)
+def test_a_parameter_that_is_frozen_or_freed_at_a_resume_is_told(
+    tmp_path, caplog, before, now, told
+):
+    frozen_run(tmp_path, before, max_steps=1).train()
+    caplog.clear()
+    frozen_run(tmp_path, now).train(resume=True)
+    texts = [each for each in caplog.messages if "trained" in each]
+    assert len(texts) == (told is not None)
+    assert all(told in text for text in texts)

@@ -23,7 +23,7 @@ from .final import describe_unsaveable
 from .loaders import EpochLoader
 from .losses import LossMeter
 from .model_state import check_model_state, load_model_state
-from .parameters import match_parameters, name_parameters
+from .parameters import match_parameters, name_frozen, name_parameters, tell_frozen
 from .precision import Precision
 from .progress import Progress
 from .ranks import ALONE, Ranks
@@ -79,7 +79,8 @@ class Checkpoint:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the snapshot that was loaded."""
+        """Forgets the snapshot that was loaded; looks what is frozen before any callback."""
+        self._frozen = name_frozen(self._model)
         self._rng: dict[str, Any] | None = None
         self._loader_state: dict[str, Any] | None = None
         self._in_place = True
@@ -135,6 +136,7 @@ class Checkpoint:
             "scheduler": scheduler,
             "classes": self._classes(),
             "parameters": name_parameters(self._model, self._optimizer),
+            "frozen": self._frozen,
             "data": describe_data(self._loader.given),
             "scaler": self._precision.state(),
             "losses": self._losses.state(),
@@ -197,6 +199,7 @@ class Checkpoint:
                 "as the run that wrote it did."
             ) from error
         self._tell_unused(built)
+        tell_frozen(state.get("frozen", self._frozen), self._frozen)
         if "data" in state:
             now = describe_data(self._loader.given)
             tell_other_data(state["data"], now, state["progress"])

@@ -151,9 +151,9 @@ def _describe_list(values: Any) -> str | None:
     """Returns how many numbers there are, and a checksum of them; None where they are none."""
     try:
         numbers = torch.as_tensor(values).cpu().contiguous().numpy()
+        return f"{len(numbers)}, checksum {zlib.crc32(numbers.data):08x}"
     except (TypeError, ValueError, RuntimeError):
         return None
-    return f"{len(numbers)}, checksum {zlib.crc32(numbers):08x}"
 
 
 def _length(value: object) -> int | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer_callback import SnapshotError
 
-__all__ = ["match_parameters", "name_parameters"]
+__all__ = ["match_parameters", "name_frozen", "name_parameters", "tell_frozen"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -29,6 +29,28 @@ def name_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
                 places.setdefault(id(parameter), f"<{len(places)}>")
     names = {**known, **places}
     return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+
+
+def name_frozen(model: nn.Module) -> list[str]:
+    """Returns the names of the parameters that are not trained; of a tied one the first."""
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+def tell_frozen(saved: Sequence[str], now: Sequence[str]) -> None:
+    """Warns where other parameters are frozen than at the start of the snapshot's run, each as
+    `name_frozen` returned them before any callback was called.
+    """
+    for names, before, after in (
+        ([name for name in saved if name not in now], "not trained", "trained"),
+        ([name for name in now if name not in saved], "trained", "not trained"),
+    ):
+        if names:
+            logger.warning(
+                "the parameter %s%s was %s at the start of the snapshot's run and is %s from here "
+                "on, unless a callback changes it. Set requires_grad as that run did to go on "
+                "with it.",
+                *(names[0], _count_others(names), before, after),
+            )
 
 
 def match_parameters(
@@ -94,5 +116,8 @@ def _check_groups(saved: Sequence[Sequence[str]], own: Sequence[Sequence[str]], 
 
 
 def _quote(names: Sequence[str]) -> str:
-    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    return f"{names[0]!r}{more}"
+    return f"{names[0]!r}{_count_others(names)}"
+
+
+def _count_others(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

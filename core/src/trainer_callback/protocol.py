@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .errors import show
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,12 +23,31 @@ class StopRequest:
     """An answer to `should_stop_training` that says why.
 
     Attributes:
-        reason: one word for programs, such as `patience`.
+        reason: one word for programs, such as `patience`; one line, not empty.
         detail: one sentence for people.
+
+    Raises:
+        TypeError: one of them is no str.
+        ValueError: `reason` is empty, or of several lines.
     """
 
     reason: str
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks both, for an end that is recorded has to say why."""
+        for name in ("reason", "detail"):
+            value: object = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"StopRequest: {name} must be a str, got {show(value)}. Use "
+                    'StopRequest("patience", "one sentence for people").'
+                )
+        if not self.reason.strip() or len(self.reason.splitlines()) > 1:
+            raise ValueError(
+                f"StopRequest: reason must be one line and not empty, got {show(self.reason)}. "
+                'Use one word, such as "patience", and put the rest into detail.'
+            )
 
 
 @dataclass(frozen=True, eq=False)
