@@ -18,6 +18,8 @@ READ_THE_COMMAND_LINE = {
     "cli.py",
     "command_flags.py",
     "discovery.py",
+    "groups.py",
+    "installed.py",
     "new_plugin.py",
     "options.py",
     "plugin_doctor.py",

@@ -152,20 +152,6 @@ class Checkpoint:
             ]
         return state
 
-    def check_position(self, progress: Progress, path: Path) -> None:
-        """Checks that the loader has the place at which `progress` stands.
-
-        Raises:
-            SnapshotError: the epoch has fewer batches.
-        """
-        length = self._loader.length
-        if length is not None and progress.is_mid_epoch and progress.batch_in_epoch > length:
-            raise SnapshotError(
-                f"{path} stands behind batch {progress.batch_in_epoch} of an epoch, and the train "
-                f"loader has {length}. Give it the data that it had, or resume from the end of an "
-                "epoch."
-            )
-
     def load(self, state: Mapping[str, Any], path: Path) -> None:
         """Puts every object into `state`.
 

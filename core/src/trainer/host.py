@@ -28,7 +28,7 @@ from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
 from .replicas import check_replicas
-from .sharding import gather_weights, whole_tensors
+from .sharding import check_offload, gather_weights, whole_tensors
 
 __all__ = ["Host"]
 
@@ -51,6 +51,7 @@ class Host:
         )  # each may have a fresh one
         precision: Any = choose_precision(config.precision, self.device)
         self._config = dataclasses.replace(config, output_dir=place, precision=precision)
+        check_offload(model)  # before `to`, which would move what is kept on the host
         self._model = model.to(self.device)
         self._optimizer = optimizer
         move_state(optimizer)

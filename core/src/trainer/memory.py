@@ -7,6 +7,7 @@ import re
 import torch
 
 from trainer_callback import RunError, option_text
+from trainer_callback.errors import text_of
 
 __all__ = ["OutOfMemoryError", "explain_memory"]
 
@@ -29,7 +30,7 @@ def explain_memory(error: BaseException, epoch: int, step: int) -> BaseException
     Args:
         step: updates done, in all epochs.
     """
-    text = str(error)
+    text = text_of(error)
     on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
     if isinstance(error, OutOfMemoryError) or not (
         on_host or isinstance(error, torch.OutOfMemoryError)

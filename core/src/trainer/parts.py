@@ -60,6 +60,7 @@ def check_parts(
     assert isinstance(optimizer, torch.optim.Optimizer)
     _check_storage(model)
     _check_steps(optimizer)
+    _check_initialised(model)
     check_optimized(model.parameters(), optimizer)
     _check_frozen(model, optimizer)
     _check_scheduler(scheduler, optimizer)
@@ -163,6 +164,16 @@ def _check_steps(optimizer: torch.optim.Optimizer) -> None:
         raise ConfigError(
             f"Trainer: {type(optimizer).__name__} wants a closure in step(), {_CLOSURE}"
         )
+
+
+def _check_initialised(model: nn.Module) -> None:
+    """Refuses parameters without values, as lazy modules have them before their first batch."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ConfigError(
+                f"Trainer: {name} is not initialised. Run a batch through the model first, and "
+                "build the optimizer after that."
+            )
 
 
 def _check_frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -133,7 +133,6 @@ class Run:
     def _load(self, path: Path, state: Mapping[str, Any]) -> Progress:
         """Puts the objects of the run into `state`; returns its counters."""
         progress = Progress.from_state(state["progress"])
-        self._checkpoint.check_position(progress, path)
         try:
             self._checkpoint.load(state, path)
             return progress

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
+    "check_offload",
     "check_optimizer_state",
     "check_sharding",
     "fsdp_modules",
@@ -71,6 +72,22 @@ def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
     package = sys.modules.get("torch.distributed.fsdp")
     if package is not None:
         yield from (each for each in model.modules() if isinstance(each, package.FSDPModule))
+
+
+def check_offload(model: nn.Module) -> None:
+    """Sees to it that parts of parameters lie where they are computed with.
+
+    Raises:
+        ConfigError: they are kept on the host, as with FSDP2's CPUOffloadPolicy.
+    """
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter) and not parameter.is_meta:
+            own, mesh = local_part(parameter).device.type, parameter.device_mesh.device_type
+            if own != mesh:
+                raise ConfigError(
+                    f"Trainer: {name} lies on {own}, and its mesh is of {mesh} devices: "
+                    "CPUOffloadPolicy is not supported. Call fully_shard without offload_policy."
+                )
 
 
 def check_sharding(model: nn.Module, world_size: int, device: torch.device) -> bool:
