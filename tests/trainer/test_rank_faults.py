@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from trainer import ConfigError, NonFiniteError, Trainer
 from trainer.loaders import EmptyLoaderError
 from trainer.metrics_file import read_logged
+from trainer.points import FixedPointError
 from trainer.snapshot import list_snapshots
 from trainer.state_file import load_state
 from trainer_callback import CallbackError, SnapshotError, TrainerCallback
@@ -133,6 +134,21 @@ def test_a_callback_that_fails_on_one_rank_ends_both(tiny, tmp_path, hook, rank_
     codes = tiny.run_ranks(work)
     assert codes[rank_that_fails] == 9
     assert codes[1 - rank_that_fails] == 1
+
+
+@pytest.mark.parametrize("rank_that_fails", [0, 1])
+def test_a_state_that_one_rank_cannot_save_is_told_to_the_other(tiny, tmp_path, rank_that_fails):
+    class Keeps(TrainerCallback):
+        def on_snapshot_save(self, trainer):
+            return {"odd": object() if trainer.rank == rank_that_fails else 1}
+
+    def work(rank):
+        text = f"process {rank_that_fails} has failed .CallbackError: Keeps"
+        kind, text = (CallbackError, "odd") if rank == rank_that_fails else (FixedPointError, text)
+        with pytest.raises(kind, match=text):
+            tiny.trainer(tmp_path / "run", callbacks=[Keeps()]).train()
+
+    assert tiny.run_ranks(work) == [0, 0]
 
 
 @pytest.mark.parametrize("waits", ["on_step_end", "on_epoch_end"])

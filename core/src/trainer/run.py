@@ -236,6 +236,7 @@ class Run:
         state = self._checkpoint.read(mid_epoch=progress.is_mid_epoch)
         state["progress"] = progress.state()
         states = collect_states(self._callbacks, self._deal, self._trainer)
+        self._ranks.meet("the states of the callbacks")  # where the others hear of a failure
         state["callback_state"] = states
         if self._ranks.is_sharded:
             off = self._callbacks.switched_off
