@@ -261,3 +261,10 @@ def test_what_cannot_start_before_the_end_of_the_run_is_told_at_the_start(make, 
 def test_an_average_that_nothing_uses_is_told(make, caplog):
     make(EMACallback(use_for_validation=False, swap_at_end=False)).train()
     assert caplog.text.count("nothing uses the average") == 1
+
+
+def test_a_run_of_one_update_is_told_once_that_it_is_too_short(make, caplog):
+    make(EMACallback(), max_steps=1).train()
+    (text,) = [r.getMessage() for r in caplog.records if "averag" in r.getMessage()]
+    assert "of 1 updates" in text
+    assert "Use lower" not in text

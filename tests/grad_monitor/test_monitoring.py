@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import Trainer
-from trainer_callback import TrainerCallback, UsageError
+from trainer_callback import CallbackError, TrainerCallback, UsageError
 from trainer_callback.options import read_options
 from trainer_gradient_monitor import GradientMonitorCallback
 
@@ -352,3 +352,15 @@ def test_an_option_without_effect_is_told_at_the_start(
 ) -> None:
     make(GradientMonitorCallback(**options), None, epochs=1, **config).train()
     assert caplog.text.count(told) == 1
+
+
+def test_a_run_that_was_refused_before_its_first_update_is_given_no_advice(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refuses(TrainerCallback):
+        def on_train_start(self) -> None:
+            raise ValueError("not today")
+
+    with pytest.raises(CallbackError, match="not today"):
+        make(GradientMonitorCallback(report=False), None, others=[Refuses()]).train()
+    assert "nothing was measured" not in caplog.text

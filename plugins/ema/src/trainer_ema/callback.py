@@ -76,6 +76,7 @@ class EMACallback(TrainerCallback):
         self.swap_at_end = swap_at_end
         self.updates: int = 0
         self._average: WeightAverage | None = None
+        self._is_short = False
 
     def on_snapshot_load(
         self,
@@ -93,7 +94,10 @@ class EMACallback(TrainerCallback):
             self._start(trainer)
         validates = self.use_for_validation and trainer.has_validation
         steps: int | None = getattr(trainer.config, "max_steps", None)
-        if steps is not None and steps - self.start_step <= self.every:
+        self._is_short = steps is not None and steps - self.start_step <= self.every
+        if self._is_short and steps == 1:
+            logger.warning("a run of 1 updates is too short for an average: its weights stay.")
+        elif self._is_short:
             logger.warning(
                 "start_step %d and every %d cannot average anything in a run of %d updates. Use "
                 "lower ones (%s, %s).",
@@ -150,6 +154,8 @@ class EMACallback(TrainerCallback):
         if not self.swap_at_end or result.status not in ("finished", "stopped"):
             return
         if self._average is None or self.updates <= self.every:  # a copy of what were the weights
+            if self._is_short:  # as was said at the start
+                return
             logger.warning(
                 "%d updates were too few for an average: the last weights stay. Use a lower %s or "
                 "%s.",

@@ -195,6 +195,8 @@ class GradientMonitorCallback(TrainerCallback):
             self._take(trainer, trainer.step + 1, skipped=True)
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
+        if not self.state.updates:
+            return
         if not self.state.measured:
             logger.warning(
                 "nothing was measured in %d updates: no snapshot was due. Use %s to measure every "
