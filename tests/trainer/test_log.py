@@ -289,3 +289,13 @@ def test_a_writer_that_fails_at_what_waited_is_blamed(tiny):
 
     with pytest.raises(CallbackError, match=r"^Fails \(not installed\) failed in on_log: OSErr"):
         tiny.trainer(None, callbacks=[Everywhere(), Fails()], snapshot_interval=None).train()
+
+
+def test_a_callback_that_logs_whenever_something_is_logged_is_told_what_to_do(tiny):
+    class Echo(TrainerCallback):
+        def on_log(self, trainer):
+            trainer.log({"again": 1.0})
+
+    with pytest.raises(CallbackError, match=r"inside on_log.*Log it in another hook") as caught:
+        tiny.trainer(None, callbacks=[Echo()], snapshot_interval=None, epochs=1).train()
+    assert len(str(caught.value)) < 1000

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -31,6 +31,8 @@ from .replicas import check_replicas
 from .sharding import check_offload, gather_weights, whole_tensors
 
 __all__ = ["Host"]
+
+_MOST_WITHIN: Final = 20
 
 
 class Host:
@@ -66,6 +68,7 @@ class Host:
         self._gradients = Gradients(model, optimizer, fixed=not self.ranks.is_alone)
         self._precision = Precision(precision, self.device)
         self._update_step = 0
+        self._logs_within = 0
         self._snapshot_requested = False
 
     @property
@@ -170,8 +173,17 @@ class Host:
         self.queue.send(partial(self._send_metrics, values))
 
     def _send_metrics(self, values: Mapping[str, float]) -> None:
+        if self._logs_within >= _MOST_WITHIN:
+            raise RuntimeError(
+                f"trainer.log was called inside on_log {_MOST_WITHIN} times in one another, each "
+                "sending the next. Log it in another hook, or only where it is not in `metrics`."
+            )
         self.progress.metrics.update(values)
-        self.callbacks.table.plain.on_log(trainer=self, metrics=values, step=self.step)
+        self._logs_within += 1
+        try:
+            self.callbacks.table.plain.on_log(trainer=self, metrics=values, step=self.step)
+        finally:
+            self._logs_within -= 1
 
     def log_text(self, name: str, text: str) -> None:
         """Sends a text to `on_log_text` of every callback; see `TrainerProtocol`."""
