@@ -155,10 +155,11 @@ class Run:
         if not self._keeper.can_write:
             return
         due = progress is not None and progress.position != self._saved
-        if due:  # waited for, so that no state depends on how fast the disk was
-            self._ranks.on_main(partial(self._keeper.collect, wait=True), "snapshot")
-        else:  # the others could not be told
-            self._keeper.collect(may_raise=self._ranks.is_alone)
+        # Waited for, so that no state depends on how fast the disk was. Callbacks are told of the
+        # write here, outside the point at which all processes hear of its failure.
+        self._keeper.collect(wait=due, may_raise=self._ranks.is_alone)
+        if due:
+            self._ranks.on_main(self._keeper.collect, "snapshot")
         if self._untold is not None:
             report, self._untold = self._untold, None
             report()
