@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 PEERS := .venv-peers
 OLDEST ?= python3.10
+TESTS ?= tests
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PACKAGES := core $(sort $(wildcard plugins/*))
 PROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 
-.PHONY: help train test oldest check bench wheels clean
+.PHONY: help train test try oldest check bench wheels clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*##/make \1 \t/p' $(MAKEFILE_LIST)
@@ -17,13 +18,17 @@ train: $(VENV)/.run  ## train a small language model: early stopping, gradient m
 	$(BIN)/train-lm --early_stopping --gradient_monitor --snapshot_interval 500
 
 test: $(VENV)/.dev  ## run every test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
-oldest:  ## every test with the oldest Python and the oldest libraries that are declared
+try: $(VENV)/.run  ## a short run with every plugin: does this Python do?
+	$(BIN)/train-lm --max_steps 20 --early_stopping --gradient_monitor --ema --throughput \
+		--tensorboard --snapshot_interval 10 --output_dir $(VENV)/tried --overwrite
+
+oldest:  ## the tests with the oldest Python and the oldest libraries that are declared
 	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/.dev
 	.venv-oldest/bin/python tests/oldest.py > .venv-oldest/oldest.txt
 	.venv-oldest/bin/python -m pip install --quiet -r .venv-oldest/oldest.txt
-	.venv-oldest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
+	.venv-oldest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(TESTS)
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
