@@ -57,7 +57,7 @@ class SnapshotKeeper:
         self._keep = config.keep_snapshots
         self._writer = BackgroundWriter(sync=config.snapshot_sync)
         self._copier = HostCopier()
-        self.finite = FiniteCheck()
+        self.finite: FiniteCheck = FiniteCheck()
         self._failures = 0
         self._postponed: Exception | None = None
 

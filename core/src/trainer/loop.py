@@ -171,7 +171,7 @@ class Trainer(Host):
         self._total_norm: Tensor | None = None
         self._stop: Stop | None = None
         self.last_update_of_epoch = False
-        self.progress = Progress()
+        self.progress: Progress = Progress()
         for part in (self._losses, self._precision, self._checkpoint):
             part.reset()
         resumed = self._run.restore(resume)

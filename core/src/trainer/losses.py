@@ -148,7 +148,8 @@ class LossMeter:
         """Forgets everything, also the losses of an update that has failed."""
         self._sums = _Sums()
         self._pending: list[Tensor] = []
-        self.total = self.verdict = 0.0
+        self.total: float = 0.0
+        self.verdict: float = 0.0
 
     def add(self, loss: Tensor) -> None:
         """Takes a 0-dim loss; nothing is copied from its device yet. Its graph is held until

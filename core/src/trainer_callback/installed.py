@@ -58,13 +58,13 @@ class InstalledPlugin:
         self.kind: Literal["flag", "live", "blocked", "broken"]
         self.kind = "blocked" if entry.blocked else "broken"
         self.problem = entry.problem
-        self.is_missed = True
+        self.is_missed: bool = True
         self.target: object = None
         self.implementations: list[Implementation] = []
         self.options: list[Option] = []
         self.is_wanted = True
         self.changed: list[str] = []
-        self.seconds = 0.0
+        self.seconds: float = 0.0
         self._active = active
         self._group: Group | None = None
         if self.problem is None or entry.is_ambiguous:
