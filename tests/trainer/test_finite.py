@@ -221,3 +221,48 @@ def test_a_refused_write_of_the_main_process_ends_all_processes(tiny, tmp_path):
         assert type(caught.value).__name__ == "SaveError"
 
     assert tiny.run_ranks(work) == [0, 0]
+
+
+class SetRate(TrainerCallback):
+    """Sets a setting of the optimizer's last group behind update `step`."""
+
+    def __init__(self, value, step, name="lr"):
+        self.value, self.step, self.name = value, step, name
+
+    def on_step_end(self, trainer):
+        if trainer.step == self.step:
+            trainer.optimizer.param_groups[-1][self.name] = self.value
+
+
+@pytest.mark.parametrize("place", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf, "0.1", torch.tensor(math.nan), 1j])
+def test_a_learning_rate_that_no_update_can_use_is_told_behind_the_last_update(
+    tmp_path, place, value
+):
+    ends = Ends()
+    options = {} if place else {"snapshot_interval": None}
+    with pytest.raises(NonFiniteError) as caught:
+        make(tmp_path if place else None, SetRate(value, 10), ends, **options).train()
+    assert str(caught.value) == (
+        f"the learning rate of group 0 of SGD has become {value!r}; look at what sets it, a "
+        "scheduler or a callback. That was found behind update 10."
+    )
+    assert ends.status == "failed"
+    assert not (tmp_path / "final").exists()
+    if place:
+        assert list_snapshots(tmp_path / "snapshots")[0].name == "step-00000008"
+
+
+def test_a_setting_of_the_optimizer_that_became_nan_is_told_too(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"^momentum of group 0 of SGD has become nan"):
+        make(tmp_path, SetRate(math.nan, 10, "momentum")).train()
+
+
+@pytest.mark.parametrize("options", [{"log_interval": 1}, {"log_interval": 100}])
+@pytest.mark.parametrize("value", [math.nan, "0.1"])
+def test_what_a_bad_learning_rate_does_to_an_update_is_told_with_its_cause(
+    tmp_path, value, options
+):
+    trainer = make(tmp_path, SetRate(value, 5), **options)
+    with pytest.raises(NonFiniteError, match=r"learning rate of group 0 of SGD has become"):
+        trainer.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "check_closure",
     "check_optimized",
     "check_parts",
+    "describe_bad_rate",
     "move_state",
     "warn_left_out",
     "with_article",
@@ -124,6 +126,31 @@ def move_state(optimizer: torch.optim.Optimizer) -> None:
             for name, value in state.items():
                 if isinstance(value, torch.Tensor) and (name != "step" or counts_move):
                     state[name] = value.to(parameter.device)
+
+
+def describe_bad_rate(optimizer: torch.optim.Optimizer) -> str | None:
+    """Returns which of the optimizer's settings has become what no update can use, or None: a
+    learning rate that is no finite number, another number that is NaN.
+    """
+    for index, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            numbers = value if isinstance(value, (list, tuple)) and name != "params" else (value,)
+            is_nan = any(isinstance(each, float) and math.isnan(each) for each in numbers)
+            if is_nan or (name == "lr" and not _is_rate(value)):
+                what = "the learning rate" if name == "lr" else name
+                return (
+                    f"{what} of group {index} of {type(optimizer).__name__} has become {value!r}; "
+                    "look at what sets it, a scheduler or a callback"
+                )
+    return None
+
+
+def _is_rate(value: object) -> bool:
+    """Whether `value` is a finite number, or None: some optimizers find their own."""
+    try:
+        return value is None or (not isinstance(value, str) and math.isfinite(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
 
 
 def check_closure(optimizer: torch.optim.Optimizer, error: Exception) -> None:

@@ -26,6 +26,7 @@ from .checkpoint import Checkpoint
 from .facts import read_facts, tell_differences
 from .final import describe_unsaveable, save_safetensors
 from .losses import NonFiniteError
+from .parts import describe_bad_rate
 from .place import Place, Resume, refusing
 from .progress import Progress
 from .result import Stop, TrainResult
@@ -234,6 +235,7 @@ class Run:
         return result, error or late
 
     def _collect(self, progress: Progress) -> dict[str, Any]:
+        self._check_rates()
         state = self._checkpoint.read(mid_epoch=progress.is_mid_epoch)
         state["progress"] = progress.state()
         states = collect_states(self._callbacks, self._deal, self._trainer)
@@ -269,11 +271,13 @@ class Run:
         )
 
     def _check_finite(self) -> None:
-        """Refuses to call a run finished whose weights have become NaN or infinite.
+        """Refuses to call a run finished whose weights, or learning rates, have become NaN or
+        infinite.
 
         Raises:
             NonFiniteError: they have; in all processes, where one of them has such a part.
         """
+        self._check_rates()
         state = {"model": self._trainer.model.state_dict()}
         faults = self._ranks.gather(self._keeper.finite.describe_fault(state), "end")
         fault = next(filter(None, faults), None)
@@ -282,6 +286,11 @@ class Run:
                 f"{fault} at the end of the run, and was not at its start. Lower the learning "
                 f"rate, or clip with {option_text('max_grad_norm')}."
             )
+
+    def _check_rates(self) -> None:
+        fault = describe_bad_rate(self._trainer.optimizer)
+        if fault is not None:
+            raise NonFiniteError(f"{fault}. That was found behind update {self._trainer.step}.")
 
     def _save_final(self) -> None:
         weights = gather_weights(self._trainer.model, keep=self._ranks.is_main)

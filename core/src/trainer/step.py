@@ -15,7 +15,7 @@ from .buffers import KeptBuffers
 from .config import TrainerConfig
 from .gradients import Gradients
 from .losses import LossMeter, NonFiniteError
-from .parts import check_closure
+from .parts import check_closure, describe_bad_rate
 from .precision import Precision
 from .progress import Progress
 from .schedules import step_schedule
@@ -68,10 +68,12 @@ class Stepper:
             verdict: a number that is not finite where a gradient is not; None: nobody has looked.
 
         Raises:
-            NonFiniteError: the loss or a gradient is not finite, and that ends the run.
+            NonFiniteError: the loss or a gradient is not finite, and that ends the run; so does a
+                learning rate.
             ConfigError: the optimizer wants a closure.
         """
         if (progress.step + 1) % self._config.log_interval == 0:
+            self._check_rates(progress)
             rate = self._optimizer.param_groups[0].get("lr")
             self.rate = float(rate) if isinstance(rate, (int, float, Tensor)) else None
         searching = self._precision.is_searching
@@ -86,10 +88,17 @@ class Stepper:
             skipped = self._precision.step(self._optimizer)
         except Exception as error:
             check_closure(self._optimizer, error)
+            self._check_rates(progress, error)
             raise
         if self._scheduler is not None and not skipped:
             step_schedule(self._scheduler)
         return skipped
+
+    def _check_rates(self, progress: Progress, cause: Exception | None = None) -> None:
+        fault = describe_bad_rate(self._optimizer)
+        if fault is not None:
+            where = f"epoch {progress.epoch}, update {progress.step + 1}"
+            raise NonFiniteError(f"{fault}. That was found at {where}.") from cause
 
     def _skip(self, progress: Progress) -> None:
         """Deals with a loss or a gradient that is not finite, before it can reach the weights."""
@@ -114,7 +123,12 @@ class Stepper:
             self._buffers.restore()
 
     def _describe(self) -> str:
-        """Says what is not finite."""
+        """Says what is not finite, and where it may come from."""
+        fault = describe_bad_rate(self._optimizer)
+        cause = "" if fault is None else f", and {fault}"
+        return f"{self._describe_number()}{cause}"
+
+    def _describe_number(self) -> str:
         if not math.isfinite(self._losses.total):
             return f"the training loss is not finite ({self._losses.total})"
         what = f"the gradient norm is not finite ({self._losses.verdict}"
