@@ -29,6 +29,7 @@ from .progress import Progress
 from .ranks import ALONE, Ranks
 from .rng import read_rng, restore_rng
 from .schedules import (
+    compare_functions,
     describe_schedule,
     fixed_settings,
     list_ends,
@@ -74,13 +75,14 @@ class Checkpoint:
         self._precision = precision
         self._losses = losses
         self._loader = loader
-        self._unkept = Unkept(model, loader.given)
+        self._unkept = Unkept(model, optimizer, loader.given)
         self._device = device
         self.reset()
 
     def reset(self) -> None:
         """Forgets the snapshot that was loaded; looks what is frozen before any callback."""
         self._frozen = name_frozen(self._model)
+        self._unkept.start()
         self._rng: dict[str, Any] | None = None
         self._loader_state: dict[str, Any] | None = None
         self._in_place = True
@@ -251,6 +253,10 @@ class Checkpoint:
         self._other_schedule = bool(unused)
         for text in unused:
             logger.warning("%s %s", text, _SET_LATER)
+        compared = compare_functions(self._scheduler)
+        if compared is not None:
+            text, differ = compared
+            logger.log(logging.WARNING if differ else logging.INFO, "%s", text)
 
     def _tell_unused(self, built: list[dict[str, Any]]) -> None:
         """Says which settings that the optimizer was built with have no effect: it goes on with

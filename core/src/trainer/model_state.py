@@ -14,7 +14,7 @@ from trainer_callback import SnapshotError
 
 from .sharding import scatter_state
 
-__all__ = ["check_model_state", "load_model_state"]
+__all__ = ["check_model_state", "describe_form", "load_model_state"]
 
 
 def check_model_state(
@@ -33,10 +33,15 @@ def check_model_state(
                 f"{path} has no {name!r}, which the model has. Is it another model?"
             )
         is_free = name.rpartition(".")[0] in free and isinstance(state[name], torch.Tensor)
-        if isinstance(tensor, torch.Tensor) and not is_free and _form(tensor) != _form(state[name]):
+        if (
+            isinstance(tensor, torch.Tensor)
+            and not is_free
+            and describe_form(tensor) != describe_form(state[name])
+        ):
             raise SnapshotError(
-                f"{name!r} is {_form(tensor)} in the model and {_form(state[name])} in {path}. "
-                "Build the model with the sizes it was trained with."
+                f"{name!r} is {describe_form(tensor)} in the model and "
+                f"{describe_form(state[name])} in {path}. Build the model with the sizes it was "
+                "trained with."
             )
     surplus = [name for name in state if name not in own]
     if surplus:
@@ -103,7 +108,10 @@ def _is_same(one: Any, other: Any) -> bool:
     return torch.equal(*bits)
 
 
-def _form(value: object) -> str:
+def describe_form(value: object) -> str:
+    """Returns shape and dtype of a tensor, or what else it is."""
     if not isinstance(value, torch.Tensor):
         return f"a {type(value).__name__}"
+    if value.is_nested:  # which has no shape
+        return "a nested tensor"
     return f"of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"

@@ -5,7 +5,9 @@ ends before the run does. Reads schedulers, steps none.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
+from types import FunctionType
 from typing import Any, Final
 
 from torch.optim import lr_scheduler
@@ -17,6 +19,7 @@ from .config import ConfigError
 
 __all__ = [
     "ScheduleError",
+    "compare_functions",
     "describe_schedule",
     "fixed_settings",
     "list_ends",
@@ -73,6 +76,11 @@ def describe_schedule(scheduler: Any) -> list[tuple[str, dict[str, Any]]]:
 def _settings(part: Any) -> dict[str, Any]:
     names = {*inspect.signature(type(part)).parameters, *_DERIVED} - {"optimizer", "last_epoch"}
     found = {name: value for name, value in vars(part).items() if name in names}
+    for place, function in enumerate(getattr(part, "lr_lambdas", ())):
+        if not isinstance(function, FunctionType):  # an object, whose attributes are in the state
+            options = inspect.signature(type(function)).parameters if _is_own(function) else ()
+            own = {name: value for name, value in vars(function).items() if name in options}
+            found |= {f"lr_lambda[{place}].{name}": value for name, value in own.items()}
     if isinstance(part, lr_scheduler.MultiStepLR):
         found["milestones"] = sorted(n for n, k in part.milestones.items() for _ in range(k))
     if isinstance(part, lr_scheduler.SequentialLR):
@@ -81,6 +89,14 @@ def _settings(part: Any) -> dict[str, Any]:
         ends = [float(phase["end_step"]) for phase in part._schedule_phases]
         found["the ends of its phases"] = ends
     return {name: to_plain(value) for name, value in found.items() if _is_plain(value)}
+
+
+def _is_own(function: Any) -> bool:
+    """Whether it is an object of somebody's own class, which says what it is made from."""
+    return hasattr(function, "__dict__") and type(function).__module__ not in (
+        "builtins",
+        "functools",
+    )
 
 
 def _is_plain(value: object) -> bool:
@@ -104,6 +120,45 @@ def list_unused(
                 f"{name}: {key} {after.get(key)!r} of the snapshot holds; {before[key]!r} has no "
                 "effect."
             )
+
+
+def compare_functions(scheduler: Any) -> tuple[str, bool] | None:
+    """Compares the functions of a schedule that has just been put where the snapshot had it, with
+    the rates that the snapshot's functions gave.
+
+    Returns:
+        A sentence, and whether they give other rates now; None for a schedule without functions.
+    """
+    parts = [part for part in _parts(scheduler) if getattr(part, "lr_lambdas", ())]
+    if not parts:
+        return None
+    text = f"{type(parts[0]).__name__}: no snapshot keeps its functions"
+    for part in parts:
+        rates = _rates_of(part)
+        if rates is not None and not all(map(_is_close, rates, part._last_lr)):
+            text += (
+                f", and this run's are others. The rates were {part._last_lr!r} in the snapshot "
+                f"and would be {rates!r} by those of this run, which hold behind the next update."
+            )
+            return text, True
+    return f"{text}. Nobody can see whether this run's are those of the snapshot's run.", False
+
+
+def _rates_of(part: Any) -> list[float] | None:
+    """Returns the rates that the functions of `part` say for the last update; None where they are
+    factors of rates that nobody has kept.
+    """
+    if not isinstance(part, lr_scheduler.LambdaLR) or part.last_epoch < 0:
+        return None
+    try:
+        pairs = zip(part.base_lrs, part.lr_lambdas, strict=True)
+        return [float(base * function(part.last_epoch)) for base, function in pairs]
+    except Exception:  # it is somebody's function; the next update calls it again
+        return None
+
+
+def _is_close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-30)
 
 
 def list_ends(scheduler: Any, left: int | None, *, changed: bool) -> Iterator[str]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .model_state import describe_form
+from .parameters import name_parameters
 from .shares import samplers_of
 
 __all__ = ["Unkept"]
@@ -28,15 +30,23 @@ class Unkept:
     they were when training began. A run looks a few times at its beginning, and tells once of each.
     """
 
-    def __init__(self, model: nn.Module, loader: Iterable[Any]) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Iterable[Any]
+    ) -> None:
         """Looks at nothing yet."""
         self._model = model
+        self._optimizer = optimizer
+        self._built: dict[str, str] | None = None
         self._loader = loader
         self._buffers: dict[str, Tensor] = {}
         self._data: dict[str, str] = {}
         self._changed: list[str] = []
         self._epochs = 0
         self._looks = 0
+
+    def start(self) -> None:
+        """Remembers what a snapshot has to fit, before any callback is called."""
+        self._built = _list_parts(self._model, self._optimizer)
 
     def start_epoch(self) -> None:
         """Remembers, before the first epoch of this process, how all is; compares the data side
@@ -51,6 +61,7 @@ class Unkept:
 
     def tell(self) -> None:
         """Warns of what has changed; called where a snapshot is taken."""
+        self._tell_new_parts()
         if self._changed:
             logger.warning(
                 "no snapshot keeps %s, which changes from epoch to epoch: a resumed run may see "
@@ -71,6 +82,33 @@ class Unkept:
                     "persistent=True, if it is more than a cache.",
                     " and ".join(names),
                 )
+
+    def _tell_new_parts(self) -> None:
+        """Warns, once, of what the model or the optimizer has not had when the run began: what is
+        built anew for a resume has it neither, and the snapshot does not fit it.
+        """
+        if self._built is None:
+            return
+        now = _list_parts(self._model, self._optimizer)
+        new = [name for name in {**self._built, **now} if now.get(name) != self._built.get(name)]
+        if new:
+            names = f"{new[0]}{f' (and {len(new) - 1} more)' if len(new) > 1 else ''}"
+            was, is_now = (each.get(new[0], "not there") for each in (self._built, now))
+            self._built = None
+            logger.warning(
+                "snapshots from here on fit no model and optimizer as this run was given them: %s "
+                "was %s then, and is %s. A resume loads the snapshot before it calls a callback: "
+                "do that before Trainer(...), or, to resume, build them as they are now.",
+                *(names, was, is_now),
+            )
+
+
+def _list_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Returns what a snapshot has to fit: tensors of the model, and the optimizer's groups."""
+    found = {repr(name): describe_form(value) for name, value in model.state_dict().items()}
+    for index, names in enumerate(name_parameters(model, optimizer)):
+        found[f"group {index} of the optimizer"] = f"of {len(names)} parameters"
+    return found
 
 
 def _read_buffers(model: nn.Module) -> dict[str, Tensor]:
