@@ -1,5 +1,6 @@
 """Disk full, quota: earlier snapshots stay, one error says what is missing, training goes on."""
 
+import errno
 import resource
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from trainer.config import TrainerConfig
+from trainer.durable import explain, save_bytes
 from trainer.keeper import SnapshotKeeper
 from trainer.metrics_file import read_logged
 from trainer.state_file import load_state
@@ -70,9 +72,27 @@ def test_quota_three_failed_saves_in_a_row_end_the_run_with_1(tiny, tmp_path):
         return 0
 
     assert tiny.child(work).wait() == 1
-    assert "File too large" in (tmp_path / "error").read_text()
+    message = (tmp_path / "error").read_text()
+    assert "File too large. Its largest file has" in message
+    assert message.endswith(
+        "may have 6,000 (ulimit -f). Raise that limit, or choose another output_dir."
+    )
     assert 3 <= int((tmp_path / "step").read_text()) <= 4
     assert list((tmp_path / "snapshots").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.EDQUOT, "needs 5 bytes, more than your quota has left there. Remove files of yours"),
+        (errno.EROFS, "Read-only file system. Make it writable again"),
+        (errno.EACCES, "Permission denied. Give back the right to write there."),
+        (errno.ENOSPC, "are free there. Free some space."),
+    ],
+)
+def test_what_to_do_goes_by_what_is_missing(tmp_path, number, text):
+    error = OSError(number, "")
+    assert text in explain(tmp_path / "step-00000001", {"a": save_bytes(b"bytes")}, error)
 
 
 def test_quota_failed_saves_that_are_not_in_a_row_do_not_end_the_run(tiny, tmp_path):

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import logging
 import os
-import shutil
+import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -33,6 +33,11 @@ TEMPORARY: Final = ".tmp-"
 _PIECE: Final = 1 << 20
 """Bytes that are hashed and written at a time: what the processor's cache still holds."""
 _NO_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_ADVICE: Final[Mapping[int, str]] = {
+    errno.EROFS: " Make it writable again: the system may have met errors of the disk.",
+    errno.EACCES: " Give back the right to write there.",
+    errno.EPERM: " Give back the right to write there.",
+}
 _unsynced: Final[set[int]] = set()
 """Devices of which the user has been told that."""
 
@@ -151,11 +156,21 @@ def explain(target: Path, files: Mapping[str, FileWriter], error: Exception) -> 
         return f"the snapshot {target} could not be written: {error}"
     text = f"the snapshot {target} could not be written: {os.strerror(error.errno)}."
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return text
+        return f"{text}{_ADVICE.get(error.errno, '')}"
     with contextlib.suppress(Exception):  # the same error again, in the worst case
-        needed = sum(_measure(write) for write in files.values())
-        free = shutil.disk_usage(target.parent).free
-        text += f" It needs {needed:,} bytes, and {free:,} are free there."
+        sizes = [_measure(write) for write in files.values()]
+        if error.errno == errno.EFBIG:
+            most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            limit = f"{most:,} (ulimit -f)" if most != resource.RLIM_INFINITY else "fewer"
+            text += f" Its largest file has {max(sizes):,} bytes, and may have {limit}."
+            return f"{text} Raise that limit, or choose another output_dir."
+        text += f" It needs {sum(sizes):,} bytes"
+        free = os.statvfs(target.parent)
+        if error.errno == errno.EDQUOT:
+            return f"{text}, more than your quota has left there. Remove files of yours there."
+        if free.f_files and not free.f_favail:
+            return f"{text}, and no file can be added there (df -i). Remove some."
+        text += f", and {free.f_bavail * free.f_frsize:,} are free there."
     return f"{text} Free some space."
 
 
