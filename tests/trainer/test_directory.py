@@ -131,7 +131,7 @@ def test_a_lock_that_is_a_link_changes_nobody_elses_file(tiny, tmp_path):
 
 
 def test_what_overwrite_cannot_remove_is_named(tiny, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "step-00000001").mkdir(parents=True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "snapshots").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="snapshots' cannot be removed"):

@@ -367,3 +367,42 @@ def test_the_owner_of_a_directory_is_known_as_soon_as_it_has_the_lock(tmp_path):
                 RunDirectory(tmp_path).__enter__()
             writer.join()
     assert lock.read_bytes() == b""  # nobody is named who has left
+
+
+def test_a_finished_model_behind_a_link_that_no_run_wrote_is_told_before_the_first_step(
+    tiny, tmp_path
+):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.txt").touch()
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "final").symlink_to(theirs)
+    with pytest.raises(ConfigError, match=r"holds 'final/thesis\.txt', which no run wrote"):
+        train(tiny, place)
+    assert [each.name for each in theirs.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_an_empty_folder_for_the_snapshots_is_no_run(tiny, tmp_path, linked):
+    place = tmp_path / "run"
+    place.mkdir()
+    theirs = tmp_path / "disk" if linked else place / "snapshots"
+    theirs.mkdir()
+    if linked:
+        (place / "snapshots").symlink_to(theirs)
+    assert train(tiny, place).status == "finished"
+    assert [*theirs.glob("step-*")]
+
+
+def test_a_record_of_somebody_else_stays(tiny, tmp_path, caplog):
+    (tmp_path / RECORD).write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match=r"holds '\.run\.json', which no run wrote"):
+        train(tiny, tmp_path)
+    assert (tmp_path / RECORD).read_text() == '{"mine": 1}'
+    (tmp_path / RECORD).write_bytes(b"")  # as a power failure leaves it
+    train(tiny, tmp_path)
+    (tmp_path / RECORD).write_text('{"mine": 1}')
+    train(tiny, tmp_path, True, epochs=2)
+    assert (tmp_path / f"{RECORD}.found").read_text() == '{"mine": 1}'
+    assert f"{RECORD} is not as a run has left it: it is kept as {RECORD}.found." in caplog.text

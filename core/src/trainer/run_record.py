@@ -53,6 +53,19 @@ class RunRecord:
             pass
         return _infer(place)
 
+    @staticmethod
+    def is_foreign(place: Path) -> bool:
+        """Whether somebody else's file has the name of the record: no run wrote what is in it. An
+        empty one is what a power failure leaves.
+        """
+        try:
+            content = (place / RECORD).read_bytes()
+            return content != b"" and seal(json.loads(content)) != content
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return True
+
     def write(self, place: Path) -> None:
         """Writes the record of `place`.
 

@@ -67,7 +67,10 @@ class RunDirectory:
 
     @property
     def _holds_run(self) -> bool:
-        return any(os.path.lexists(self.path / name) for name in ("snapshots", "final", METRICS))
+        with contextlib.suppress(OSError):
+            if any((self.path / "snapshots").iterdir()):
+                return True
+        return any(os.path.lexists(self.path / name) for name in ("final", METRICS))
 
     def __enter__(self) -> RunDirectory:
         """Makes the directory, tries a write, takes the lock.
@@ -135,6 +138,14 @@ class RunDirectory:
             done = record is not None and (record.had_snapshot or (self.path / "final").exists())
             if done or not may_restart:
                 raise self._refuse_run(gone=may_restart)
+        if RunRecord.is_foreign(self.path):
+            if record is None:
+                foreign.append(self.path / RECORD)
+            else:
+                logger.warning(
+                    "%s is not as a run has left it: it is kept as %s.found.", RECORD, RECORD
+                )
+                (self.path / RECORD).replace(self.path / f"{RECORD}.found")
         if foreign:
             name = foreign[0].relative_to(self.path)
             raise ConfigError(
@@ -193,7 +204,7 @@ class RunDirectory:
             places += list_snapshots(self.path / "snapshots")
             places += [each for each in self._weights() if list_named(each) is not None]
         for place in places:
-            if place.is_dir() and not place.is_symlink():
+            if place.is_dir() and not (deep and place.is_symlink()):  # of which the link goes only
                 names = find_foreign(place)
                 yield from (place / name for name in names) if record else place.iterdir()
 
