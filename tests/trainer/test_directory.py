@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import ConfigError
+from trainer import ConfigError, TrainerConfig
 from trainer.metrics_file import read_logged
 from trainer.rundir import RunDirectory
 from trainer.snapshot import list_snapshots
@@ -338,3 +338,9 @@ def test_a_run_is_no_snapshot(tiny, tmp_path):
         tiny.trainer(tmp_path / "new").train(resume=tmp_path / "run")
     with pytest.raises(SnapshotError, match="holds a finished model"):
         tiny.trainer(tmp_path / "new").train(resume=tmp_path / "run" / "final")
+
+
+@pytest.mark.parametrize("place", ["a\0b", "a\ud800b"])
+def test_an_output_directory_that_no_path_can_be_is_refused(place):
+    with pytest.raises(ConfigError, match="output_dir must be a path"):
+        TrainerConfig(output_dir=place)

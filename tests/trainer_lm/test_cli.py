@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -302,3 +303,17 @@ def test_a_callback_that_was_switched_off_is_named_at_the_end(
     assert code == 0
     assert "switched off" in out
     assert "fails failed and was not critical" in out
+
+
+@pytest.mark.parametrize("typed", ["hällo".encode(), b"h\xe4llo"])
+def test_a_prompt_is_what_was_typed_in_a_locale_without_its_characters(typed: bytes) -> None:
+    code = "import sys\nfrom trainer_lm.cli import _read_prompt as read\n"
+    code += "print(ascii(read(sys.argv[1])))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, typed], env={**os.environ, **plain}, capture_output=True
+    )
+    if typed.startswith(b"h\xc3"):
+        assert done.stdout == b"'h\\xe4llo'\n", done.stderr
+    else:
+        assert b"is not UTF-8 from byte 1 on" in done.stderr

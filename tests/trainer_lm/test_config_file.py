@@ -4,7 +4,10 @@ written, or refused by name.
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -384,3 +387,28 @@ def test_two_files_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("b.yaml").write_text("seed: 3\n")
     assert main(["--config", "a.yaml", "--config", "b.yaml"]) == 2
     assert "--config is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "words"), [('"a\\0b"', "code 0"), ('"\\uD800"', "no text")])
+def test_a_value_that_no_command_line_can_have_is_refused_by_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, words: str
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"output_dir: {value}\n")
+    assert main(["--config", str(file), "--print_config"]) == 2
+    said = capsys.readouterr().err
+    assert f"{file}, line 1, output_dir: " in said
+    assert words in said
+
+
+PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_file_of_options_names_files_in_a_locale_without_their_characters(tmp_path: Path) -> None:
+    (tmp_path / "d.yaml").write_text("output_dir: höme\n", encoding="utf-8")
+    code = "import os\nfrom trainer_lm.config_file import read_config_file as read\n"
+    code += "[option] = read('d.yaml')\nos.mkdir(option.words[0])"
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **PLAIN}, check=True
+    )
+    assert (tmp_path / "höme").is_dir()

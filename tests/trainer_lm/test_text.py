@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import types
 from typing import NamedTuple
 
@@ -321,3 +322,21 @@ def test_data_dir_beside_a_dataset_that_needs_none_is_refused(tmp_path):
     for dataset in ("pydoc", tmp_path):
         with pytest.raises(UsageError, match=r"Use --dataset .* alone"):
             load(dataset, data_dir=tmp_path)
+
+
+def test_a_device_is_refused_and_a_failed_read_names_its_file():
+    with pytest.raises(UsageError, match="/dev/zero could not be read: it is a device"):
+        load("/dev/zero")
+    if sys.platform == "linux":
+        with pytest.raises(UsageError, match="/proc/self/mem could not be read: "):
+            load("/proc/self/mem")
+
+
+def test_a_pipe_is_read_to_its_end_and_a_wait_for_it_is_said(tmp_path, caplog):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Timer(2.5, lambda: pipe.write_text(LINES))
+    writer.start()
+    assert load(pipe).train + load(write(tmp_path, a_txt=LINES) / "a.txt").validation == LINES
+    writer.join()
+    assert caplog.messages == [f"{pipe} is a pipe: waiting until its writer closes it."]

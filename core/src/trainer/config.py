@@ -31,9 +31,12 @@ def read_path(value: object, name: str) -> Path:
     """
     try:
         text = os.fsdecode(value)  # type: ignore[arg-type]
+        if "\0" in text:
+            raise TypeError("it has a character of code 0")
+        os.fsencode(text)
         if text:
             return Path(text).expanduser().absolute()
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, UnicodeError) as error:
         text = f"{option_text(name)} must be a path, got {value!r}: {error}."
         raise ConfigError(text) from error
     raise ConfigError(f"{option_text(name)} is empty. Name a directory; '.' is the one you are in.")

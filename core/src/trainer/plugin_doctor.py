@@ -16,6 +16,7 @@ from trainer_callback.order import arrange
 from trainer_callback.plugins import InstalledPlugin, admit
 
 from .command_flags import read_command_flags
+from .named_file import read_named
 
 __all__ = ["examine"]
 
@@ -167,7 +168,7 @@ def _find_unknown_options(
     import yaml
 
     try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+        options = yaml.safe_load(read_named(path).decode("utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(options, dict):

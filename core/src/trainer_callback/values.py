@@ -77,7 +77,9 @@ def _accepts(hint: Any, value: object) -> bool:
 def _describe(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(each) for each in arguments)
+        # Python 3.10 gives an equal union that it has seen before, in the order of that one.
+        none_last = sorted(arguments, key=lambda each: each is types.NoneType)
+        return " or ".join(_describe(each) for each in none_last)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in _SEQUENCES:

@@ -121,20 +121,26 @@ def _read(arguments: list[str]) -> Settings | None:
 
 def _print_sample(namespace: argparse.Namespace) -> None:
     seed = TrainerConfig(seed=getattr(namespace, "seed", 0)).seed
-    prompt, tokens = namespace.prompt, namespace.sample_tokens
+    prompt, tokens = _read_prompt(namespace.prompt), namespace.sample_tokens
     if tokens < 0:
         raise UsageError(f"--sample_tokens must be at least 0, got {tokens}.")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"--prompt {os.fsencode(prompt)!r} is not UTF-8 from byte {error.start} on. Give it "
-            "in UTF-8."
-        ) from error
     from .sample import printable, sample
 
     with printing():
         print(printable(sample(namespace.sample, prompt, tokens, seed)))
+
+
+def _read_prompt(prompt: str) -> str:
+    """Returns the text that was typed, also where the locale knows no UTF-8."""
+    if not any("\ud800" <= character <= "\udfff" for character in prompt):
+        return prompt
+    data = os.fsencode(prompt)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--prompt {data!r} is not UTF-8 from byte {error.start} on. Give it in UTF-8."
+        ) from error
 
 
 def _make_first_parser() -> Parser:

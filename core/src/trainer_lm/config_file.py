@@ -4,10 +4,12 @@ type. Nothing is guessed, so that no value means something else there.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from trainer.named_file import read_named
 from trainer_callback import UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ _FORM: Final = "Write one option a line, such as epochs: 3."
 
 def _read_text(path: str) -> str:
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text = read_named(Path(path)).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
@@ -112,14 +114,29 @@ def _read_option(path: str, key: yaml.Node, value: yaml.Node) -> FileOption:
     for tag in (value.tag, *(node.tag for node in nodes)):
         if tag.removeprefix(_TAG) not in _KINDS:
             raise UsageError(f"{where}: {name!r} has the tag {tag!r}. Leave the tag out.")
-    words = [_read_word(node) for node in nodes]
+    words = [_read_word(node, f"{where}, {name}") for node in nodes]
     return FileOption(path, line, name, words, several, value.tag == f"{_TAG}bool")
 
 
-def _read_word(node: Any) -> str | None:
+def _read_word(node: Any, where: str) -> str | None:
+    """Returns the word as the command line would give it: in a locale that lacks a character of it,
+    as the bytes of UTF-8.
+
+    Raises:
+        UsageError: no command line can have it.
+    """
     if node.tag == f"{_TAG}null":
         return None
     text = str(node.value)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        try:
+            text = os.fsdecode(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{where}: {text!a} is no text: half a character.") from error
+    if "\0" in text:
+        raise UsageError(f"{where}: {text!a} has a character of code 0, as no text has.")
     is_name = node.tag == f"{_TAG}float" and text.lower().lstrip("+-") in (".inf", ".nan")
     return text.replace(".", "") if is_name else text
 

@@ -63,9 +63,8 @@ def load_text(options: TextOptions) -> Corpus:
             raise UsageError(f"--dataset {name}: there is no such file or folder. {_WAYS}")
         return _load_hub(name)
     except OSError as error:
-        raise UsageError(
-            f"{error.filename} could not be read: {error.strerror}. Check path and permissions."
-        ) from error
+        what = f"{error.filename or name} could not be read: {error.strerror}."
+        raise UsageError(f"{what} Check path and permissions.") from error
 
 
 _HUB: Final = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from trainer.named_file import read_named
 from trainer_callback import UsageError
 
 __all__ = ["pieces", "read_utf8"]
@@ -54,7 +55,7 @@ def read_utf8(path: Path) -> tuple[bytes, list[str]]:
         UsageError: it is something else than UTF-8; the message says what, and how to convert it.
         OSError: it cannot be read.
     """
-    text = path.read_bytes()
+    text = read_named(path)
     foreign = _find_foreign(text)
     if foreign is not None:
         raise UsageError(f"{path} is {foreign}")
