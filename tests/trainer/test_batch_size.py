@@ -240,3 +240,37 @@ def test_two_processes_weigh_their_shares_as_one_does(tiny, tmp_path, kind):
     expected = sum(len(part) * float(part.square().sum()) for part in parts) / 10
     for rank in "01":
         assert float((tmp_path / rank).read_text()) == pytest.approx(expected, rel=1e-12)
+
+
+def count_all(batches, caplog):
+    caplog.set_level("INFO")
+    sizes = BatchSizes(None)
+    found = [sizes.count(batch, None) for batch in batches]
+    return found, [line for line in caplog.messages if "the first dimension was taken" in line]
+
+
+def test_that_the_first_dimension_is_a_guess_is_said_once_where_batches_differ(caplog):
+    batches = [torch.ones(35, 20), torch.ones(35, 20), torch.ones(12, 20), torch.ones(9, 20)]
+    found, told = count_all(batches, caplog)
+    assert found == [35, 35, 12, 9]
+    assert len(told) == 1
+    assert "taken, 35 and 12, by which val_loss weighs the batches." in told[0]
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [torch.ones(35, 20), torch.ones(35, 20)],
+        [torch.ones(4), torch.ones(2)],
+        [(torch.ones(4, 9), torch.ones(4)), (torch.ones(2, 9), torch.ones(2))],
+        [{"x": torch.ones(4, 9), "y": numpy.ones(4)}, {"x": torch.ones(2, 9), "y": numpy.ones(2)}],
+    ],
+)
+def test_nothing_is_said_where_weights_do_not_matter_or_labels_confirm_them(batches, caplog):
+    assert count_all(batches, caplog)[1] == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch: nested tensors are a prototype
+def test_a_nested_tensor_has_as_many_items_as_parts(caplog):
+    batch = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)])
+    assert count_all([batch], caplog) == ([2], [])

@@ -41,6 +41,7 @@ class BatchSizes:
             )
         self._function = function
         self._is_told = False
+        self._guess: int | None = None
 
     def count(self, batch: Any, promised: int | None) -> int:
         """Returns B, at least 0.
@@ -61,12 +62,29 @@ class BatchSizes:
         if promised is not None and (promised in firsts or not firsts):
             return promised
         if promised is None and agreed:
+            self._note(firsts[0], is_sure=not others or _is_flat(batch))
             return firsts[0]
         by_loader = promised is not None and (promised in others or not agreed)
         size = promised if by_loader else firsts[0] if firsts else 1
         assert size is not None
         self._tell(size, firsts, promised)
         return size
+
+    def _note(self, size: int, *, is_sure: bool) -> None:
+        """Says, where batches differ, that their first dimension may be another than that of the
+        items: as long as all are alike, their weights do not matter.
+        """
+        if self._guess is None:
+            self._guess = size
+        if size != self._guess and not is_sure and not self._is_told:
+            self._is_told = True
+            logger.info(
+                "the validation loader does not say how many items a batch has: the first "
+                "dimension was taken, %d and %d, by which val_loss weighs the batches. Where that "
+                "is another (time first), pass Trainer(..., batch_size=lambda batch: ...).",
+                self._guess,
+                size,
+            )
 
     def _tell(self, size: int, firsts: list[int], promised: int | None) -> None:
         if self._is_told:
@@ -97,6 +115,19 @@ def _check(answer: Any) -> int:
     return size
 
 
+def _is_flat(value: Any) -> bool:
+    """Whether a part of a batch has one dimension only, as labels have, which is that of the
+    items.
+    """
+    if isinstance(value, (torch.Tensor, numpy.ndarray)):
+        return value.ndim == 1
+    if isinstance(value, (str, bytes, PackedSequence)):
+        return True
+    parts = value if isinstance(value, Mapping) else parts_of(value) or {}
+    items = value if isinstance(value, (list, tuple)) else parts.values()
+    return any(map(_is_flat, items))
+
+
 def _look(value: Any, firsts: list[int], others: set[int]) -> None:
     """Collects what may be B: in `firsts` what usually is (the first dimension of a tensor, the
     length of a list of strings, numbers or dicts), in `others` what it is now and then (another
@@ -108,7 +139,7 @@ def _look(value: Any, firsts: list[int], others: set[int]) -> None:
         firsts.append(int(value.batch_sizes[0]))
     elif isinstance(value, (torch.Tensor, numpy.ndarray)):
         if value.ndim:
-            firsts.append(int(value.shape[0]))
+            firsts.append(int(value.size(0) if isinstance(value, torch.Tensor) else len(value)))
             nested = isinstance(value, torch.Tensor) and value.is_nested
             others.update(() if nested else value.shape[1:])
     elif isinstance(value, Mapping):
