@@ -253,3 +253,18 @@ def test_a_loader_that_draws_leaves_the_global_generators_alone(tiny):
     found = torch.rand(3)
     torch.manual_seed(1)
     assert torch.equal(found, torch.rand(3))
+
+
+@pytest.mark.parametrize("where", ["loader", "sampler"])
+def test_a_generator_of_ones_own_is_told_to_have_no_effect_once(tiny, caplog, where):
+    given = torch.Generator().manual_seed(3)
+    sampler = torch.utils.data.RandomSampler(DATA, generator=given) if where == "sampler" else None
+    shuffle = True if where == "loader" else None
+    own = DataLoader(DATA, sampler=sampler, shuffle=shuffle, generator=given)
+    loader = EpochLoader(own, 3, "train")
+    text = "the generator of the train loader is not used: its numbers are drawn from seed and the"
+    assert [text in line for line in caplog.messages] == [True]
+    list(loader.iterate(0))
+    EpochLoader(own, 3, "train")  # whose generator is the trainer's now
+    EpochLoader(DataLoader(DATA, shuffle=True), 3, "train")
+    assert len(caplog.messages) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
@@ -9,10 +10,15 @@ import numpy
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from trainer_callback import option_text
+
 from .config import ConfigError
 from .shares import samplers_of
+from .signals import WorkerShield
 
 __all__ = ["check_loader", "check_whole"]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 
 def check_loader(loader: object, name: str, least: int) -> None:
@@ -26,6 +32,7 @@ def check_loader(loader: object, name: str, least: int) -> None:
         ConfigError: it is something else, or has fewer.
     """
     _check_kind(loader, name)
+    _tell_generator(loader, name)
     try:
         length = len(loader)  # type: ignore[arg-type]
     except TypeError:
@@ -39,6 +46,22 @@ def check_loader(loader: object, name: str, least: int) -> None:
         what = "is empty" if length == 0 else f"has {length} batches for {least} processes"
         raise ConfigError(
             f"the {name} loader {what}{sizes}. Give it more data or a smaller batch size."
+        )
+
+
+def _tell_generator(loader: object, name: str) -> None:
+    """Says that a generator which somebody has given has no effect; one of an earlier run over the
+    same loader is none.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.worker_init_fn, WorkerShield):
+        return
+    samplers = [each for each in samplers_of(loader) if not hasattr(each, "set_epoch")]
+    if any(getattr(each, "generator", None) is not None for each in (loader, *samplers)):
+        logger.warning(
+            "the generator of the %s loader is not used: its numbers are drawn from %s and the "
+            "epoch, so that a resume finds its place. Leave it out, and set the seed.",
+            name,
+            option_text("seed"),
         )
 
 
