@@ -181,6 +181,7 @@ class Trainer(Host):
 
     def _train_epochs(self, resumed: bool) -> None:
         self._hook.on_train_start(trainer=self, resumed=resumed)
+        self.callbacks.check_late()
         self.queue.open()
         if resumed:
             self._checkpoint.restore_rng()

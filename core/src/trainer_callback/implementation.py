@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partialmethod
 from types import FunctionType, MethodType, ModuleType
@@ -23,6 +23,7 @@ __all__ = [
     "closest",
     "describe",
     "find_implementations",
+    "find_late",
     "find_unmarked",
 ]
 
@@ -85,6 +86,19 @@ def find_implementations(plugin: object) -> list[Implementation]:
     if not found and not is_callback:
         raise PluginError(f"{describe(plugin)} has no hooks. {_advise(plugin)}")
     return sorted(found, key=lambda implementation: HOOKS.index(implementation.hook))
+
+
+def find_late(plugin: object, registered: Mapping[str, object]) -> list[str]:
+    """Returns a sentence for each hook that a callback's instance has otherwise than when it was
+    `registered`.
+    """
+    own = vars(plugin) if _is_callback(plugin) and hasattr(plugin, "__dict__") else {}
+    return [
+        f"{name} was set on the instance after Trainer(...) took its hooks, and has no effect. "
+        "Write it as a method, or set it in __init__."
+        for name in HOOKS
+        if name in own and own[name] is not registered.get(name)
+    ]
 
 
 def find_unmarked(plugin: object) -> list[str]:

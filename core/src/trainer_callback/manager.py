@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, cast
@@ -19,7 +19,7 @@ from .dispatch import Answer, Receiver, compile_adapter, compile_hook, find_shar
 from .errors import CallbackError, PluginError, UsageError, show, text_of
 from .hookspecs import HOOKS, PROJECT, TrainerCallback
 from .identity import Plugin, identify
-from .implementation import find_implementations, find_unmarked
+from .implementation import find_implementations, find_late, find_unmarked
 from .order import arrange
 from .wrappers import wrap
 
@@ -181,13 +181,26 @@ class CallbackManager:
                 logger.warning(text, name)
                 self._remove(name)
 
+    def check_late(self) -> None:
+        """Raises a `PluginError` where a hook was set on a callback after it was registered."""
+        for text in self._find_late():
+            raise PluginError(text)
+
     def close(self) -> None:
         """Calls `close` of every callback, at the end of a run; those that are switched off have
         been closed then. What goes wrong is logged: the run is over.
         """
+        for text in self._find_late():
+            logger.warning("%s", text)
         for plugin in self.plugins:
             if plugin.name not in self.switched_off:
                 _close(plugin)
+
+    def _find_late(self) -> Iterator[str]:
+        for plugin in self.plugins:
+            registered = self._registry.get_plugin(plugin.name)
+            for text in find_late(plugin.callback, vars(registered)) if registered else ():
+                yield f"{plugin.label}: {text}"
 
     def _take(self, count: int | None) -> list[CallbackError | PluginError]:
         start = 0 if count is None else len(self._failures) - count
