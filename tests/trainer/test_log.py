@@ -299,3 +299,16 @@ def test_a_callback_that_logs_whenever_something_is_logged_is_told_what_to_do(ti
     with pytest.raises(CallbackError, match=r"inside on_log.*Log it in another hook") as caught:
         tiny.trainer(None, callbacks=[Echo()], snapshot_interval=None, epochs=1).train()
     assert len(str(caught.value)) < 1000
+
+
+def test_a_callback_that_logs_a_text_whenever_one_is_logged_is_told_what_to_do(tiny):
+    class Echo(TrainerCallback):
+        def on_epoch_start(self, trainer):
+            trainer.log_text("a", "b")
+
+        def on_log_text(self, trainer, name, text):
+            trainer.log_text(name, text)
+
+    with pytest.raises(CallbackError, match=r"inside on_log_text 20 times.*in another hook") as got:
+        tiny.trainer(None, callbacks=[Echo()], snapshot_interval=None, epochs=1).train()
+    assert len(str(got.value)) < 1000

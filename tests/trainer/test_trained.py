@@ -319,3 +319,64 @@ def test_what_requires_a_gradient_and_is_in_no_optimizer_any_more_is_told_once(w
     assert len(said) == 1
     assert said[0].startswith("2 of 4 parameters that require a gradient")
     assert "such as 0.weight" in said[0]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "RMSprop", "Rprop"])
+def test_what_works_on_a_gpu_only_is_refused_on_a_cpu(name):
+    with pytest.raises(ConfigError, match=rf"group 0 of {name} has capturable=True.* on the CPU"):
+        make(lambda model: getattr(torch.optim, name)(model.parameters(), capturable=True))
+
+
+def test_a_snapshot_whose_optimizer_worked_on_a_gpu_is_refused_before_the_first_step(tmp_path):
+    class ToGpu(TrainerCallback):
+        def on_epoch_end(self, trainer):
+            trainer.optimizer.param_groups[0]["capturable"] = True
+
+    def adam(model):
+        return torch.optim.AdamW(model.parameters())
+
+    make(adam, output_dir=tmp_path, callbacks=[ToGpu()]).train()
+    with pytest.raises(ConfigError, match="has capturable=True, which is for parameters on a GPU"):
+        make(adam, output_dir=tmp_path, epochs=2).train(resume=True)
+
+
+def test_steps_that_are_differentiated_through_are_refused():
+    with pytest.raises(ConfigError, match="SGD has differentiable=True"):
+        make(lambda model: torch.optim.SGD(model.parameters(), differentiable=True))
+
+
+@pytest.mark.parametrize("value", [print, None])
+def test_a_hook_that_is_set_when_hooks_have_been_taken_is_refused_before_the_first_step(value):
+    class Late(TrainerCallback):
+        steps = 0
+
+        def on_train_start(self):
+            self.on_batch_end = value
+
+        def on_batch_end(self):
+            self.steps += 1
+
+    late = Late()
+    with pytest.raises(UsageError, match=r"^Late .*: on_batch_end was set on the instance after"):
+        make(callbacks=[late]).train()
+    assert late.steps == 0
+
+
+def test_a_hook_that_is_set_later_still_is_told_at_the_end(caplog):
+    class Late(TrainerCallback):
+        def __init__(self):
+            self.on_step_end = self.count
+            self.steps = 0
+
+        def count(self):
+            self.steps += 1
+
+        def on_epoch_start(self):
+            self.on_epoch_end = self.count
+
+    late = Late()
+    make(callbacks=[late]).train()
+    assert late.steps == 8
+    assert ["on_epoch_end was set on the instance after" in line for line in caplog.messages] == [
+        True
+    ]

@@ -23,7 +23,7 @@ from .keeper import SnapshotKeeper
 from .loop_queue import LoopQueue
 from .metrics_file import to_floats
 from .model_state import load_model_state
-from .parts import move_state
+from .parts import check_place, move_state
 from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks, join_ranks
@@ -56,6 +56,7 @@ class Host:
         check_offload(model)  # before `to`, which would move what is kept on the host
         self._model = model.to(self.device)
         self._optimizer = optimizer
+        check_place(optimizer)
         move_state(optimizer)
         self._scheduler = scheduler
         self.callbacks = callbacks
@@ -173,11 +174,7 @@ class Host:
         self.queue.send(partial(self._send_metrics, values))
 
     def _send_metrics(self, values: Mapping[str, float]) -> None:
-        if self._logs_within >= _MOST_WITHIN:
-            raise RuntimeError(
-                f"trainer.log was called inside on_log {_MOST_WITHIN} times in one another, each "
-                "sending the next. Log it in another hook, or only where it is not in `metrics`."
-            )
+        self._check_within("log")
         self.progress.metrics.update(values)
         self._logs_within += 1
         try:
@@ -196,7 +193,22 @@ class Host:
         self.queue.send(partial(self._send_text, name, text))
 
     def _send_text(self, name: str, text: str) -> None:
-        self.callbacks.table.plain.on_log_text(trainer=self, name=name, text=text, step=self.step)
+        self._check_within("log_text")
+        self._logs_within += 1
+        try:
+            hook = self.callbacks.table.plain.on_log_text
+            hook(trainer=self, name=name, text=text, step=self.step)
+        finally:
+            self._logs_within -= 1
+
+    def _check_within(self, call: str) -> None:
+        if self._logs_within >= _MOST_WITHIN:
+            what = "metrics" if call == "log" else "name"
+            raise RuntimeError(
+                f"trainer.{call} was called inside on_{call} {_MOST_WITHIN} times in one another, "
+                f"each sending the next. Log it in another hook, or only where it is not in "
+                f"`{what}`."
+            )
 
     def gradient_stats(
         self, groups: Mapping[str, Sequence[str]] | None = None, *, norm_type: float = 2.0

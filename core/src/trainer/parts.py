@@ -17,6 +17,7 @@ __all__ = [
     "check_closure",
     "check_optimized",
     "check_parts",
+    "check_place",
     "describe_bad_rate",
     "move_state",
     "warn_left_out",
@@ -115,6 +116,21 @@ def warn_left_out(left_out: Sequence[str], count: int) -> None:
     )
 
 
+def check_place(optimizer: torch.optim.Optimizer) -> None:
+    """Looks at where the optimizer's parameters are.
+
+    Raises:
+        ConfigError: it has a setting that cannot work there.
+    """
+    for index, group in enumerate(optimizer.param_groups):
+        on_cpu = any(parameter.device.type == "cpu" for parameter in group["params"])
+        if group.get("capturable") and on_cpu:
+            raise ConfigError(
+                f"Trainer: group {index} of {type(optimizer).__name__} has capturable=True, which "
+                "is for parameters on a GPU, and has some on the CPU. Set it to False."
+            )
+
+
 def move_state(optimizer: torch.optim.Optimizer) -> None:
     """Moves what the optimizer remembers of a parameter to where the parameter is now. Counts of
     steps stay, as `load_state_dict` leaves them, where the optimizer reads them on the host.
@@ -190,6 +206,11 @@ def _check_steps(optimizer: torch.optim.Optimizer) -> None:
     if needs_closure:
         raise ConfigError(
             f"Trainer: {type(optimizer).__name__} wants a closure in step(), {_CLOSURE}"
+        )
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise ConfigError(
+            f"Trainer: {type(optimizer).__name__} has differentiable=True, which is for steps "
+            "through which somebody differentiates; parameters cannot be trained so. Leave it out."
         )
 
 

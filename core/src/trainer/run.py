@@ -26,7 +26,7 @@ from .checkpoint import Checkpoint
 from .facts import read_facts, tell_differences
 from .final import describe_unsaveable, save_safetensors
 from .losses import NonFiniteError
-from .parts import describe_bad_rate
+from .parts import check_place, describe_bad_rate
 from .place import Place, Resume, refusing
 from .progress import Progress
 from .result import Stop, TrainResult
@@ -103,6 +103,7 @@ class Run:
         path, state, manifest = found
         with refusing():
             trainer.progress = progress = self._load(path, state)
+        check_place(trainer.optimizer)  # whose settings are those of the snapshot now
         self._keeper.finite.start(trainer.model, trainer.optimizer, self._ranks)
         logger.info(
             "resumed from %s: %d epochs done, update %d.", path, progress.epochs_done, progress.step
