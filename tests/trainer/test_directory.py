@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from trainer import ConfigError, TrainerConfig
 from trainer.metrics_file import read_logged
+from trainer.run_record import RunRecord
 from trainer.rundir import RunDirectory
 from trainer.snapshot import list_snapshots
 from trainer_callback import SnapshotError, TrainerCallback
@@ -344,3 +346,24 @@ def test_a_run_is_no_snapshot(tiny, tmp_path):
 def test_an_output_directory_that_no_path_can_be_is_refused(place):
     with pytest.raises(ConfigError, match="output_dir must be a path"):
         TrainerConfig(output_dir=place)
+
+
+@pytest.mark.parametrize("how", ["removed", "moved"])
+def test_a_directory_that_is_gone_in_mid_run_is_made_anew_with_its_lock(tiny, tmp_path, how):
+    place = tmp_path / "run"
+
+    class Remove(TrainerCallback):
+        def on_step_end(self, trainer):
+            if trainer.step == 5 and how == "removed":
+                shutil.rmtree(place)
+            elif trainer.step == 5:
+                place.rename(tmp_path / "moved")
+            elif trainer.step == 11:
+                with pytest.raises(ConfigError, match="is in use by process"):
+                    tiny.trainer(place).train("auto")
+
+    options = {"snapshot_interval": 1, "snapshot_sync": True}
+    trainer = tiny.trainer(place, callbacks=[Remove()], **options)
+    assert trainer.train().status == "finished"
+    assert RunRecord.read(place).had_snapshot
+    assert tiny.trainer(place, epochs=4).train(True).status == "finished"

@@ -16,6 +16,7 @@ __all__ = [
     "TEMPORARY",
     "FileWriter",
     "explain",
+    "has_name",
     "make_directory",
     "replace_file",
     "save_bytes",
@@ -65,6 +66,13 @@ def replace_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def has_name(descriptor: int, path: Path) -> bool:
+    """Whether the open file `descriptor` is the one at `path` still."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def make_directory(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 from trainer_callback import option_text
 
 from .config import ConfigError
-from .durable import make_directory, replace_file
+from .durable import has_name, make_directory, replace_file
 from .manifest import list_named
 from .run_record import METRICS, RECORD, RunRecord, digest_of
 from .snapshot import find_foreign, list_snapshots, remove_leftovers, remove_snapshot
@@ -82,13 +82,11 @@ class RunDirectory:
         try:
             make_directory(self.path)
             _probe(self.path)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link's target is not ours to write
-            self._lock = os.open(self.path / _LOCK, flags, 0o644)
+            lock = self._open_lock()
         except OSError as error:
             raise _refusal(self.path, error) from error
-        _open_locks.add(self._lock)
         try:
-            self._acquire(self._lock)
+            self._acquire(lock)
             self._check_parts()
         except BaseException:
             self.__exit__()
@@ -161,11 +159,26 @@ class RunDirectory:
             raise _refusal(self.path, error) from error
 
     def note_snapshot(self) -> None:
-        """Remembers that a snapshot is durable here."""
-        if not self._record.had_snapshot:
+        """Remembers that a snapshot is durable here; makes anew what holds the directory, where
+        somebody has removed it.
+        """
+        here = self.path.is_dir()  # else the next snapshot makes it
+        if here and self._lock is not None and not has_name(self._lock, self.path / _LOCK):
+            self.__exit__()
+            try:
+                self._acquire(self._open_lock())
+            except (ConfigError, OSError) as error:
+                logger.warning("%s was removed and made anew: %s", self.path, error)
+        if not (self._record.had_snapshot and (self.path / RECORD).exists()):
             self._record.had_snapshot = True
             with contextlib.suppress(OSError):  # it matters only if somebody removes the snapshot
                 self._record.write(self.path)
+
+    def _open_lock(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link's target is not ours to write
+        self._lock = os.open(self.path / _LOCK, flags, 0o644)
+        _open_locks.add(self._lock)
+        return self._lock
 
     def _take(self, old: RunRecord, contents: Mapping[str, bytes]) -> None:
         """Writes the record, then `contents`: whatever a kill leaves is known for a run's own."""
