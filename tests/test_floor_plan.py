@@ -33,7 +33,7 @@ FLOORS = {
         | {"plugin_report", "finite"},
         {"rundir"},
         {"keeper", "unkept", "loader_check", "snapshot_report", "facts", "step"},
-        {"loaders"},
+        {"loaders", "alike"},
         {"host", "checkpoint", "validation", "snapshot_command"},
         {"place", "agreement"},
         {"run"},

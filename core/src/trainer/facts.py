@@ -31,7 +31,14 @@ from .manifest import to_json_data
 from .progress import Progress
 from .shares import samplers_of
 
-__all__ = ["describe_data", "read_facts", "tell_differences", "tell_other_data"]
+__all__ = [
+    "describe_callback",
+    "describe_data",
+    "describe_indices",
+    "read_facts",
+    "tell_differences",
+    "tell_other_data",
+]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -67,7 +74,8 @@ def read_facts(
         "metrics": dict(progress.metrics),
         "versions": {"torch": torch.__version__, _CORE: find_version(_CORE)},
         "plugins": {
-            plugin.state_key: {**_describe(plugin), "update": progress.step} for plugin in plugins
+            plugin.state_key: {**describe_callback(plugin), "update": progress.step}
+            for plugin in plugins
         },
         "options": _options(config),
     }
@@ -89,7 +97,7 @@ def tell_differences(
         logger.log(level, "%s from here on.%s", text, more)
     for plugin in plugins:
         saved = manifest.get("plugins", {}).get(plugin.state_key, {}).get("options", {})
-        for _, text in _compare(saved, _describe(plugin)["options"]):
+        for _, text in _compare(saved, describe_callback(plugin)["options"]):
             logger.info("%s.%s.", plugin.state_key, text)
 
 
@@ -114,7 +122,7 @@ def describe_data(loader: Iterable[Any]) -> dict[str, Any]:
         found["sampler"] = type(inner[-1]).__name__ if inner else None
         for name in _SAMPLER_OPTIONS.get(type(inner[-1]), ()) if inner else ():
             value = getattr(inner[-1], name, None)
-            found[name] = _describe_list(value) if name in _LISTS else value
+            found[name] = describe_indices(value) if name in _LISTS else value
         found["workers"] = loader.num_workers
     found["batches"] = _length(loader)
     return {name: value for name, value in found.items() if value is not None}
@@ -147,7 +155,7 @@ def tell_other_data(
     )
 
 
-def _describe_list(values: Any) -> str | None:
+def describe_indices(values: Any) -> str | None:
     """Returns how many numbers there are, and a checksum of them; None where they are none."""
     try:
         numbers = torch.as_tensor(values).cpu().contiguous().numpy()
@@ -169,7 +177,7 @@ def _options(config: TrainerConfig) -> dict[str, Any]:
     return options
 
 
-def _describe(plugin: Plugin) -> dict[str, Any]:
+def describe_callback(plugin: Plugin) -> dict[str, Any]:
     """Returns identity and options of `plugin`: the constructor's parameters that are plain
     attributes of it.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from trainer_callback import GradientStats
 from trainer_callback.errors import show
 from trainer_callback.manager import CallbackManager
 
+from .alike import check_alike
 from .config import TrainerConfig
 from .device import choose_precision, find_device
 from .gradients import Gradients
@@ -45,6 +46,8 @@ class Host:
         scheduler: Any,
         config: TrainerConfig,
         callbacks: CallbackManager,
+        *,
+        loaders: Mapping[str, Iterable[Any] | None],
     ) -> None:
         self._device = find_device(config.device)
         self.ranks: Ranks = join_ranks(self.device.type)
@@ -71,6 +74,7 @@ class Host:
         self._update_step = 0
         self._logs_within = 0
         self._snapshot_requested = False
+        check_alike(self, loaders)
 
     @property
     def model(self) -> nn.Module:

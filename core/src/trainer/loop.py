@@ -91,7 +91,8 @@ class Trainer(Host):
         given, model = model, plain_model(model)
         live = find_live() if discover else []
         manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
-        super().__init__(model, optimizer, scheduler, config, manager)
+        loaders = {"train": train_loader, "validation": val_loader}
+        super().__init__(model, optimizer, scheduler, config, manager, loaders=loaders)
         ranks, seed = self.ranks, config.seed
         trained, evaluated = ranks.prepare(model, given, compiled=config.compile)
         self._train = EpochLoader(train_loader, seed, "train", ranks)

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from .ranks import Ranks
 
-__all__ = ["BatchShare", "Share", "divide", "promised_size", "samplers_of"]
+__all__ = ["BatchShare", "Share", "divide", "is_divided", "promised_size", "samplers_of"]
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def divide(loader: Iterable[Any], ranks: Ranks, *, in_step: bool) -> tuple[Itera
     has to give the same batches everywhere, and each process passes over what is not its own. One
     with a DistributedSampler is left alone: somebody has divided it.
     """
-    if ranks.is_alone or _is_divided(loader):
+    if ranks.is_alone or is_divided(loader):
         return loader, _WHOLE
     share = Share(ranks.rank, ranks.world_size, in_step=in_step)
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
@@ -123,7 +123,8 @@ def samplers_of(loader: DataLoader[Any]) -> list[Any]:
     return found
 
 
-def _is_divided(loader: Iterable[Any]) -> bool:
+def is_divided(loader: Iterable[Any]) -> bool:
+    """Whether somebody has divided `loader` over the processes, by a DistributedSampler."""
     return isinstance(loader, DataLoader) and any(
         isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader)
     )

@@ -1,0 +1,186 @@
+"""Checks that all processes of a run were given the same: they train one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from trainer_callback import option_text
+from trainer_callback.manager import CallbackManager
+from trainer_callback.state import to_plain
+
+from .config import ConfigError, TrainerConfig
+from .facts import describe_callback, describe_data, describe_indices
+from .parameters import name_parameters
+from .schedules import describe_schedule, name_schedule
+from .shares import is_divided
+
+if TYPE_CHECKING:
+    from .host import Host
+
+__all__ = ["check_alike"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+_OWN: Final = frozenset(
+    {"output_dir", "overwrite", "keep_snapshots", "snapshot_sync", "device", "max_time"}
+)
+"""Options that the main process alone reads, a device of its own, and time, of which the first that
+is up ends all."""
+_ADVICE: Final = "The processes train one model: give all of them the same."
+
+
+def check_alike(trainer: Host, loaders: Mapping[str, Iterable[Any] | None]) -> None:
+    """Compares what all processes were given; all of them have to call this. A callback may be in
+    some only. One whose own options differ, and one that has a state and is not in the main
+    process, is told.
+
+    Args:
+        loaders: name -> loader, or None for none.
+
+    Raises:
+        ConfigError: in all of them, with the first thing that differs and both values.
+    """
+    ranks = trainer.ranks
+    if ranks.is_alone:
+        return
+    own = (_describe(trainer, loaders), _describe_callbacks(trainer.callbacks))
+    digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()
+    if len({*ranks.gather(digest, "options")}) == 1:
+        return
+    everything = ranks.gather(own, "options")
+    for name, *pair in _compare([given for given, _ in everything]):
+        raise ConfigError(f"{name} is {_join(pair)}. {_ADVICE}")
+    _compare_callbacks([callbacks for _, callbacks in everything], is_main=ranks.is_main)
+
+
+def _compare(given: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, str]]:
+    """Yields what differs from the main process, its value there, and in the first other one."""
+    for name in dict.fromkeys(name for each in given for name in each):
+        values = [_cut(each.get(name, "not there")) for each in given]
+        full = [each.get(name) for each in given]
+        other = next((rank for rank, value in enumerate(full) if value != full[0]), None)
+        if other is not None:
+            yield name, f"{values[0]} in process 0", f"{values[other]} in process {other}"
+
+
+def _compare_callbacks(found: Sequence[Mapping[str, Any]], *, is_main: bool) -> None:
+    """Compares those that several processes have.
+
+    Raises:
+        ConfigError: one state key is of two classes, or they are called in another order.
+    """
+    main = found[0]
+    for rank, other in enumerate(found[1:], 1):
+        for key in (key for key in main if key in other):
+            labels = [each[key]["label"] for each in (main, other)]
+            if labels[0] != labels[1]:
+                raise ConfigError(
+                    f"the callback {key} is {labels[0]} in process 0 and {labels[1]} in process "
+                    f"{rank}. {_ADVICE}"
+                )
+        orders = [[key for key in one if key in two] for one, two in ((main, other), (other, main))]
+        if orders[0] != orders[1]:
+            raise ConfigError(
+                f"the callbacks are called in the order {', '.join(orders[0])} in process 0 and "
+                f"{', '.join(orders[1])} in process {rank}. {_ADVICE}"
+            )
+    for key in dict.fromkeys(key for each in found for key in each) if is_main else ():
+        if key in main:
+            _tell_options(key, [each.get(key, main[key])["options"] for each in found])
+        elif any(each[key]["keeps"] for each in found if key in each):
+            logger.warning(
+                "%s is not in the main process, so no snapshot keeps its state. Give it to all "
+                "processes.",
+                key,
+            )
+
+
+def _tell_options(key: str, options: Sequence[Mapping[str, str]]) -> None:
+    for name, *pair in _compare(options):
+        logger.warning("%s.%s is %s: each process goes by its own.", key, name, _join(pair))
+
+
+def _describe(trainer: Host, loaders: Mapping[str, Iterable[Any] | None]) -> dict[str, str]:
+    """Returns what has to be the same everywhere: name -> value, as text."""
+    found = _describe_options(trainer.config)
+    found["the optimizer"] = type(trainer.optimizer).__name__
+    for number, group in enumerate(trainer.optimizer.param_groups):
+        for name, value in group.items():
+            number_of = float(value) if isinstance(value, Tensor) and value.numel() == 1 else value
+            if _is_plain(number_of) and name not in ("params", "param_names"):
+                found[f"{name} of the optimizer's group {number}"] = repr(to_plain(number_of))
+    found["the scheduler"] = name_schedule(trainer.scheduler)
+    if trainer.scheduler is not None:
+        for kind, settings in describe_schedule(trainer.scheduler):
+            found.update({f"{name} of {kind}": repr(value) for name, value in settings.items()})
+    found.update(_describe_model(trainer.model, trainer.optimizer))
+    for name, loader in loaders.items():
+        found[f"the {name} loader"] = type(loader).__name__
+        found.update({f"{key} of the {name} loader": v for key, v in _describe_data(loader)})
+    return found
+
+
+def _describe_options(config: TrainerConfig) -> dict[str, str]:
+    names = [field.name for field in dataclasses.fields(config) if field.name not in _OWN]
+    return {option_text(name): repr(getattr(config, name)) for name in names}
+
+
+def _describe_model(model: nn.Module, optimizer: Any) -> Iterator[tuple[str, str]]:
+    ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+    groups = enumerate(name_parameters(model, optimizer))
+    places = {name: number for number, names in groups for name in names}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name not in ignored:
+            more = "" if tensor.requires_grad else ", not trained"
+            more += f", in group {places[name]}" if name in places else ""
+            form = f"of shape {tuple(tensor.shape)} ({str(tensor.dtype)[6:]})"
+            yield f"model.{name}", form + more
+
+
+def _describe_data(loader: Any) -> Iterator[tuple[str, str]]:
+    """Yields what is known of the data of a loader that is divided over the processes here: each of
+    them has to be given all of it.
+    """
+    if not isinstance(loader, DataLoader) or is_divided(loader):
+        return
+    for name, value in describe_data(loader).items():
+        if name not in ("workers", "batches"):
+            yield name, repr(value)
+    data: Any = loader.dataset
+    while hasattr(data, "dataset") and hasattr(data, "indices"):  # through each Subset
+        yield f"the {type(data).__name__}'s indices", str(describe_indices(data.indices))
+        data = data.dataset
+
+
+def _describe_callbacks(callbacks: CallbackManager) -> dict[str, dict[str, Any]]:
+    keeping = callbacks.implementers("on_snapshot_save")
+    return {
+        plugin.state_key: {
+            "label": f"{type(plugin.callback).__name__} of {plugin.label}",
+            "options": {k: repr(v) for k, v in describe_callback(plugin)["options"].items()},
+            "keeps": plugin.name in keeping,
+        }
+        for plugin in callbacks.plugins
+    }
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _join(pair: Sequence[str]) -> str:
+    return " and ".join(pair)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
