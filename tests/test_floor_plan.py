@@ -24,7 +24,7 @@ FLOORS = {
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
         | {"manifest", "batches", "command_flags", "modes", "state_table", "loop_queue", "durable"}
-        | {"named_file"},
+        | {"named_file", "output"},
         {"sharding", "batch_size", "schedules", "compiled", "parameters", "points", "state_form"}
         | {"parts", "memory", "buffers"},
         {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer", "model_state"}

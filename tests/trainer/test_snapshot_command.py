@@ -103,3 +103,24 @@ def test_the_command_imports_no_torch_to_show_something(run, action):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(run)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("words", ["plugins", "snapshot list run", "snapshot list run --json"])
+def test_a_full_disk_and_a_closed_output_are_no_tracebacks(run, words):
+    line = f"{sys.executable} -c 'from trainer.cli import main; exit(main())' {words}"
+
+    def shell(end):
+        done = subprocess.run(
+            ["bash", "-c", line + end], cwd=run.parent, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stderr
+
+    said = "trainer: standard output cannot be written: No space left on device.\n"
+    assert shell(" >/dev/full") == (1, said)
+    assert shell(" >&-") == (0, "")
+
+
+def test_a_home_that_nobody_has_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["snapshot", "list", "~nobody-of-that-name/run"])
+    assert "'~nobody-of-that-name/run': " in capsys.readouterr().err

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from trainer_callback import SnapshotError, UsageError
+from trainer_callback import RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 
 __all__ = ["main"]
@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _ = _COMMANDS[options.command]
     try:
         code: int = importlib.import_module(f".{module}", __package__).main(options.rest)
+    except RunError as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return 1
     except (UsageError, SnapshotError) as error:
         print(f"trainer: {error}", file=sys.stderr)
         return 2

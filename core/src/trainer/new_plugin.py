@@ -12,7 +12,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -24,6 +23,7 @@ from trainer_callback import UsageError
 from trainer_callback.discovery import find_entries, find_version
 
 from .command_flags import read_command_flags
+from .output import write_out
 
 __all__ = ["main"]
 
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     _refuse_taken(names, folder)
     _write(names, folder, {**_SHARED, **(_FUNCTION if options.function else _CLASS)})
     flag = "" if options.function else f"--{names.name} "
-    sys.stdout.write(_NEXT.format(folder=shlex.quote(str(folder)), flag=flag))
+    write_out(_NEXT.format(folder=shlex.quote(str(folder)), flag=flag))
     return 0
 
 

@@ -22,6 +22,7 @@ from trainer_callback.order import arrange
 from trainer_callback.plugins import InstalledPlugin, admit, discover
 
 from .manifest import to_json_data
+from .output import write_out
 
 __all__ = ["main"]
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
             facts = [_read_facts(plugin) for plugin in _in_call_order(plugins)]
     write = _WRITERS[options.action]
     facts = to_json_data(facts) if options.json else facts
-    sys.stdout.write(json.dumps(facts, indent=2) + "\n" if options.json else write(facts))
+    write_out(json.dumps(facts, indent=2) + "\n" if options.json else write(facts))
     return int(options.action == "doctor" and bool(facts))
 
 

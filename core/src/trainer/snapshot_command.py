@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from .manifest import to_json_data
+from .output import printing, write_out
 from .snapshot_report import Report, find_snapshots, prune, report
 
 __all__ = ["main"]
@@ -69,13 +69,16 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    write_out(f"{text}\n")
 
 
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("must not be empty; use . for this directory")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def _count(text: str) -> int:
@@ -123,7 +126,8 @@ def _print_rows(rows: Iterable[tuple[str, ...]], *, header: bool) -> None:
     for number, row in enumerate(rows):
         style = "bold" if header and number == 0 else ""
         table.add_row(*(Text(_clean(cell), overflow="fold") for cell in row), style=style)
-    Console(highlight=False).print(table)
+    with printing():
+        Console(highlight=False).print(table)
 
 
 def _join(values: object) -> str:

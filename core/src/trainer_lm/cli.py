@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.config import TrainerConfig
+from trainer.output import printing
 from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.implementation import closest
@@ -22,7 +23,6 @@ from trainer_callback.plugins import InstalledPlugin, admit, discover, read_one_
 from trainer_callback.wording import flags_spoken
 
 from .config_file import read_config_file
-from .output import printing
 from .parser import Parser
 from .settings import Settings
 from .spelling import find_usual

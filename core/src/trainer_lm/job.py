@@ -17,6 +17,7 @@ from trainer import Trainer, TrainResult
 from trainer.console import ProgressCallback
 from trainer.device import choose_precision, find_device
 from trainer.memory import OutOfMemoryError
+from trainer.output import printing
 from trainer.ranks import join_ranks, leave_ranks
 from trainer.rng import seed_rng
 from trainer_callback import RunError, UsageError
@@ -26,7 +27,6 @@ from trainer_callback.manager import Plugin
 from .data import Facts, make_loaders
 from .memory import check_size, keep_freed_memory
 from .model import GPT, make_optimizer, make_scheduler
-from .output import printing
 from .run_options import RunOptions
 from .sample import printable
 from .samples import SampleCallback

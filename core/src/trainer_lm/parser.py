@@ -12,11 +12,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from trainer.output import printing
 from trainer_callback import UsageError
 from trainer_callback.hints import to_bool
 
 from .config_file import FileOption
-from .output import printing
 
 __all__ = ["Parser"]
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from trainer_callback import RunError
 
-__all__ = ["printing"]
+__all__ = ["printing", "write_out"]
 
 _OF_SIGPIPE: Final = 128 + 13
 
@@ -38,6 +38,13 @@ def printing() -> Iterator[None]:
     except OSError as error:
         _discard_output()
         raise RunError(f"standard output cannot be written: {error.strerror}.") from error
+
+
+def write_out(text: str) -> None:
+    """Prints `text` as it is; raises what `printing` does."""
+    with printing():
+        if sys.stdout is not None:
+            sys.stdout.write(text)
 
 
 def _discard_output() -> None:
