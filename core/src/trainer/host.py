@@ -47,7 +47,7 @@ class Host:
         config: TrainerConfig,
         callbacks: CallbackManager,
         *,
-        loaders: Mapping[str, Iterable[Any] | None],
+        data: tuple[Iterable[Any], Iterable[Any] | None],
     ) -> None:
         self._device = find_device(config.device)
         self.ranks: Ranks = join_ranks(self.device.type)
@@ -74,7 +74,7 @@ class Host:
         self._update_step = 0
         self._logs_within = 0
         self._snapshot_requested = False
-        check_alike(self, loaders)
+        check_alike(self, {"train": data[0], "validation": data[1]})
 
     @property
     def model(self) -> nn.Module:

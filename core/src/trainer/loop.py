@@ -88,11 +88,10 @@ class Trainer(Host):
         """
         config = config if config is not None else TrainerConfig()
         check_parts(model, optimizer, scheduler, config, loss_fn)
-        given, model = model, plain_model(model)
+        given, model, data = model, plain_model(model), (train_loader, val_loader)
         live = find_live() if discover else []
         manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
-        loaders = {"train": train_loader, "validation": val_loader}
-        super().__init__(model, optimizer, scheduler, config, manager, loaders=loaders)
+        super().__init__(model, optimizer, scheduler, config, manager, data=data)
         ranks, seed = self.ranks, config.seed
         trained, evaluated = ranks.prepare(model, given, compiled=config.compile)
         self._train = EpochLoader(train_loader, seed, "train", ranks)
