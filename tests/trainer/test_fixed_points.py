@@ -1,5 +1,8 @@
 """Points that every process has to come to: one that does not ends the others, or is named."""
 
+import contextlib
+import os
+import threading
 import time
 
 import pytest
@@ -145,3 +148,64 @@ def test_values_of_three_processes_are_gathered_and_added_up(tiny):
         assert ranks.highest(1, long) == 1
 
     assert tiny.run_ranks(work, count=3) == [0] * 3
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_weights_that_the_main_process_cannot_load_are_the_same_error_in_all(tiny, tmp_path, kind):
+    class Choosy(nn.Linear):
+        refuses = False
+
+        def _load_from_state_dict(self, *arguments):
+            if self.refuses:
+                raise kind("not these")
+            super()._load_from_state_dict(*arguments)
+
+    class Loads(TrainerCallback):
+        def on_step_end(self, trainer):
+            digest = trainer.save_weights("mine")
+            Choosy.refuses = trainer.is_main_process
+            trainer.load_weights("mine", digest)
+
+    def work(rank):
+        model = nn.Sequential(Choosy(4, 1))
+        data = [torch.ones(2, 4)] * 4
+        trainer = Trainer(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.01),
+            data,
+            loss_fn=lambda model, batch: model(batch).square().mean(),
+            config=TrainerConfig(output_dir=tmp_path),
+            callbacks=[Loads()],
+            discover=False,
+        )
+        with pytest.raises(CallbackError, match=r"SnapshotError: .*does not fit the model: not"):
+            trainer.train()
+        time.sleep(2 * (1 - rank))
+
+    assert tiny.run_ranks(work, seconds=20) == [0, 0]
+
+
+@pytest.mark.slow  # it waits until that is unusual
+@pytest.mark.parametrize("hook", ["on_batch_start", "on_forward_end"])
+def test_a_process_that_waits_for_another_one_inside_a_batch_says_so(tiny, tmp_path, caplog, hook):
+    def call(self, trainer):
+        if trainer.is_main_process:
+            trainer.save_weights("mine")
+
+    alone = type("Alone", (TrainerCallback,), {hook: call})
+    text = "waiting for another process at save_weights 'mine' for 10 seconds"
+
+    def work(rank):
+        def end():
+            while time.monotonic() < start + 15 and text not in caplog.text:
+                time.sleep(0.1)
+            os._exit(7 if text in caplog.text else 8)
+
+        start = time.monotonic()
+        if rank == 0:
+            threading.Thread(target=end, daemon=True).start()
+        with contextlib.suppress(Exception):
+            make(tmp_path, alone()).train()
+        return 9
+
+    assert tiny.run_ranks(work, seconds=30) == [7, 9]

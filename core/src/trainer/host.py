@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from trainer_callback import GradientStats
+from trainer_callback import GradientStats, SnapshotError
 from trainer_callback.errors import show
 from trainer_callback.manager import CallbackManager
 
@@ -250,8 +250,16 @@ class Host:
             weights.update(state)
             return source
 
-        source = self.ranks.on_main(read, f"load_weights {name!r}", by_callback=True)
-        load_model_state(self.model, own, weights, source)
+        point = f"load_weights {name!r}"
+        source = self.ranks.on_main(read, point, by_callback=True)
+        fault = None
+        try:
+            load_model_state(self.model, own, weights, source)
+        except SnapshotError as error:  # the main process alone has what may not fit
+            fault = str(error)
+        fault = next(filter(None, self.ranks.gather(fault, point)), None)
+        if fault is not None:
+            raise SnapshotError(fault)
         self.ranks.share(whole_tensors(self.model))
         return source
 

@@ -62,7 +62,7 @@ def load_model_state(
     divided = scatter_state(state, own)
     try:
         model.load_state_dict(divided)
-    except RuntimeError as error:
+    except Exception as error:  # a module may load its own state in a way of its own
         text = " ".join(str(error).split()).rstrip(".")
         raise SnapshotError(
             f"{path} does not fit the model: {text}. Build the model with the sizes it was trained "

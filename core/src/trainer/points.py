@@ -5,6 +5,7 @@ exchanged first, so that processes at different points do not wait for, or take,
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +20,14 @@ from trainer_callback import RunError
 
 __all__ = ["FixedPointError", "FixedPoints"]
 
+logger: logging.Logger = logging.getLogger("trainer")
+
 _NAME: Final = 196
 """Bytes of a point's name."""
 _VALUES: Final = 7
 _PATIENCE: Final = timedelta(seconds=3)
+_UNUSUAL: Final = 10.0
+"""Seconds that processes seldom come apart between two hooks."""
 
 
 class FixedPointError(RunError):
@@ -116,11 +121,29 @@ class FixedPoints:
             own = _Arrival(int(by_callback), self.is_ahead(), point, values)
             self._announced = self._announced and own.ahead
             work, found = self._exchange(own)
+            if by_callback:
+                self._await_others(work, point)
             work.wait()
             arrived = [_Arrival.unpack(each) for each in found]
             if all(each.kind < 2 and each.name == arrived[0].name for each in arrived):
                 return [each.values for each in arrived]
             self._resolve(arrived)
+
+    def _await_others(self, work: dist.Work, point: str) -> None:
+        """Says so once, where the others do not come for a while: they may be inside a batch, where
+        they wait for this process and hear of nothing.
+        """
+        end, pause = time.monotonic() + _UNUSUAL, 0.0001
+        while not work.is_completed() and time.monotonic() < end:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
+        if not work.is_completed():
+            logger.warning(
+                "waiting for another process at %s for %.0f seconds: it may be inside a batch, "
+                "where it would wait for this one. If a callback calls this in some processes "
+                "only, end the run and call it in all of them, or in none.",
+                *(point, _UNUSUAL),
+            )
 
     def _exchange(
         self, own: _Arrival, patience: timedelta | None = None
