@@ -11,6 +11,7 @@ CORE = ROOT / "core" / "src"
 
 FLOORS = {
     "trainer_callback": [
+        {"kept_values"},
         {"errors", "guard"},
         {"protocol"},
         {"hookspecs"},

@@ -59,6 +59,28 @@ CHANGES = {
         "set the recursion limit",
     ),
     "hook": ("sys.excepthook = print", "sys.excepthook", "set sys.excepthook"),
+    "unraisable": ("sys.unraisablehook = print", "sys.unraisablehook", "set sys.unraisablehook"),
+    "of_threads": (
+        "threading.excepthook = print",
+        "threading.excepthook",
+        "set threading.excepthook",
+    ),
+    "builtin": (
+        "import builtins\nbuiltins.print = lambda *words: None",
+        "print is __import__('builtins').print and len(repr(print)) < 30",
+        "replaced a builtin",
+    ),
+    "umask": ("os.umask(0)", "[os.umask(0o22), os.umask(0o22)][0]", "set the umask"),
+    "collector": (
+        "import gc\ngc.disable()",
+        "__import__('gc').isenabled()",
+        "switched the garbage collector",
+    ),
+    "sockets": (
+        "import socket\nsocket.setdefaulttimeout(9)",
+        "__import__('socket').getdefaulttimeout()",
+        "set the time limit of sockets",
+    ),
     "start": (
         "import multiprocessing\nmultiprocessing.set_start_method('spawn')",
         "__import__('multiprocessing').get_start_method(allow_none=True)",
@@ -169,3 +191,19 @@ def test_a_keyboard_interrupt_that_nobody_pressed_breaks_the_plugin_only(
     plugin = InstalledPlugin(Entry("x", "m_k", "dist-x", "1.0"))
     assert "KeyboardInterrupt without Ctrl-C" in str(plugin.problem)
     assert "m_k" not in sys.modules
+
+
+def test_what_a_plugin_prints_at_the_end_of_the_process_goes_to_stderr(site: Any) -> None:
+    source = """import atexit
+atexit.register(print, 'at the end')
+@atexit.register
+def kept(): print('kept')
+def gone(): print('gone')
+atexit.register(gone)
+atexit.unregister(gone)
+"""
+    site.install("dist-x", plugins={"x": "m_x"}, modules={"m_x": source + LIVE})
+    code = "from trainer_callback.plugins import find_live\nfind_live()\nimport atexit\n"
+    done = site.python("-c", code + "atexit.register(print, 'of the program')")
+    assert done.stdout == "of the program\n"
+    assert done.stderr == "kept\nat the end\n"

@@ -4,6 +4,7 @@ back behind it. Of numpy and torch it knows what is loaded already.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import logging
@@ -16,13 +17,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TextIO
 
+from .kept_values import VALUES, Restore
+
 __all__ = ["aside", "untouched"]
-
-_NUMPY_ERRORS: Final = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
-"""What `numpy.geterr()` returns in a fresh process."""
-
-Restore = Callable[[], bool]
-"""Puts something back; returns whether it had to."""
 
 
 @contextlib.contextmanager
@@ -242,39 +239,37 @@ def _keep_random() -> Restore:
     return restore
 
 
-def _keep_value(
-    module: str,
-    read: Callable[[Any], Any],
-    write: Callable[[Any, Any], object],
-    default: Callable[[Any], Any] | None = None,
-) -> Callable[[], Restore]:
-    """Keeps one value of a module, where it is loaded.
+class _ToStderr:
+    """What was registered for the end of the process, where it prints to stderr, too."""
 
-    Args:
-        read, write: of the module.
-        default: the value in a module that is loaded only meanwhile; without it nobody can tell.
-    """
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
 
-    def keep() -> Restore:
-        kept = _read(read, sys.modules.get(module))
+    def __call__(self, *args: Any, **named: Any) -> None:
+        with aside():
+            self.function(*args, **named)
 
-        def restore() -> bool:
-            found = sys.modules.get(module)
-            before = kept if kept is not None or default is None else _read(default, found)
-            if before is None or _read(read, found) in (None, before):
-                return False
-            write(found, before)
-            return True
+    def __eq__(self, other: object) -> bool:  # for atexit.unregister
+        return self.function == other
 
-        return restore
-
-    return keep
+    __hash__ = None  # type: ignore[assignment]
 
 
-def _read(read: Callable[[Any], Any], module: object) -> Any:
-    """Returns the value, or None: not loaded, or only in part; a directory that is gone."""
-    with contextlib.suppress(Exception):
-        return None if module is None else read(module)
+def _keep_exit() -> Restore:
+    """What is registered stays, without a word: it is of the plugin's own things."""
+    register = atexit.register
+
+    def register_aside(function: Any, *args: Any, **named: Any) -> Any:
+        register(_ToStderr(function), *args, **named)
+        return function
+
+    atexit.register = register_aside  # type: ignore[assignment]
+
+    def restore() -> bool:
+        atexit.register = register
+        return False
+
+    return restore
 
 
 _KEEPERS: Final[Mapping[str, Callable[[], Restore]]] = {
@@ -284,48 +279,7 @@ _KEEPERS: Final[Mapping[str, Callable[[], Restore]]] = {
     "set filters of warnings": _keep_warnings,
     "started a thread": _keep_threads,
     "drew random numbers": _keep_random,
-    "changed the directory": _keep_value("os", lambda os: os.getcwd(), lambda os, v: os.chdir(v)),
-    "set the recursion limit": _keep_value(
-        "sys", lambda sys: sys.getrecursionlimit(), lambda sys, v: sys.setrecursionlimit(v)
-    ),
-    "set sys.excepthook": _keep_value(
-        "sys", lambda sys: sys.excepthook, lambda sys, v: setattr(sys, "excepthook", v)
-    ),
-    "set the start method of multiprocessing": _keep_value(
-        "multiprocessing",
-        lambda mp: mp.get_start_method(allow_none=True) or "default",
-        lambda mp, v: mp.set_start_method(None if v == "default" else v, force=True),
-        lambda mp: "default",
-    ),
-    "called numpy.seterr": _keep_value(
-        "numpy", lambda np: np.geterr(), lambda np, v: np.seterr(**v), lambda np: _NUMPY_ERRORS
-    ),
-    "set torch's default dtype": _keep_value(
-        "torch",
-        lambda torch: torch.get_default_dtype(),
-        lambda torch, v: torch.set_default_dtype(v),
-        lambda torch: torch.float32,
-    ),
-    "set torch's default device": _keep_value(
-        "torch",
-        lambda torch: torch.get_default_device(),
-        lambda torch, v: torch.set_default_device(None if v.type == "cpu" else v),
-        lambda torch: torch.device("cpu"),
-    ),
-    "switched torch's gradients": _keep_value(
-        "torch",
-        lambda torch: torch.is_grad_enabled(),
-        lambda torch, v: torch.set_grad_enabled(v),
-        lambda torch: True,
-    ),
-    "set torch's deterministic algorithms": _keep_value(
-        "torch",
-        lambda torch: torch.are_deterministic_algorithms_enabled(),
-        lambda torch, v: torch.use_deterministic_algorithms(v),
-        lambda torch: False,
-    ),
-    "set torch's number of threads": _keep_value(
-        "torch", lambda torch: torch.get_num_threads(), lambda torch, v: torch.set_num_threads(v)
-    ),
+    "registered for the end": _keep_exit,
+    **VALUES,
 }
 """What somebody did to the process -> what undoes it."""
