@@ -77,7 +77,10 @@ VALUES: Final[Mapping[str, Callable[[], Restore]]] = {
     "replaced a builtin": _keep_names("builtins", "print", "open", "input", "__import__"),
     "set the umask": _keep_value("os", _read_umask, lambda os, v: os.umask(v)),
     "switched the garbage collector": _keep_value(
-        "gc", lambda gc: gc.isenabled(), lambda gc, v: gc.enable() if v else gc.disable()
+        "gc",
+        lambda gc: gc.isenabled(),
+        lambda gc, v: gc.enable() if v else gc.disable(),
+        lambda gc: True,
     ),
     "set the time limit of sockets": _keep_value(
         "socket",
