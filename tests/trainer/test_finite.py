@@ -266,3 +266,13 @@ def test_what_a_bad_learning_rate_does_to_an_update_is_told_with_its_cause(
     trainer = make(tmp_path, SetRate(value, 5), **options)
     with pytest.raises(NonFiniteError, match=r"learning rate of group 0 of SGD has become"):
         trainer.train()
+
+
+def test_a_learning_rate_that_was_removed_is_told(tmp_path):
+    class Remove(TrainerCallback):
+        def on_step_end(self, trainer):
+            if trainer.step == 5:
+                del trainer.optimizer.param_groups[0]["lr"]
+
+    with pytest.raises(NonFiniteError, match="group 0 of SGD has lost its learning rate 'lr'"):
+        make(tmp_path, Remove()).train()

@@ -149,6 +149,8 @@ def describe_bad_rate(optimizer: torch.optim.Optimizer) -> str | None:
     learning rate that is no finite number, another number that is NaN.
     """
     for index, group in enumerate(optimizer.param_groups):
+        if "lr" in getattr(optimizer, "defaults", ()) and "lr" not in group:
+            return f"group {index} of {type(optimizer).__name__} has lost its learning rate 'lr'"
         for name, value in group.items():
             numbers = value if isinstance(value, (list, tuple)) and name != "params" else (value,)
             is_nan = any(isinstance(each, float) and math.isnan(each) for each in numbers)
