@@ -233,6 +233,7 @@ class Host:
 
     def save_weights(self, name: str) -> str:
         """See `TrainerProtocol`."""
+        self.queue.check_process()
         facts = {"step": self.step, "epoch": self.epoch}
         point = f"save_weights {name!r}"
         self.ranks.meet(point, by_callback=True)

@@ -36,17 +36,24 @@ class LoopQueue:
         self._thread = threading.get_ident()
         self._is_open = self._is_over = False
 
+    def check_process(self) -> None:
+        """Raises a RuntimeError in a process that was forked off the run's: its files are one
+        process's alone.
+        """
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this is another process than that of the trainer, which would not hear of this. "
+                "Send it there, and call `trainer` in a hook; end what you have forked off with "
+                "os._exit()."
+            )
+
     def send(self, call: Callable[[], None]) -> None:
         """Makes `call` now, where this is the thread of an open run; else it waits.
 
         Raises:
             RuntimeError: the run is over, or this is a process that was forked off.
         """
-        if os.getpid() != self._process:
-            raise RuntimeError(
-                "this is another process than that of the trainer, which would not hear of this. "
-                "Send it there, and call `trainer` in a hook."
-            )
+        self.check_process()
         if self._is_open and not self.is_elsewhere:
             call()
             return

@@ -156,6 +156,7 @@ class Run:
         """
         if not self._keeper.can_write:
             return
+        self._trainer.queue.check_process()
         due = progress is not None and progress.position != self._saved
         # Waited for, so that no state depends on how fast the disk was. Callbacks are told of the
         # write here, outside the point at which all processes hear of its failure.
@@ -196,6 +197,7 @@ class Run:
             BaseException: what ended the run, if it was an exception; KeyboardInterrupt after
                 Ctrl-C.
         """
+        self._trainer.queue.check_process()
         result, error = self._close(stop, error)
         if error is None:
             return result

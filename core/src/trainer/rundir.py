@@ -94,12 +94,12 @@ class RunDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
+        if self._lock is not None and self._lock in _open_locks:  # not in a forked child
             _open_locks.discard(self._lock)
             if self._is_held:
                 os.ftruncate(self._lock, 0)  # its next owner may be asked for before it has written
             os.close(self._lock)  # which releases the lock
-            self._lock, self._is_held = None, False
+        self._lock, self._is_held = None, False
 
     def finish_clearing(self) -> None:
         """Ends the removal of a run that a kill has cut short.
@@ -168,7 +168,7 @@ class RunDirectory:
             try:
                 self._acquire(self._open_lock())
             except (ConfigError, OSError) as error:
-                logger.warning("%s was removed and made anew: %s", self.path, error)
+                logger.warning("%s cannot be locked anew: %s", self.path, error)
         if not (self._record.had_snapshot and (self.path / RECORD).exists()):
             self._record.had_snapshot = True
             with contextlib.suppress(OSError):  # it matters only if somebody removes the snapshot
