@@ -138,3 +138,27 @@ def test_the_manuals_gradient_noise_is_the_same_in_all_processes_and_after_a_res
     make(tmp_path / "none", max_steps=6).train()
     one, none = (tiny.newest_state(tmp_path / name)["model"] for name in ("alone", "none"))
     assert not torch.equal(one["2.weight"], none["2.weight"])
+
+
+class Tokens(nn.Linear):
+    """Counts what it has seen, which is another number in each process."""
+
+    def __init__(self):
+        super().__init__(4, 1)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, batch):
+        if self.training:
+            self.seen += int(batch[0, 0] * 1000)
+        return super().forward(batch)
+
+
+def test_a_buffer_that_counts_otherwise_in_another_process_is_told_once(tiny, tmp_path, caplog):
+    def work(rank):
+        model = nn.Sequential(nn.BatchNorm1d(4), Tokens())
+        assert make(tmp_path, model=model, snapshot_interval=2).train().exit_code == 0
+        text = "the buffer 1.seen is not in process 1 what it is in the main process"
+        assert caplog.text.count(text) == (rank == 0)
+        assert "the buffer 0" not in caplog.text
+
+    assert tiny.run_ranks(work, seconds=20) == [0, 0]

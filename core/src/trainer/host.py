@@ -74,6 +74,7 @@ class Host:
         self._update_step = 0
         self._logs_within = 0
         self._snapshot_requested = False
+        self._told_buffers: set[str] = set()
         check_alike(self, {"train": data[0], "validation": data[1]})
 
     @property
@@ -229,7 +230,7 @@ class Host:
 
     def check_replicas(self) -> None:
         """Raises a `ReplicaError`, in all processes, where they have come to train other models."""
-        check_replicas(self.model, self.ranks, self.callbacks, self.step)
+        check_replicas(self.model, self.ranks, self.callbacks, self.step, self._told_buffers)
 
     def save_weights(self, name: str) -> str:
         """See `TrainerProtocol`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -16,6 +17,10 @@ from .sharding import is_sharded, local_part
 
 __all__ = ["ReplicaError", "check_replicas"]
 
+logger: logging.Logger = logging.getLogger("trainer")
+
+_MOST_BYTES: Final = 1 << 20
+"""Of a buffer that is looked at: larger ones are masks and caches."""
 _INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHANGING: Final = (
     *("on_epoch_start", "on_batch_start", "on_forward_end", "on_backward_end"),
@@ -29,10 +34,20 @@ class ReplicaError(RunError):
     """The processes of a run have come to train different models."""
 
 
-def check_replicas(model: nn.Module, ranks: Ranks, callbacks: CallbackManager, step: int) -> None:
+def check_replicas(
+    model: nn.Module,
+    ranks: Ranks,
+    callbacks: CallbackManager,
+    step: int,
+    told: set[str] | None = None,
+) -> None:
     """Compares the parameters of all processes, bit by bit, by one sum over each; all of them have
-    to call this. Buffers are not compared: the main process's are sent to all before each forward
-    pass. Of a sharded model, processes that hold copies of the same parts are compared.
+    to call this. The main process's buffers are sent to all: of small ones that others have
+    changed otherwise, but for the statistics of torch's norms, it is said once that those are lost.
+    Of a sharded model, processes that hold copies of the same parts are compared.
+
+    Args:
+        told: names of buffers of which that has been said.
 
     Raises:
         ReplicaError: in all of them, where they differ; it names the first parameter that does.
@@ -41,14 +56,48 @@ def check_replicas(model: nn.Module, ranks: Ranks, callbacks: CallbackManager, s
         return
     ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
     compared = [(name, p) for name, p in model.named_parameters() if name not in ignored]
-    sums = _sum_bits([parameter for _, parameter in compared])
+    buffers = {name: buffer for name, buffer in _find_buffers(model) if name not in ignored}
+    both = _sum_bits([*(parameter for _, parameter in compared), *buffers.values()])
+    sums, counts = both[: len(compared)], both[len(compared) :]
     place = next(_places(compared), ())
     first: dict[tuple[int, ...], tuple[int, list[int]]] = {}
-    for rank, (where, theirs) in enumerate(ranks.gather((place, sums), "weights")):
+    answers = ranks.gather((place, sums, dict(zip(buffers, counts, strict=True))), "weights")
+    if ranks.is_main and told is not None:
+        _tell_lost([found for *_, found in answers], told)
+    for rank, (where, theirs, _) in enumerate(answers):
         main, own = first.setdefault(where, (rank, theirs))
         differing = [name for (name, _), a, b in zip(compared, own, theirs, strict=True) if a != b]
         if differing:
             raise ReplicaError(_explain(differing, (main, rank), callbacks, step))
+
+
+def _find_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields the small buffers that lie where the parameters do, but for the running statistics of
+    torch's norms.
+    """
+    device = next(model.parameters()).device
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            continue
+        for name, buffer in module.named_buffers(recurse=False):
+            is_plain = buffer.layout == torch.strided and not is_sharded(buffer)
+            is_here = buffer.device == device and not buffer.is_quantized
+            if is_plain and is_here and buffer.nbytes <= _MOST_BYTES:
+                yield f"{path}.{name}".lstrip("."), buffer
+
+
+def _tell_lost(found: Sequence[Mapping[str, int]], told: set[str]) -> None:
+    for name, main in found[0].items():
+        others = [rank for rank, each in enumerate(found) if each.get(name, main) != main]
+        if others and name not in told:
+            told.add(name)
+            logger.warning(
+                "the buffer %s is not in process %d what it is in the main process: each update "
+                "and each validation starts from the main one's, so what others count there is "
+                "lost. Add it up over the processes (torch.distributed.all_reduce), if it is of "
+                "all batches.",
+                *(name, others[0]),
+            )
 
 
 def _sum_bits(tensors: Sequence[Tensor]) -> list[int]:
