@@ -71,11 +71,9 @@ def make_ways(model: nn.Module) -> dict[str, Callable[[], object]]:
         groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
 
     def total_norm() -> float:
-        gradients.clear()
         return gradients.total_norm().item()
 
     def full_set() -> list[float]:
-        gradients.clear()
         stats = gradients.stats(groups)
         return torch.cat([stats.total_norm[None], stats.values.flatten()]).tolist()
 

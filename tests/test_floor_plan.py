@@ -23,7 +23,7 @@ FLOORS = {
         {"manager", "plugins"},
     ],
     "trainer": [
-        {"config", "progress", "result", "signals", "rng", "precision", "reductions"}
+        {"config", "progress", "result", "signals", "rng", "precision", "gradient_stats"}
         | {"manifest", "batches", "command_flags", "modes", "state_table", "loop_queue", "durable"}
         | {"named_file", "output"},
         {"sharding", "batch_size", "schedules", "compiled", "parameters", "points", "state_form"}

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from trainer_callback import GradientStats
 
 from .config import ConfigError
+from .gradient_stats import COLUMNS, measure, total_norm
 from .parts import check_optimized, warn_left_out
-from .reductions import COLUMNS, Blocks, combine, reduce
 from .sharding import is_sharded, local_part, shard_group
 
 __all__ = ["Gradients"]
@@ -156,22 +156,22 @@ class Gradients:
                 found = math.nan
                 self._found.zero_()
         else:
-            found = self._cut().own_norm()
+            found = total_norm(self._present(), {}, self._home)
         return found if verdict is None else found + verdict
 
     def find_bad(self) -> str | None:
         """Returns the name of the first parameter whose gradient is not finite, or None where this
         process has none. Reads from the device.
         """
-        blocks = self._cut()
-        for name, block in zip(blocks.names, blocks.tensors, strict=True):
-            if not bool(block.isfinite().all()):
+        for name, gradient in self._present():
+            values = gradient.coalesce().values() if gradient.is_sparse else gradient
+            if not bool(values.isfinite().all()):
                 return name
         return None
 
     def total_norm(self) -> Tensor:
         """Returns the 2-norm over all gradients, 0-dim, float32 (float64 where one of them is)."""
-        return self._cut().total_norm()
+        return total_norm(self._present(), self._shard_groups, self._home)
 
     def clip(self, max_norm: float) -> tuple[Tensor, Tensor]:
         """Scales all gradients in place so that their total norm is at most `max_norm`.
@@ -191,13 +191,9 @@ class Gradients:
     def multiply(self, factor: Tensor | float) -> None:
         """Scales all gradients in place by a number or a 0-dim tensor."""
         by_device: defaultdict[torch.device, list[Tensor]] = defaultdict(list)
-        for parameter in self._parameters.values():
-            gradient = parameter.grad
-            if gradient is not None:
-                stored = gradient._values() if gradient.is_sparse else gradient
-                if self._shard_groups:
-                    stored = local_part(stored)
-                by_device[stored.device].append(stored)
+        for _, gradient in self._present():
+            stored = gradient._values() if gradient.is_sparse else gradient
+            by_device[stored.device].append(stored)
         for device, gradients in by_device.items():
             torch._foreach_mul_(
                 gradients, factor.to(device) if isinstance(factor, Tensor) else factor
@@ -223,43 +219,33 @@ class Gradients:
         """
         if not norm_type > 0:
             raise ValueError(f"norm_type must be above 0, or inf, got {norm_type}.")
-        blocks = self._cut()
-        members = self._members(groups, dict.fromkeys(blocks.names))
-        wanted = {name for names in members.values() for name in names}
-        chosen = {block for block, name in enumerate(blocks.names) if name in wanted}
-        table, owners = blocks.everywhere(reduce(blocks, chosen, norm_type), norm_type)
-        places: defaultdict[str, list[int]] = defaultdict(list)
-        for place, name in enumerate(owners):
-            places[name].append(place)
-        pairs = [
-            (place, row)
-            for row, names in enumerate(members.values())
-            for name in names
-            for place in places[name]
-        ]
-        block, row = torch.tensor(pairs, dtype=torch.int64, device=table.device).reshape(-1, 2).T
+        present = self._present()
+        rows = self._members(groups, dict(present))
+        values, total = measure(present, self._shard_groups, self._home, rows, norm_type)
         return GradientStats(
-            rows=tuple(members),
+            rows=tuple(rows),
             columns=COLUMNS,
-            values=combine(table[block], row, len(members), norm_type).to(blocks.dtype),
-            total_norm=blocks.total_norm().to(blocks.dtype),
+            values=values,
+            total_norm=total,
             disconnected=tuple(
                 name for name, p in self._parameters.items() if p.requires_grad and p.grad is None
             ),
         )
 
-    def _cut(self) -> Blocks:
-        """Returns the gradients as they are now, as blocks."""
-        present = [(name, p.grad) for name, p in self._parameters.items() if p.grad is not None]
+    def _present(self) -> list[tuple[str, Tensor]]:
+        """Returns the gradients that there are; of sharded ones, the part of this process."""
+        found = [
+            (name, grad) for name, p in self._parameters.items() if (grad := p.grad) is not None
+        ]
         if self._shard_groups:
-            present = [(name, local_part(gradient)) for name, gradient in present]
-        home = self._list[0].device if self._list else torch.device("cpu")
-        return Blocks(present, home, self._shard_groups)
+            found = [(name, local_part(gradient)) for name, gradient in found]
+        return found
 
     def _look_up(self) -> None:
         """Lists the parameters of the model, and compares the optimizer with them."""
         self._parameters: dict[str, nn.Parameter] = dict(self._model.named_parameters())
         self._list = list(self._parameters.values())
+        self._home = self._list[0].device if self._list else torch.device("cpu")
         first_name = {id(parameter): name for name, parameter in self._parameters.items()}
         self._canonical: dict[str, str] = {
             name: first_name[id(parameter)]
