@@ -400,3 +400,97 @@ def test_what_several_processes_average_cannot_change() -> None:
     model[1].bias.requires_grad_(False)
     with pytest.raises(ConfigError, match=r"1\.bias is frozen and was trained when the Trainer"):
         gradients.follow()
+
+
+def make_pair(**options: bool) -> tuple[nn.ModuleDict, Gradients]:
+    """Two layers with a gradient each, [3, 4] and [6, 8], of which the optimizer has the first."""
+    model = nn.ModuleDict(
+        {"own": nn.Linear(2, 1, bias=False), "other": nn.Linear(2, 1, bias=False)}
+    )
+    model["own"].weight.grad = torch.tensor([[3.0, 4.0]])
+    model["other"].weight.grad = torch.tensor([[6.0, 8.0]])
+    optimizer = torch.optim.SGD(model["own"].parameters(), lr=0.1)
+    return model, Gradients(model, optimizer, **options)
+
+
+def test_an_optimizers_own_parameters_alone_are_measured_and_clipped() -> None:
+    model, gradients = make_pair(only_optimized=True)
+    assert gradients.names == ("own.weight",)
+    assert gradients.outside == []
+    assert gradients.total_norm().item() == 5
+    norm, clipped = gradients.clip(1.0)
+    assert (norm.item(), clipped.item()) == (5, True)
+    assert gradients.total_norm().item() == pytest.approx(1)
+    gradients.multiply(2.0)
+    assert gradients.total_norm().item() == pytest.approx(2)
+    assert model["other"].weight.grad.tolist() == [[6, 8]]
+
+
+def test_without_the_restriction_all_parameters_of_the_model_are_measured_and_clipped() -> None:
+    model, gradients = make_pair()
+    assert gradients.total_norm().item() == pytest.approx(125**0.5)
+    gradients.clip(1.0)
+    assert model["other"].weight.grad.norm() < 1
+    gradients.drop()
+    assert model["other"].weight.grad is None
+
+
+@pytest.mark.parametrize("drop", ["start", "drop", "finish"])
+def test_an_optimizers_own_gradients_alone_are_dropped(drop: str) -> None:
+    model, gradients = make_pair(only_optimized=True)
+    getattr(gradients, drop)()
+    assert model["own"].weight.grad is None
+    assert model["other"].weight.grad.tolist() == [[6, 8]]
+
+
+def test_an_optimizers_own_gradients_alone_are_checked() -> None:
+    model, gradients = make_pair(only_optimized=True)
+    model["other"].weight.grad.fill_(math.nan)
+    assert math.isfinite(gradients.check())
+    assert gradients.find_bad() is None
+    model["own"].weight.grad.fill_(math.inf)
+    assert not math.isfinite(gradients.check())
+    assert gradients.find_bad() == "own.weight"
+
+
+def test_of_a_group_an_optimizers_own_parameters_alone_are_in_the_statistics() -> None:
+    model, gradients = make_pair(only_optimized=True)
+    groups = {"both": ["own.weight", "other.weight"], "other": ["other.weight"]}
+    found = read(gradients, groups)
+    assert list(found) == ["both"]
+    assert found["both"]["norm"] == 5
+    assert list(read(gradients)) == ["own.weight"]
+    model["own"].weight.grad = model["other"].weight.grad = None
+    assert gradients.stats().disconnected == ("own.weight",)
+    with pytest.raises(ValueError, match="names 'third', which is no parameter of the model"):
+        gradients.stats({"x": ["third"]})
+
+
+def test_a_parameter_that_comes_to_the_optimizer_is_its_own_from_then_on() -> None:
+    for fixed in (False, True):
+        model, gradients = make_pair(only_optimized=True, fixed=fixed)
+        optimizer = gradients._optimizer
+        assert optimizer is not None
+        optimizer.add_param_group({"params": [*model["other"].parameters()]})
+        gradients.follow()
+        assert gradients.names == ("own.weight", "other.weight")
+        assert gradients.total_norm().item() == pytest.approx(125**0.5)
+        del optimizer.param_groups[0]
+        gradients.follow()
+        assert gradients.total_norm().item() == 10
+
+
+def test_what_is_another_optimizers_is_not_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    _, gradients = make_pair(only_optimized=True)
+    gradients.start()
+    gradients.follow()
+    assert not caplog.records
+
+
+def test_several_processes_may_freeze_the_parameters_of_another_optimizer() -> None:
+    model, gradients = make_pair(only_optimized=True, fixed=True)
+    model["other"].requires_grad_(False)
+    gradients.follow()
+    model["own"].requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"own\.weight is frozen and was trained"):
+        gradients.follow()

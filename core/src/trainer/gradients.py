@@ -1,9 +1,10 @@
 """The gradients of one update: their global norm, clipping by it, a check for NaN and infinities,
 and statistics of groups of them.
 
-There is one list of what is trained: the parameters of the model. Gradients of all of them are
-measured, clipped, checked and dropped; the optimizer may have fewer, and has no others. Nothing is
-remembered of gradients from one call to the next, for whoever holds one may change it unseen.
+There is one list of what is trained: the parameters of the model or, where it has several
+optimizers, those of one. Gradients of all of them are measured, clipped, checked and dropped; the
+optimizer has no others. Nothing is remembered of gradients from one call to the next, for whoever
+holds one may change it unseen.
 
 Nothing here copies from a device to the host. Of sharded parameters each process has a part; norms
 and statistics are those of the whole, so that all processes have to ask for them. The room knows
@@ -46,9 +47,11 @@ class Gradients:
         optimizer: its optimizer, which may have fewer parameters than the model. None: nobody's.
         fixed: which parameters require a gradient cannot change from here on, for several processes
             have agreed on those whose gradients they average.
+        only_optimized: take the optimizer's parameters for all there are. Those of the model that
+            it has not are somebody else's: nothing here reads, changes or drops their gradients.
 
     Attributes:
-        outside: the parameters that are not in the optimizer.
+        outside: the parameters that are trained with the optimizer's, and are not in it.
 
     Raises:
         ConfigError: the optimizer has a parameter that the model has not.
@@ -60,21 +63,23 @@ class Gradients:
         optimizer: torch.optim.Optimizer | None = None,
         *,
         fixed: bool = False,
+        only_optimized: bool = False,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
-        self._agreed: list[bool] | None = None
+        self._only_optimized = only_optimized
+        self._agreed: dict[str, bool] | None = None
         self._found, self._one = torch.zeros(()), torch.ones(())
         self._are_few = True
         self._is_reached = False
         self._look_up()
         self._told = {*self._left_out()}  # by the look at the parts of the run
         if fixed:
-            self._agreed = [p.requires_grad for p in self._list]
+            self._agreed = {name: p.requires_grad for name, p in self._model_parameters.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every parameter's name, tied ones once, in the order of `named_parameters`."""
+        """Every name of what is trained, tied ones once, in the order of `named_parameters`."""
         return tuple(self._parameters)
 
     def start(self, *, of_run: bool = False) -> None:
@@ -243,33 +248,37 @@ class Gradients:
 
     def _look_up(self) -> None:
         """Lists the parameters of the model, and compares the optimizer with them."""
-        self._parameters: dict[str, nn.Parameter] = dict(self._model.named_parameters())
-        self._list = list(self._parameters.values())
-        self._home = self._list[0].device if self._list else torch.device("cpu")
-        first_name = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._model_parameters = dict(self._model.named_parameters())
+        first_name = {id(parameter): name for name, parameter in self._model_parameters.items()}
         self._canonical: dict[str, str] = {
             name: first_name[id(parameter)]
             for name, parameter in self._model.named_parameters(remove_duplicate=False)
         }
-        groups = {name: shard_group(parameter) for name, parameter in self._parameters.items()}
-        self._place = {name: place for place, name in enumerate(self._parameters)}
-        self._shard_groups = {name: group for name, group in groups.items() if group is not None}
-        self._are_few = sum(p.numel() for p in self._list) <= _FEW and all(
-            p.is_cpu and p.dtype in _CHECKED and not is_sharded(p) for p in self._list
-        )
+        self._place = {name: place for place, name in enumerate(self._model_parameters)}
         self._compare()
 
     def _compare(self) -> None:
-        """Compares the optimizer with the parameters of the model."""
+        """Compares the optimizer with the parameters of the model, and lists what is trained."""
+        everything = self._model_parameters
         self._zero_grad = None
         if self._optimizer is not None:
-            check_optimized(self._list, self._optimizer)
+            check_optimized([*everything.values()], self._optimizer)
             own = self._optimizer.zero_grad
             if getattr(own, "__func__", None) is not torch.optim.Optimizer.zero_grad:
                 self._zero_grad = own
         self._optimized = self._read_optimizer()
         known = {*self._optimized}
+        self._parameters: dict[str, nn.Parameter] = {
+            name: p for name, p in everything.items() if id(p) in known or not self._only_optimized
+        }
+        self._list = list(self._parameters.values())
         self.outside: list[nn.Parameter] = [p for p in self._list if id(p) not in known]
+        groups = {name: shard_group(parameter) for name, parameter in self._parameters.items()}
+        self._shard_groups = {name: group for name, group in groups.items() if group is not None}
+        self._home = self._list[0].device if self._list else torch.device("cpu")
+        self._are_few = sum(p.numel() for p in self._list) <= _FEW and all(
+            p.is_cpu and p.dtype in _CHECKED and not is_sharded(p) for p in self._list
+        )
 
     def _left_out(self) -> list[str]:
         """Returns the parameters that require a gradient, and are not in the optimizer."""
@@ -292,10 +301,10 @@ class Gradients:
             found += map(id, group["params"])
         return found
 
-    def _check_agreed(self, agreed: Sequence[bool]) -> None:
+    def _check_agreed(self, agreed: Mapping[str, bool]) -> None:
         """Refuses what would be averaged over processes in part, or not at all."""
-        for (name, parameter), before in zip(self._parameters.items(), agreed, strict=True):
-            if parameter.requires_grad != before:
+        for name, parameter in self._parameters.items():
+            if parameter.requires_grad != (before := agreed[name]):
                 now, then = ("frozen", "trained") if before else ("trained", "frozen")
                 raise ConfigError(
                     f"{name} is {now} and was {then} when the Trainer was built: several processes "
