@@ -77,7 +77,7 @@ def make_calls(count: int, *, wrapper: bool) -> dict[str, Callable[[], object]]:
     plain.add_hookspecs(TrainerCallback)
     for callback in everybody:
         plain.register(callback)
-    ours = CallbackManager(everybody).table.plain.on_batch_end
+    ours = CallbackManager(everybody).hook.on_batch_end
     theirs = plain.hook.on_batch_end
     calls: dict[str, Callable[[], object]] = {
         BASE: call_list,

@@ -11,13 +11,14 @@ CORE = ROOT / "core" / "src"
 
 FLOORS = {
     "trainer_callback": [
-        {"kept_values"},
+        {"kept_values", "arguments", "tensors"},
         {"errors", "guard"},
         {"protocol"},
         {"hookspecs"},
-        {"discovery", "state", "implementation", "arguments", "costs", "hints", "groups"},
-        {"identity", "options", "wording"},
-        {"values"},
+        {"discovery", "state", "implementation", "costs", "hints", "groups"},
+        {"options", "wording"},
+        {"values", "checks"},
+        {"identity"},
         {"dispatch", "order", "saved_state"},
         {"wrappers", "installed"},
         {"manager", "plugins"},

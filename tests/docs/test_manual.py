@@ -10,7 +10,7 @@ from typing import Any
 from trainer import Trainer, TrainerConfig
 from trainer_callback import HOOKS, TrainerCallback, TrainerProtocol
 from trainer_callback.costs import SAMPLE_EVERY
-from trainer_callback.implementation import HOOK_ARGUMENTS
+from trainer_callback.hookspecs import SPECS
 from trainer_early_stopping import EarlyStoppingCallback
 
 HOOK = re.compile(r"\b(?:on|should)_[a-z_]+")
@@ -25,7 +25,7 @@ def drawing(manual: list[Any], name: str) -> str:
 def test_every_hook_is_a_heading_with_its_exact_arguments_in_the_order_of_a_run(manual):
     headings = [each.title for each in manual if HOOK.match(each.title.strip("`"))]
     headings += [each.title for each in manual if each.title.startswith(("`add_", "`make_"))]
-    expected = {f"`{name}({', '.join(HOOK_ARGUMENTS[name])})`" for name in HOOKS}
+    expected = {f"`{name}({', '.join(SPECS[name].arguments)})`" for name in HOOKS}
     assert set(headings) == expected
     assert len(headings) == len(expected)
 
@@ -35,7 +35,7 @@ def test_every_hook_says_when_and_what_it_is_handed(manual):
         if section.title.startswith("`"):
             assert section.text.lstrip().startswith("**When:** "), section.title
             assert "**Arguments:** " in section.text, section.title
-            arguments = HOOK_ARGUMENTS[section.title.strip("`").partition("(")[0]]
+            arguments = SPECS[section.title.strip("`").partition("(")[0]].arguments
             for argument in arguments:
                 if argument != "trainer":
                     assert f"`{argument}`" in section.text, (section.title, argument)
@@ -58,7 +58,7 @@ def test_no_hook_is_named_that_does_not_exist(manual):
 def test_the_drawings_have_the_arguments_of_the_hooks(manual):
     for name in ("update", "boundary", "epoch", "run"):
         for hook, arguments in CALL.findall(drawing(manual, name)):
-            expected = [each for each in HOOK_ARGUMENTS[hook] if each != "trainer"]
+            expected = [each for each in SPECS[hook].arguments if each != "trainer"]
             assert arguments == ", ".join(expected), (name, hook)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer import Trainer, TrainerConfig
 from trainer_callback import HOOKS, TrainerCallback
-from trainer_callback.implementation import HOOK_ARGUMENTS
+from trainer_callback.hookspecs import SPECS
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _write_recording_hook(name: str) -> Any:
-    arguments = ", ".join(HOOK_ARGUMENTS[name])
+    arguments = ", ".join(SPECS[name].arguments)
     source = f"def {name}(self, {arguments}):\n    self.calls.append({name!r})\n"
     names: dict[str, Any] = {}
     exec(source, names)

@@ -175,6 +175,6 @@ def test_a_tensor_that_one_callback_asks_for_is_not_copied() -> None:
 
     for count in (1, 2):
         keepers = [type(f"Keeps{i}", (Keeps,), {})() for i in range(count)]
-        table = CallbackManager([*keepers, Other()]).table
-        table.plain.on_forward_end(trainer=None, loss=given)
+        manager = CallbackManager([*keepers, Other()])
+        manager.hook.on_forward_end(trainer=None, loss=given)
     assert [each is given for each in kept] == [True, False, False]

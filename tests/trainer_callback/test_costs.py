@@ -16,9 +16,9 @@ from trainer_callback.manager import CallbackManager
 
 def play(manager: CallbackManager, updates: int, seconds: float = 0.0) -> None:
     for _ in range(updates):
-        hooks, ask = manager.start_update()
-        hooks.on_step_end(trainer=None, skipped=False)
-        ask(trainer=None)
+        manager.start_update()
+        manager.hook.on_step_end(trainer=None, skipped=False)
+        manager.ask_stop(trainer=None)
         time.sleep(seconds)
 
 
@@ -46,7 +46,7 @@ def test_hooks_of_the_epoch_are_counted_exactly() -> None:
     manager = CallbackManager([Counts()])
     for _ in range(3):
         play(manager, 50)
-        manager.table.plain.on_epoch_start(trainer=None, epoch=0)
+        manager.hook.on_epoch_start(trainer=None, epoch=0)
     assert manager.costs()["Counts"]["on_epoch_start"]["calls"] == 3
 
 
@@ -63,7 +63,7 @@ def test_a_wrapper_costs_its_own_time_and_not_that_of_the_others() -> None:
             time.sleep(0.02)
 
     manager = CallbackManager([Slow(), Around()])
-    manager.table.plain.on_epoch_start(trainer=None, epoch=0)
+    manager.hook.on_epoch_start(trainer=None, epoch=0)
     cost = manager.costs()["Around"]["on_epoch_start"]
     assert cost["calls"] == 1
     assert 0.04 <= cost["seconds"] < manager.costs()["Slow"]["on_epoch_start"]["seconds"]

@@ -18,10 +18,10 @@ from trainer_callback import (
     UsageError,
     hookimpl,
 )
-from trainer_callback.implementation import SETUP_HOOKS
+from trainer_callback.hookspecs import SPECS
 from trainer_callback.manager import CallbackManager, Plugin
 
-RUN_HOOKS = [hook for hook in HOOKS if hook not in SETUP_HOOKS]
+RUN_HOOKS = [hook for hook in HOOKS if not SPECS[hook].set_up]
 DURING = [hook for hook in RUN_HOOKS if hook not in ("on_snapshot_load", "on_exception")]
 
 
@@ -111,7 +111,7 @@ def test_a_failure_before_ctrl_c_is_told_and_does_not_come_back_later(
 
     manager = CallbackManager([make_faulty("on_log", OSError("first")), Interrupts()])
     with pytest.raises(KeyboardInterrupt):
-        manager.table.plain.on_log(trainer=None, metrics={}, step=0)
+        manager.hook.on_log(trainer=None, metrics={}, step=0)
     assert "Faulty (not installed) failed in on_log" in caplog.text
     manager.finish()
 
@@ -152,19 +152,20 @@ def test_a_callback_that_is_switched_off_is_called_no_more_not_even_in_the_same_
             return True
 
     manager = CallbackManager([Faulty()])
-    hooks, ask = manager.start_update()
-    hooks.on_batch_start(trainer=None, batch_idx=0, batch=None)
-    hooks.on_step_end(trainer=None, skipped=False)
-    assert ask(trainer=None) == []
+    manager.start_update()
+    hook = manager.hook
+    hook.on_batch_start(trainer=None, batch_idx=0, batch=None)
+    hook.on_step_end(trainer=None, skipped=False)
+    assert manager.ask_stop(trainer=None) == []
     assert calls == []
-    assert manager.table.used == frozenset()
+    assert manager.used == frozenset()
 
 
 def test_others_are_called_after_a_callback_has_been_switched_off(recorder: Any) -> None:
     after = recorder()
     manager = CallbackManager([make_faulty("on_log", OSError(), critical=False), after])
     for step in range(2):
-        manager.table.plain.on_log(trainer=None, metrics={}, step=step)
+        manager.hook.on_log(trainer=None, metrics={}, step=step)
     assert after.calls == ["on_log", "on_log"]
 
 
@@ -174,7 +175,7 @@ def test_the_first_of_two_failures_is_raised_and_the_second_is_logged(
     second = type("Second", (TrainerCallback,), {"on_log": lambda self: 1 / 0})()
     manager = CallbackManager([make_faulty("on_log", OSError("first")), second])
     with pytest.raises(CallbackError, match="Faulty"):
-        manager.table.plain.on_log(trainer=None, metrics={}, step=0)
+        manager.hook.on_log(trainer=None, metrics={}, step=0)
     assert "Second (not installed) failed in on_log: ZeroDivisionError" in caplog.text
 
 
@@ -236,15 +237,15 @@ def test_a_failure_that_waits_is_not_raised_by_an_event_inside_its_own() -> None
     class Second(TrainerCallback):
         def on_epoch_start(self):
             with pytest.raises(CallbackError, match=r"^Third"):
-                table.plain.on_log(trainer=None, metrics={}, step=0)
+                manager.hook.on_log(trainer=None, metrics={}, step=0)
 
     class Third(TrainerCallback):
         def on_log(self):
             raise OSError("third")
 
-    table = CallbackManager([First(), Second(), Third()]).table
+    manager = CallbackManager([First(), Second(), Third()])
     with pytest.raises(CallbackError, match=r"^First"):
-        table.plain.on_epoch_start(trainer=None, epoch=0)
+        manager.hook.on_epoch_start(trainer=None, epoch=0)
 
 
 def test_a_usage_error_in_on_train_start_is_a_refusal(

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from trainer_callback import CallbackError, PluginError, TrainerCallback, hookimpl
-from trainer_callback.implementation import HOOK_ARGUMENTS, find_implementations
+from trainer_callback.hookspecs import SPECS
+from trainer_callback.implementation import find_implementations
 from trainer_callback.manager import CallbackManager, Plugin
 
 
 def call(manager: CallbackManager, hook: str, **arguments: Any) -> Any:
-    given = {**dict.fromkeys(HOOK_ARGUMENTS[hook]), **arguments}
-    return getattr(manager.table.plain, hook)(**given)
+    given = {**dict.fromkeys(SPECS[hook].arguments), **arguments}
+    return getattr(manager.hook, hook)(**given)
 
 
 def hooks_of(plugin: object) -> list[str]:
@@ -40,7 +41,7 @@ def test_the_no_ops_of_the_base_class_are_not_registered() -> None:
         def on_log(self):
             pass
 
-    assert CallbackManager([Callback()]).table.used == {"on_log"}
+    assert CallbackManager([Callback()]).used == {"on_log"}
 
 
 @pytest.mark.parametrize(
@@ -303,6 +304,12 @@ class BothStyles(TrainerCallback):
         yield
 
 
+class OldStyle(TrainerCallback):
+    @hookimpl(hookwrapper=True)
+    def on_epoch_end(self):
+        yield
+
+
 class SetUpOnInstance(TrainerCallback):
     def add_options(self, parser):
         pass
@@ -332,7 +339,8 @@ class WrappedSetUp(TrainerCallback):
         (NothingAtAll, ["`self`"]),
         (Shadow, ["Shadow.on_log is a bool", "another name"]),
         (WrapperWithoutYield, ["WrapperWithoutYield.on_epoch_end", "no `yield`"]),
-        (BothStyles, ["wrapper=True only"]),
+        (BothStyles, ["hookwrapper=True", "@hookimpl(wrapper=True)"]),
+        (OldStyle, ["OldStyle.on_epoch_end is marked hookwrapper=True", "@hookimpl(wrapper=True)"]),
         (WrappedSetUp, ["make_callbacks", "cannot be a wrapper"]),
     ],
 )
@@ -671,7 +679,6 @@ def test_a_function_of_a_module_without_a_mark_is_named(caplog: pytest.LogCaptur
         *(
             "add_hookcall_monitoring",
             "enable_tracing",
-            "hook",
             "list_name_plugin",
             "subset_hook_caller",
         ),

@@ -14,7 +14,6 @@ from trainer_callback import CallbackError, StopRequest, TrainerCallback, hookim
 from trainer_callback.manager import CallbackManager
 
 NEW: Any = {"wrapper": True}
-OLD: Any = {"hookwrapper": True}
 
 
 def make(function: Callable[..., Any], name: str, **options: Any) -> TrainerCallback:
@@ -22,7 +21,7 @@ def make(function: Callable[..., Any], name: str, **options: Any) -> TrainerCall
 
 
 def ask(*callbacks: TrainerCallback) -> Any:
-    return CallbackManager(callbacks).table.plain.should_stop_training(trainer="the trainer")
+    return CallbackManager(callbacks).hook.should_stop_training(trainer="the trainer")
 
 
 def ask_pluggy(*callbacks: TrainerCallback) -> Any:
@@ -61,25 +60,11 @@ def adds(self):
     return [*(yield), True]
 
 
-def old_reads(self):
-    outcome = yield
-    outcome.get_result()
-
-
-def old_turns_round(self):
-    outcome = yield
-    outcome.force_result([not answer for answer in outcome.get_result()])
-
-
 STYLES = [
     ((passes_on, NEW),),
     ((turns_round, NEW),),
     ((turns_round, NEW), (turns_round, NEW)),
     ((adds, NEW),),
-    ((old_reads, OLD),),
-    ((old_turns_round, OLD),),
-    ((old_turns_round, OLD), (adds, NEW)),
-    ((adds, NEW), (old_turns_round, OLD)),
     ((turns_round, {**NEW, "trylast": True}), (adds, {**NEW, "tryfirst": True})),
 ]
 
@@ -92,10 +77,8 @@ def test_wrappers_give_the_answers_that_pluggy_gives(wrappers: Any, answers: Any
     assert [answer for _, answer in ask(*callbacks)] == ask_pluggy(*callbacks)
 
 
-@pytest.mark.parametrize("wrapper", [(passes_on, NEW), (old_reads, OLD)])
-def test_answers_keep_their_names_through_a_wrapper(wrapper: Any) -> None:
-    function, style = wrapper
-    found = ask(make(function, "Around", **style), make(yes, "First"), make(no, "Second"))
+def test_answers_keep_their_names_through_a_wrapper() -> None:
+    found = ask(make(passes_on, "Around", **NEW), make(yes, "First"), make(no, "Second"))
     assert [(p.name, answer) for p, answer in found] == [("First", True), ("Second", False)]
 
 
@@ -109,11 +92,6 @@ def requests(self):
 def drops_the_first_and_adds_one(self):
     answers = yield
     return [*answers[1:], True]
-
-
-def old_drops_the_first_and_adds_one(self):
-    outcome = yield
-    outcome.force_result([*outcome.get_result()[1:], True])
 
 
 def changes_its_list(self):
@@ -136,23 +114,22 @@ def reverses(self):
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "style", "inner", "expected"),
+    ("wrapper", "inner", "expected"),
     [
-        (drops_the_first_and_adds_one, NEW, [yes, no], [("Around", False), ("Around", True)]),
-        (old_drops_the_first_and_adds_one, OLD, [yes, no], [("Around", False), ("Around", True)]),
-        (turns_round, NEW, [yes, no], [("Around", False), ("Around", True)]),
-        (changes_its_list, NEW, [no, yes], [("Around", True), ("C1", True)]),
-        (adds, NEW, [no, yes], [("C0", False), ("C1", True), ("Around", True)]),
-        (adds_before, NEW, [no, yes], [("Around", True), ("C0", False), ("C1", True)]),
-        (reverses, NEW, [requests, no], [("Around", False), ("C0", REQUEST)]),
-        (drops_the_first_and_adds_one, NEW, [no, requests], [("C1", REQUEST), ("Around", True)]),
+        (drops_the_first_and_adds_one, [yes, no], [("Around", False), ("Around", True)]),
+        (turns_round, [yes, no], [("Around", False), ("Around", True)]),
+        (changes_its_list, [no, yes], [("Around", True), ("C1", True)]),
+        (adds, [no, yes], [("C0", False), ("C1", True), ("Around", True)]),
+        (adds_before, [no, yes], [("Around", True), ("C0", False), ("C1", True)]),
+        (reverses, [requests, no], [("Around", False), ("C0", REQUEST)]),
+        (drops_the_first_and_adds_one, [no, requests], [("C1", REQUEST), ("Around", True)]),
     ],
 )
 def test_an_answer_that_a_wrapper_made_is_its_own(
-    wrapper: Any, style: Any, inner: list[Any], expected: list[Any]
+    wrapper: Any, inner: list[Any], expected: list[Any]
 ) -> None:
     callbacks = [make(function, f"C{i}") for i, function in enumerate(inner)]
-    found = ask(make(wrapper, "Around", **style), *callbacks)
+    found = ask(make(wrapper, "Around", **NEW), *callbacks)
     assert [(plugin.name, answer) for plugin, answer in found] == expected
 
 
@@ -161,9 +138,9 @@ def test_a_list_of_another_length_is_the_answer_of_the_wrapper() -> None:
     assert [(plugin.name, answer.reason) for plugin, answer in found] == [("Around", "mine")]
 
 
-def save(wrapper: Any, style: Any, *answers: Any) -> Any:
+def save(wrapper: Any, *answers: Any) -> Any:
     """What `on_snapshot_save` gives, with a wrapper around callbacks that answer `answers`."""
-    around = type("Around", (TrainerCallback,), {"on_snapshot_save": hookimpl(**style)(wrapper)})()
+    around = type("Around", (TrainerCallback,), {"on_snapshot_save": hookimpl(**NEW)(wrapper)})()
     inner = [
         type(f"C{i}", (TrainerCallback,), {"on_snapshot_save": lambda self, answer=answer: answer})
         for i, answer in enumerate(answers)
@@ -171,7 +148,7 @@ def save(wrapper: Any, style: Any, *answers: Any) -> Any:
     for cls in inner:
         cls.on_snapshot_save.__signature__ = inspect.signature(lambda self: None)
     manager = CallbackManager([around, *(cls() for cls in inner)])
-    found = manager.table.plain.on_snapshot_save(trainer=None, epoch=0, step=0)
+    found = manager.hook.on_snapshot_save(trainer=None, epoch=0, step=0)
     return [(plugin.name, answer) for plugin, answer in found]
 
 
@@ -189,19 +166,13 @@ def writes_into_a_state(self):
 def test_states_keep_their_owners_whatever_their_order() -> None:
     both = [("C0", {"n": 1}), ("C1", {"deep": [2]})]
     states = [state for _, state in both]
-    assert save(reverses, NEW, *states) == both
-    assert save(old_reads, OLD, *states) == both
-    assert save(adds_a_state, NEW, *states) == [*both, ("Around", {"mine": 1})]
-    assert save(writes_into_a_state, NEW, *states) == both
+    assert save(reverses, *states) == both
+    assert save(adds_a_state, *states) == [*both, ("Around", {"mine": 1})]
+    assert save(writes_into_a_state, *states) == both
 
 
 def drops_a_state(self):
     return (yield)[1:]
-
-
-def old_drops_a_state(self):
-    outcome = yield
-    outcome.force_result(outcome.get_result()[1:])
 
 
 def replaces_a_state(self):
@@ -219,40 +190,34 @@ def adds_two_states(self):
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "style", "words"),
+    ("wrapper", "words"),
     [
-        (drops_a_state, NEW, "changed the state of C0 (not installed), or left it out"),
-        (old_drops_a_state, OLD, "changed the state of C0 (not installed), or left it out"),
-        (replaces_a_state, NEW, "changed the state of C0 (not installed), or left it out"),
-        (takes_all_states_back, NEW, "changed the state of C0 (not installed), or left it out"),
-        (adds_two_states, NEW, "a callback has one state"),
+        (drops_a_state, "changed the state of C0 (not installed), or left it out"),
+        (replaces_a_state, "changed the state of C0 (not installed), or left it out"),
+        (takes_all_states_back, "changed the state of C0 (not installed), or left it out"),
+        (adds_two_states, "a callback has one state"),
     ],
 )
 def test_a_wrapper_cannot_change_or_leave_out_the_state_of_another(
-    wrapper: Any, style: Any, words: str
+    wrapper: Any, words: str
 ) -> None:
     with pytest.raises(CallbackError, match=r"^Around \(not installed\) failed in on_sn") as caught:
-        save(wrapper, style, {"n": 1}, {"n": 2})
+        save(wrapper, {"n": 1}, {"n": 2})
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("style", [NEW, OLD])
-def test_a_wrapper_cannot_keep_back_a_failure_that_costs_the_others_their_state(style: Any) -> None:
+def test_a_wrapper_cannot_keep_back_a_failure_that_costs_the_others_their_state() -> None:
     def forgives(self):
         with contextlib.suppress(CallbackError):
             yield
         return []
 
-    def forgives_old(self):
-        (yield).force_result([])
-
-    around = forgives if style is NEW else forgives_old
-    wrapper = type("Around", (TrainerCallback,), {"on_snapshot_save": hookimpl(**style)(around)})()
+    wrapper = type("Around", (TrainerCallback,), {"on_snapshot_save": hookimpl(**NEW)(forgives)})()
     faulty = type("Inner", (TrainerCallback,), {"on_snapshot_save": fails})()
     sound = type("Sound", (TrainerCallback,), {"on_snapshot_save": lambda self: {"n": 1}})()
-    table = CallbackManager([wrapper, faulty, sound]).table
+    manager = CallbackManager([wrapper, faulty, sound])
     with pytest.raises(CallbackError, match=r"^Inner \(not installed\) failed in on_snapshot_save"):
-        table.plain.on_snapshot_save(trainer=None, epoch=0, step=0)
+        manager.hook.on_snapshot_save(trainer=None, epoch=0, step=0)
 
 
 def test_a_wrapper_gets_just_the_arguments_that_it_asks_for() -> None:
@@ -264,7 +229,7 @@ def test_a_wrapper_gets_just_the_arguments_that_it_asks_for() -> None:
             seen.append((val_loss, epoch))
             return (yield)
 
-    CallbackManager([Callback()]).table.plain.on_epoch_end(
+    CallbackManager([Callback()]).hook.on_epoch_end(
         trainer=None, epoch=1, train_loss=2.0, val_loss=3.0, metrics={}
     )
     assert seen == [(3.0, 1)]
@@ -279,11 +244,11 @@ def test_calls_of_one_wrapper_can_be_nested() -> None:
     class Saves(TrainerCallback):
         def on_snapshot_save(self, step):
             if step:
-                table.plain.on_snapshot_save(trainer=None, epoch=0, step=step - 1)
+                manager.hook.on_snapshot_save(trainer=None, epoch=0, step=step - 1)
             return {"step": step}
 
-    table = CallbackManager([Around(), Saves()]).table
-    [(plugin, answer)] = table.plain.on_snapshot_save(trainer=None, epoch=0, step=2)
+    manager = CallbackManager([Around(), Saves()])
+    [(plugin, answer)] = manager.hook.on_snapshot_save(trainer=None, epoch=0, step=2)
     assert (plugin.name, answer) == ("Saves", {"step": 2})
 
 
@@ -333,31 +298,21 @@ def returns_what_has_no_text(self):
     return type("Odd", (), {"__repr__": lambda self: 1 / 0})()
 
 
-def old_forces_an_exception(self):
-    outcome = yield
-    outcome.force_exception(OSError("forced"))
-
-
 @pytest.mark.parametrize(
-    ("wrapper", "style", "words"),
+    ("wrapper", "words"),
     [
-        (fails_before, NEW, "OSError: before"),
-        (fails_before, OLD, "OSError: before"),
-        (fails_behind, NEW, "OSError: behind"),
-        (fails_behind, OLD, "OSError: behind"),
-        (stops_early, NEW, "did not reach its `yield`"),
-        (stops_early, OLD, "did not reach its `yield`"),
-        (yields_twice, NEW, "second `yield`"),
-        (yields_twice, OLD, "second `yield`"),
-        (yields_on_and_on, NEW, "generator ignored GeneratorExit"),
-        (returns_what_has_no_text, NEW, "must return the list of answers, got a Odd"),
-        (forgets_to_return, NEW, "must return the list of answers, got None"),
-        (old_forces_an_exception, OLD, "OSError: forced"),
+        (fails_before, "OSError: before"),
+        (fails_behind, "OSError: behind"),
+        (stops_early, "did not reach its `yield`"),
+        (yields_twice, "second `yield`"),
+        (yields_on_and_on, "generator ignored GeneratorExit"),
+        (returns_what_has_no_text, "must return the list of answers, got a Odd"),
+        (forgets_to_return, "must return the list of answers, got None"),
     ],
 )
 @pytest.mark.parametrize("critical", [True, False])
 def test_a_wrapper_that_fails_is_blamed_and_the_others_are_called_all_the_same(
-    wrapper: Any, style: Any, words: str, critical: bool
+    wrapper: Any, words: str, critical: bool
 ) -> None:
     seen = []
 
@@ -365,27 +320,25 @@ def test_a_wrapper_that_fails_is_blamed_and_the_others_are_called_all_the_same(
         seen.append("inner")
         return True
 
-    around = make(wrapper, "Around", **style)
+    around = make(wrapper, "Around", **NEW)
     around.critical = critical
     manager = CallbackManager([around, make(inner, "Inner"), make(passes_on, "Second", **NEW)])
     if critical:
         with pytest.raises(CallbackError) as caught:
-            manager.table.plain.should_stop_training(trainer=None)
+            manager.hook.should_stop_training(trainer=None)
         assert "Around (not installed) failed in should_stop_training" in str(caught.value)
         assert words in str(caught.value)
     else:
-        [(plugin, answer)] = manager.table.plain.should_stop_training(trainer=None)
+        [(plugin, answer)] = manager.hook.should_stop_training(trainer=None)
         assert (plugin.name, answer) == ("Inner", True)
         assert manager.switched_off == ["Around"]
-        assert len(manager.table.plain.should_stop_training(trainer=None)) == 1
+        assert len(manager.hook.should_stop_training(trainer=None)) == 1
     assert seen == ["inner"] * (1 if critical else 2)
 
 
-@pytest.mark.parametrize("style", [NEW, OLD])
-def test_the_failure_of_an_inner_callback_passes_a_wrapper_and_keeps_its_name(style: Any) -> None:
-    wrapper = passes_on if style is NEW else old_reads
+def test_the_failure_of_an_inner_callback_passes_a_wrapper_and_keeps_its_name() -> None:
     with pytest.raises(CallbackError, match=r"^Inner \(not installed\) failed") as caught:
-        ask(make(wrapper, "Around", **style), make(fails, "Inner"))
+        ask(make(passes_on, "Around", **NEW), make(fails, "Inner"))
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -408,8 +361,7 @@ def test_a_wrapper_may_deal_with_the_failure_of_another_as_in_pluggy(
     assert "Around (not installed) went on after: Inner (not installed) failed" in caplog.text
 
 
-@pytest.mark.parametrize("style", [NEW, OLD])
-def test_ctrl_c_goes_through_a_wrapper_and_cannot_be_kept_back(style: Any) -> None:
+def test_ctrl_c_goes_through_a_wrapper_and_cannot_be_kept_back() -> None:
     cleaned = []
 
     def interrupted(self):
@@ -421,11 +373,6 @@ def test_ctrl_c_goes_through_a_wrapper_and_cannot_be_kept_back(style: Any) -> No
         cleaned.append(True)
         return []
 
-    def forgives_old(self):
-        (yield).force_result([])
-        cleaned.append(True)
-
-    wrapper = forgives if style is NEW else forgives_old
     with pytest.raises(KeyboardInterrupt):
-        ask(make(wrapper, "Around", **style), make(interrupted, "Inner"))
+        ask(make(forgives, "Around", **NEW), make(interrupted, "Inner"))
     assert cleaned == [True]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from trainer_callback import UsageError, option_text
+from trainer_callback.checks import is_count, is_positive
 
 __all__ = ["ConfigError", "TrainerConfig", "read_path"]
 
@@ -138,11 +138,7 @@ class TrainerConfig:
             self._check_count(name, 0)
         for name in ("max_time", "max_grad_norm"):
             value = getattr(self, name)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (is_number and math.isfinite(value) and value > 0):
-                raise ConfigError(
-                    f"{option_text(name)} must be a finite number above 0, got {value!r}."
-                )
+            self._require(name, value is None or is_positive(value), "a finite number above 0")
         self._check_choice("precision", ("auto", "fp32", "bf16", "fp16"))
         self._check_choice("on_nonfinite", ("stop", "skip"))
         if self.output_dir is None and (self.snapshot_interval or self.snapshot_epochs):
@@ -152,16 +148,12 @@ class TrainerConfig:
 
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(
-                f"{option_text(name)} must be an integer of at least {least}, got {value!r}."
-            )
-        if value > _MOST:
-            raise ConfigError(f"{option_text(name)} must be at most {_MOST}, got {value!r}.")
+        self._require(name, is_count(value, least), f"an integer of at least {least}")
+        self._require(name, value <= _MOST, f"at most {_MOST}")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            raise ConfigError(
-                f"{option_text(name)} must be one of {', '.join(choices)}, got {value!r}."
-            )
+        self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+
+    def _require(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise ConfigError(f"{option_text(name)} must be {wanted}, got {getattr(self, name)!r}.")

@@ -12,8 +12,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from trainer_callback.tensors import local_part
+
 from .ranks import Ranks
-from .sharding import local_part
 
 __all__ = ["FiniteCheck"]
 

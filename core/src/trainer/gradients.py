@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer_callback import GradientStats
+from trainer_callback.tensors import is_sharded, local_part, shard_group
 
 from .config import ConfigError
 from .gradient_stats import COLUMNS, measure, total_norm
 from .parts import check_optimized, warn_left_out
-from .sharding import is_sharded, local_part, shard_group
 
 __all__ = ["Gradients"]
 

@@ -183,7 +183,7 @@ class Host:
         self.progress.metrics.update(values)
         self._logs_within += 1
         try:
-            self.callbacks.table.plain.on_log(trainer=self, metrics=values, step=self.step)
+            self.callbacks.hook.on_log(trainer=self, metrics=values, step=self.step)
         finally:
             self._logs_within -= 1
 
@@ -201,7 +201,7 @@ class Host:
         self._check_within("log_text")
         self._logs_within += 1
         try:
-            hook = self.callbacks.table.plain.on_log_text
+            hook = self.callbacks.hook.on_log_text
             hook(trainer=self, name=name, text=text, step=self.step)
         finally:
             self._logs_within -= 1

@@ -165,8 +165,7 @@ class Trainer(Host):
         """
         self._modes.leave_evaluation()
         self._decider = Decider(self.config, self.callbacks, signals, self.ranks)
-        self._hook: TrainerCallback = self.callbacks.table.plain
-        self._ask = self.callbacks.table.ask_stop
+        self._hook: TrainerCallback = self.callbacks.hook
         self._window = 0
         self._total_norm: Tensor | None = None
         self._stop: Stop | None = None
@@ -225,12 +224,12 @@ class Trainer(Host):
             batch = move_to_device(batch, self.device)
         steps = self.config.gradient_accumulation_steps
         if self._window == 0:
-            self._hook, self._ask = self.callbacks.start_update()
+            self.callbacks.start_update()
             self._update_step = self.progress.step + 1
             if self.callbacks.plugins:  # which may have left gradients since the last update
                 self._gradients.drop()
             self._stepper.start()
-        hook, used, batch_idx = self._hook, self.callbacks.table.used, self.progress.batch_in_epoch
+        hook, used, batch_idx = self._hook, self.callbacks.used, self.progress.batch_in_epoch
         hook.on_batch_start(trainer=self, batch_idx=batch_idx, batch=batch)
         is_last = self._window + 1 == steps or self.last_update_of_epoch
         self.ranks.start_forward(last=is_last)
@@ -263,7 +262,7 @@ class Trainer(Host):
             own = self._total_norm.clone()
             hook.on_gradients_clipped(trainer=self, total_norm=own, clipped=clipped)
         verdict: Tensor | float | None = self._total_norm
-        trusted = verdict is not None and "on_gradients_clipped" not in self.callbacks.table.used
+        trusted = verdict is not None and "on_gradients_clipped" not in self.callbacks.used
         if config.check_gradients and not trusted:
             verdict = gradients.check(verdict)
         skipped = self._stepper.step(progress, verdict)
@@ -346,5 +345,4 @@ class Trainer(Host):
         self._run.keep(self.progress if due else None)
 
     def _decide(self) -> Stop | None:
-        asks = "should_stop_training" in self.callbacks.table.used
-        return self._decider.decide(self.progress, self._ask(trainer=self) if asks else ())
+        return self._decider.decide(self.progress, self.callbacks.ask_stop(trainer=self))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer_callback import SnapshotError
+from trainer_callback.checks import is_count
 
 __all__ = ["FORMAT", "MANIFEST", "list_named", "read_manifest", "seal", "to_json_data", "verify"]
 
@@ -126,7 +127,7 @@ def _parse(content: bytes) -> dict[str, Any] | None:
         manifest = json.loads(content)
     except (ValueError, RecursionError):
         return None
-    is_one = isinstance(manifest, dict) and _is_count(manifest.get("format"))
+    is_one = isinstance(manifest, dict) and is_count(manifest.get("format"))
     return manifest if is_one else None
 
 
@@ -139,7 +140,7 @@ def _check_form(manifest: Mapping[str, Any], file: Path) -> None:
             sound
             and Path(name).name == name != MANIFEST
             and isinstance(entry, dict)
-            and _is_count(entry.get("size"))
+            and is_count(entry.get("size"))
             and isinstance(entry.get("sha256"), str)
         )
     for key in ("plugins", "options", "versions", "metrics"):
@@ -147,10 +148,6 @@ def _check_form(manifest: Mapping[str, Any], file: Path) -> None:
     sound = sound and all(isinstance(each, dict) for each in manifest.get("plugins", {}).values())
     if not sound:
         raise SnapshotError(f"{file} is no manifest that a trainer has written.")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _size(file: Path) -> int:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer_callback import RunError
+from trainer_callback.hookspecs import SPECS
 from trainer_callback.manager import CallbackManager
+from trainer_callback.tensors import is_sharded, local_part
 
 from .ranks import Ranks
-from .sharding import is_sharded, local_part
 
 __all__ = ["ReplicaError", "check_replicas"]
 
@@ -22,12 +23,6 @@ logger: logging.Logger = logging.getLogger("trainer")
 _MOST_BYTES: Final = 1 << 20
 """Of a buffer that is looked at: larger ones are masks and caches."""
 _INTEGERS: Final = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHANGING: Final = (
-    *("on_epoch_start", "on_batch_start", "on_forward_end", "on_backward_end"),
-    *("on_gradients_clipped", "on_step_end", "on_batch_end", "on_log", "on_validation_start"),
-    *("on_validation_end", "on_epoch_end", "should_stop_training", "on_train_start"),
-)
-"""Hooks in which a callback may have changed weights or gradients."""
 
 
 class ReplicaError(RunError):
@@ -136,8 +131,9 @@ def _places(named: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[int, ...]]:
 def _explain(
     differing: Sequence[str], ranks: tuple[int, int], callbacks: CallbackManager, step: int
 ) -> str:
-    hooks = {name: hook for hook in _CHANGING for name in callbacks.implementers(hook)}
-    own = [plugin for plugin in callbacks.plugins if plugin.name in hooks]
+    changing = [hook for hook, spec in SPECS.items() if not spec.read_only]
+    changers = set().union(*map(callbacks.implementers, changing))
+    own = [plugin for plugin in callbacks.plugins if plugin.name in changers]
     names = ", ".join(plugin.label for plugin in own if plugin.distribution != "trainer-core")
     more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
     return (

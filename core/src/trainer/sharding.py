@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer_callback import StateError
+from trainer_callback.tensors import is_sharded, local_part
 
 from .config import ConfigError
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
@@ -31,40 +31,12 @@ __all__ = [
     "gather_state",
     "gather_weights",
     "holds_sharded",
-    "is_sharded",
-    "local_part",
     "reshard",
     "scatter_optimizer_state",
     "scatter_state",
-    "shard_group",
     "share_copies",
     "whole_tensors",
 ]
-
-
-def is_sharded(value: object) -> TypeGuard[DTensor]:
-    """Whether `value` is a DTensor; where there is one, its module is imported."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(value, module.DTensor)
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """Returns what this process holds of `tensor`, in the same memory; it may be empty."""
-    if not is_sharded(tensor):
-        return tensor
-    with torch.no_grad():
-        return tensor.to_local()
-
-
-def shard_group(tensor: Tensor) -> ProcessGroup | None:
-    """Returns the processes that hold the parts of `tensor`, each another one; None where this one
-    holds all of it. Processes that hold a copy (of a mesh of replicas) are not among them.
-    """
-    if is_sharded(tensor):
-        for dimension, placement in enumerate(tensor.placements):
-            if placement.is_shard():
-                return tensor.device_mesh.get_group(dimension)
-    return None
 
 
 def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:

@@ -131,7 +131,7 @@ def collect_states(
     """
     epoch, step = trainer.epoch, trainer.step
     states: dict[str, Any] = {}
-    for plugin, answer in callbacks.table.ask_state(trainer=trainer, epoch=epoch, step=step):
+    for plugin, answer in callbacks.ask_state(trainer=trainer, epoch=epoch, step=step):
         try:
             states[plugin.state_key] = to_plain_state(answer, plugin.state_key, copy_tensors=False)
             deal.keep(plugin, states[plugin.state_key], step)

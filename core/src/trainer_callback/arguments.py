@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-__all__ = ["TENSORS", "CheckpointView", "find_copier"]
-
-TENSORS: Final = frozenset({"loss", "total_norm", "clipped"})
-"""Arguments that are tensors. The caller has made a copy for the hook, which does for one taker."""
+__all__ = ["CheckpointView", "clone", "copy_mapping", "copy_result", "pick_state"]
 
 
 class CheckpointView(Mapping[str, Any]):
@@ -49,31 +45,21 @@ class CheckpointView(Mapping[str, Any]):
             states[self._name] = states[self._key]
 
 
-def find_copier(argument: str, key: str, name: str, *, shared: bool) -> Callable[[Any], Any] | None:
-    """Returns what makes the copy of an argument for one callback. None where none is needed: it is
-    immutable, or shared by design (the batch, the trainer).
-
-    Args:
-        key: the callback's state key.
-        name: the name of its class.
-        shared: others ask for the argument in this hook, too.
-    """
-    if argument in TENSORS:
-        return _clone if shared else None
-    if argument == "state":
-        return partial(_pick_state, key)
-    if argument == "checkpoint":
-        return partial(CheckpointView, key=key, name=name)
-    return _COPIES.get(argument)
-
-
-def _clone(tensor: Any) -> Any:
+def clone(tensor: Any, key: str, name: str) -> Any:
+    """Returns a tensor of the callback's own."""
     return None if tensor is None else tensor.clone()
 
 
-def _pick_state(key: str, states: Mapping[str, Any] | None) -> Any:
+def copy_mapping(values: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
+    """Returns a dict of the callback's own."""
+    return dict(values)
+
+
+def copy_result(result: Any, key: str, name: str) -> Any:
+    """Returns a result of the callback's own, lists and dicts in it included."""
+    return copy.deepcopy(result)
+
+
+def pick_state(states: Mapping[str, Any] | None, key: str, name: str) -> Any:
     """`on_snapshot_load` is called with the states of all; each callback is handed its own."""
     return copy.deepcopy((states or {}).get(key))
-
-
-_COPIES: Final[Mapping[str, Callable[[Any], Any]]] = {"metrics": dict, "result": copy.deepcopy}

@@ -8,22 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-__all__ = ["PER_BATCH", "SAMPLE_EVERY", "CostMeter", "HookCost"]
+from .hookspecs import SPECS
+
+__all__ = ["SAMPLE_EVERY", "CostMeter", "HookCost"]
 
 logger: logging.Logger = logging.getLogger("trainer")
-
-PER_BATCH: Final = frozenset(
-    {
-        "on_batch_start",
-        "on_forward_end",
-        "on_backward_end",
-        "on_gradients_clipped",
-        "on_step_end",
-        "on_batch_end",
-        "should_stop_training",
-    }
-)
-"""Hooks called so often that their time is sampled; all others are always timed."""
 
 SAMPLE_EVERY: Final = 31
 """Hooks of the batch are timed in one update of so many: a prime, so that it does not fall in step
@@ -79,7 +68,7 @@ class CostMeter:
             if not cost.calls:
                 continue
             first = self._first.get((name, hook), HookCost())
-            factor = scale if hook in PER_BATCH else 1.0
+            factor = scale if SPECS[hook].per_batch else 1.0
             result.setdefault(name, {})[hook] = {
                 "calls": first.calls + (cost.calls - first.calls) * factor,
                 "seconds": first.seconds + (cost.seconds - first.seconds) * factor,
@@ -116,7 +105,7 @@ class CostMeter:
     def _sampled_seconds(self) -> Mapping[str, float]:
         seconds: dict[str, float] = {}
         for (name, hook), cost in self._costs.items():
-            if hook in PER_BATCH:
+            if SPECS[hook].per_batch:
                 first = self._first.get((name, hook), HookCost())
                 seconds[name] = seconds.get(name, 0.0) + cost.seconds - first.seconds
         return seconds

@@ -1,39 +1,38 @@
-"""The fast path: pluggy's implementations, in order -> one function per hook that calls them
-directly.
+"""The fast road: the implementations of a hook, in order -> one function that calls them directly.
 
-Each function is written out as source and compiled once per run, as `dataclasses` does for
-`__init__`: a call costs what a list of bound methods costs, and a hook that nobody implements costs
-an empty call. `wrappers` puts the wrappers around it.
+Nothing of ours stands between that function and a callback's body. `wrappers` puts the wrappers
+around it.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from functools import partial
+from types import FunctionType
+from typing import Any, Protocol, cast
 
-from .arguments import TENSORS, find_copier
-from .costs import HookCost
+from .arguments import clone
+from .costs import CostMeter, HookCost
+from .hookspecs import HookSpec
 from .identity import Plugin
-from .implementation import HOOK_ARGUMENTS, describe
+from .implementation import Implementation, describe
 
-__all__ = [
-    "QUESTIONS",
-    "Answer",
-    "FailureHandler",
-    "Receiver",
-    "compile_adapter",
-    "compile_hook",
-    "find_shared",
-]
-
-QUESTIONS: Final = frozenset({"should_stop_training", "on_snapshot_save"})
-"""Hooks whose answers are used. They are called with a name beside each answer."""
+__all__ = ["Answer", "FailureHandler", "Owned", "find_shared", "make_call", "make_pick"]
 
 Answer = tuple[Plugin, Any]
+
+Owned = tuple[Plugin, Implementation]
+"""One implementation, and whose it is."""
 
 
 class FailureHandler(Protocol):
@@ -57,129 +56,263 @@ class FailureHandler(Protocol):
         """Takes the last `count` failures and only logs them: something graver ends the run."""
 
 
-@dataclass(frozen=True)
-class Receiver:
-    """One implementation of a hook, ready to be called.
-
-    Attributes:
-        plugin: whose it is.
-        function: bound to its object.
-        cost: where its time is added up.
-    """
-
-    plugin: Plugin
-    function: Callable[..., Any]
-    cost: HookCost
-
-
-def find_shared(functions: Iterable[Callable[..., Any]]) -> frozenset[str]:
+def find_shared(spec: HookSpec, implementations: Iterable[Implementation]) -> frozenset[str]:
     """Returns the tensors that more than one of the implementations of a hook asks for: each must
     have a copy, since it could write to it.
     """
-    taken = Counter(name for each in functions for name in inspect.signature(each).parameters)
-    return frozenset(name for name in TENSORS if taken[name] > 1)
+    taken = Counter(name for each in implementations for name in each.asked)
+    return frozenset(name for name in spec.tensors if taken[name] > 1)
 
 
-def compile_hook(
-    hook: str,
-    receivers: Sequence[Receiver],
+def make_pick(
+    order: Sequence[str], owned: Owned, spec: HookSpec, shared: Iterable[str]
+) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Mapping[str, Any]]]:
+    """Returns what picks an implementation's own arguments, by position and by name, from those of
+    the hook, which come in `order`, with a copy of what others must not see changed.
+    """
+    plugin, implementation = owned
+    copies = {**spec.copies, **dict.fromkeys(shared, clone)}
+    places = [(order.index(name), copies.get(name)) for name in implementation.asked]
+    names = implementation.named
+    first = len(places) - len(names)
+    key, name = plugin.state_key, describe(plugin.callback)
+
+    def pick(given: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        own = [copy(given[i], key, name) if copy else given[i] for i, copy in places]
+        return own[:first], dict(zip(names, own[first:], strict=True))
+
+    return pick
+
+
+def make_call(
+    spec: HookSpec,
+    everybody: Sequence[Owned],
     failures: FailureHandler,
-    *,
-    timed: bool,
-    shared: frozenset[str] = frozenset(),
+    costs: CostMeter | None,
+    shared: Iterable[str],
 ) -> Callable[..., Any]:
-    """Returns the function that calls `receivers` in order, with the keyword arguments of the hook.
+    """Returns the function that calls the implementations in order, with the keyword arguments of
+    the hook.
 
-    A receiver that raises does not keep the others from the event: `failures.caught` is told at
-    once and `failures.finish` at the end, which decides whether to raise. KeyboardInterrupt is the
-    user's and passes at once.
+    One that raises does not keep the others from the event: `failures.caught` is told at once and
+    `failures.finish` at the end, which decides whether to raise. KeyboardInterrupt is the user's
+    and passes at once.
 
     Args:
-        timed: add the time of each call to its receiver's cost.
-        shared: the arguments of which each receiver gets a copy, as `find_shared` found them.
+        costs: where the time of each call is added up, or None.
+        shared: the arguments of which each gets a copy, as `find_shared` found them.
 
     Returns:
-        For a question a function that returns a list of `(plugin, answer)` of those that did not
-        answer None; else one that returns None.
+        Of a hook whose answers are used a function that returns a list of `(plugin, answer)` of
+        those that did not answer None, or None if that would be empty; else one that returns None.
     """
-    names: dict[str, Any] = {
-        "clock": time.perf_counter,
-        "check": _check_answer,
-        "caught": failures.caught,
-        "finish": failures.finish,
-        "drop": failures.drop,
-    }
-    lines = ["failed = 0"] if receivers else []
-    if hook in QUESTIONS:
-        lines.append("answers = []")
-    for index, receiver in enumerate(receivers):
-        names[f"p{index}"], names[f"cost{index}"] = receiver.plugin, receiver.cost
-        expression = _write_expression(str(index), receiver, shared, names)
-        lines += _write_call(hook, index, expression, timed=timed)
-    if receivers:
-        lines.append("if failed: finish(failed)")
-    lines.append("return answers" if hook in QUESTIONS else "return None")
-    return _compile(hook, lines, names)
+    event = _Event(spec, everybody, failures)
+    copied = {*spec.copies, *shared}
+    counts = Counter(name for _, each in everybody for name in each.asked)
+    order = sorted(spec.arguments, key=lambda name: -counts[name])
+    asked = everybody[0][1].asked
+    if all(each.asked == asked and not each.named for _, each in everybody):
+        order = sorted(order, key=[*asked, *order].index)
+        if costs is None and len(asked) <= 3 and copied.isdisjoint(asked):
+            make = _call_one if len(everybody) == 1 else _call_alike
+            return _take_by_name(make(event, len(asked)), spec, order)
+    rows = []
+    for function, (plugin, each) in zip(event.functions, everybody, strict=True):
+        count = len(each.asked)
+        is_plain = list(each.asked) == order[:count] and not each.named and count <= 3
+        is_plain = is_plain and copied.isdisjoint(each.asked)
+        pick = make_pick(order, (plugin, each), spec, shared)
+        cost = None if costs is None else costs.cost(plugin.name, spec.name)
+        rows.append((function, count if is_plain else -1, pick, cost))
+    return _take_by_name(_call_each(event, rows), spec, order)
 
 
-def compile_adapter(hook: str, receiver: Receiver, shared: frozenset[str]) -> Callable[..., Any]:
-    """Returns the receiver's function as one that takes all arguments of the hook, and passes on
-    what it asks for.
+class _Event:
+    """What comes of the calls of one hook: whose answer it is, whose failure.
+
+    Attributes:
+        functions: of the implementations, in order; no object is there twice.
     """
-    names: dict[str, Any] = {}
-    return _compile(hook, [f"return {_write_expression('', receiver, shared, names)}"], names)
+
+    def __init__(
+        self, spec: HookSpec, everybody: Sequence[Owned], failures: FailureHandler
+    ) -> None:
+        self._spec = spec
+        self._failures = failures
+        self._plugins = [plugin for plugin, _ in everybody]
+        self.functions: list[Callable[..., Any]] = []
+        for _, each in everybody:
+            is_there = any(each.function is other for other in self.functions)
+            self.functions.append(partial(each.function) if is_there else each.function)
+
+    def answered(
+        self, answers: list[Answer] | None, function: object, answer: object
+    ) -> list[Answer] | None:
+        """Returns `answers` with this one; of a hook without answers refuses what nobody would ever
+        run. Other answers are of no use there, and do no harm.
+        """
+        if self._spec.answers:
+            return [*(answers or ()), (self._owner(function), answer)]
+        if isinstance(answer, (Coroutine, Generator, AsyncGenerator)):
+            if isinstance(answer, Coroutine):
+                answer.close()  # or Python would warn of it, somewhere else
+            raise TypeError(
+                f"it answered a {type(answer).__name__}, whose body nobody would run. Run it in "
+                "the hook."
+            )
+        return None
+
+    def caught(self, failed: int | None, function: object, error: BaseException) -> int:
+        """Returns how many failures wait now; `failed` did before. Ctrl-C waits for nobody."""
+        if isinstance(error, KeyboardInterrupt):
+            self._failures.drop(failed or 0)
+            raise error
+        return (failed or 0) + self._failures.caught(self._owner(function), self._spec.name, error)
+
+    def finish(self, failed: int, answers: list[Answer] | None) -> list[Answer] | None:
+        """Raises the first of the failures that wait, else returns `answers`."""
+        self._failures.finish(failed)
+        return answers
+
+    def _owner(self, function: object) -> Plugin:
+        places = (i for i, other in enumerate(self.functions) if other is function)
+        return self._plugins[next(places)]
 
 
-def _compile(hook: str, body: Sequence[str], names: dict[str, Any]) -> Callable[..., Any]:
-    source = [f"def {hook}({', '.join(HOOK_ARGUMENTS[hook])}):", *(f"    {line}" for line in body)]
-    exec(compile("\n".join(source), f"<dispatch of {hook}>", "exec"), names)
-    function: Callable[..., Any] = names[hook]
-    return function
+def _call_one(event: _Event, count: int) -> Callable[..., Any]:
+    """Returns what calls one function, which asks for the first `count` arguments. It is written
+    out for each number, as `_call_alike` is: a branch costs half of a call.
+    """
+    answered, caught, finish = event.answered, event.caught, event.finish
+    one = event.functions[0]
+
+    def call_0(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        try:
+            return None if (answer := one()) is None else answered(None, one, answer)
+        except BaseException as error:
+            return finish(caught(None, one, error), None)
+
+    def call_1(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        try:
+            return None if (answer := one(a)) is None else answered(None, one, answer)
+        except BaseException as error:
+            return finish(caught(None, one, error), None)
+
+    def call_2(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        try:
+            return None if (answer := one(a, b)) is None else answered(None, one, answer)
+        except BaseException as error:
+            return finish(caught(None, one, error), None)
+
+    def call_3(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        try:
+            return None if (answer := one(a, b, c)) is None else answered(None, one, answer)
+        except BaseException as error:
+            return finish(caught(None, one, error), None)
+
+    return (call_0, call_1, call_2, call_3)[count]
 
 
-def _write_call(hook: str, index: int, expression: str, *, timed: bool) -> list[str]:
-    body = [f"answer = {expression}"]
-    if timed:
-        add = f"cost{index}.seconds += clock() - start; cost{index}.calls += 1"
-        body = ["start = clock()", *body, add]
-    if hook in QUESTIONS:
-        body.append(f"if answer is not None: answers.append((p{index}, answer))")
-    elif timed:  # the first call of every hook is
-        body.append("if answer is not None: check(answer)")
-    return [
-        "try:",
-        *(f"    {line}" for line in body),
-        "except KeyboardInterrupt: drop(failed); raise",
-        "except BaseException as error:",
-        f"    failed += caught(p{index}, {hook!r}, error)",
-    ]
+def _call_alike(event: _Event, count: int) -> Callable[..., Any]:  # noqa: C901
+    """Returns what calls functions that all ask for the first `count` arguments."""
+    answered, caught, finish = event.answered, event.caught, event.finish
+    functions = tuple(event.functions)
+
+    def call_0(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        failed = answers = None
+        for function in functions:
+            try:
+                if (answer := function()) is not None:
+                    answers = answered(answers, function, answer)
+            except BaseException as error:
+                failed = caught(failed, function, error)
+        return answers if failed is None else finish(failed, answers)
+
+    def call_1(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        failed = answers = None
+        for function in functions:
+            try:
+                if (answer := function(a)) is not None:
+                    answers = answered(answers, function, answer)
+            except BaseException as error:
+                failed = caught(failed, function, error)
+        return answers if failed is None else finish(failed, answers)
+
+    def call_2(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        failed = answers = None
+        for function in functions:
+            try:
+                if (answer := function(a, b)) is not None:
+                    answers = answered(answers, function, answer)
+            except BaseException as error:
+                failed = caught(failed, function, error)
+        return answers if failed is None else finish(failed, answers)
+
+    def call_3(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        failed = answers = None
+        for function in functions:
+            try:
+                if (answer := function(a, b, c)) is not None:
+                    answers = answered(answers, function, answer)
+            except BaseException as error:
+                failed = caught(failed, function, error)
+        return answers if failed is None else finish(failed, answers)
+
+    return (call_0, call_1, call_2, call_3)[count]
 
 
-def _write_expression(
-    mark: str, receiver: Receiver, shared: frozenset[str], names: dict[str, Any]
-) -> str:
-    """Returns the source of the call, and puts what it needs into `names`, with `mark` behind."""
-    plugin = receiver.plugin
-    names[f"f{mark}"] = receiver.function
-    arguments = []
-    for parameter in inspect.signature(receiver.function).parameters.values():
-        name = value = parameter.name
-        copier = find_copier(
-            name, plugin.state_key, describe(plugin.callback), shared=name in shared
-        )
-        if copier is not None:
-            names[f"copy_{name}{mark}"] = copier
-            value = f"copy_{name}{mark}({name})"
-        arguments.append(f"{name}={value}" if parameter.kind is parameter.KEYWORD_ONLY else value)
-    return f"f{mark}({', '.join(arguments)})"
+def _call_each(  # noqa: C901
+    event: _Event, rows: Sequence[tuple[Any, int, Any, HookCost | None]]
+) -> Callable[..., Any]:
+    """Returns what calls each function with its own arguments, and adds up its time.
+
+    Args:
+        rows: function; how many of the first arguments it asks for, or -1; what picks them then;
+            its cost, or None.
+    """
+    answered, caught, finish = event.answered, event.caught, event.finish
+    clock = time.perf_counter
+
+    def call(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+        failed = answers = None
+        start = 0.0
+        for function, count, pick, cost in rows:
+            try:
+                if cost is not None:
+                    start = clock()
+                if count == 1:
+                    answer = function(a)
+                elif count == 2:
+                    answer = function(a, b)
+                elif count == 0:
+                    answer = function()
+                elif count == 3:
+                    answer = function(a, b, c)
+                else:
+                    given, named = pick((a, b, c, d, e))
+                    answer = function(*given, **named)
+                if cost is not None:
+                    cost.seconds += clock() - start
+                    cost.calls += 1
+                if answer is not None:
+                    answers = answered(answers, function, answer)
+            except BaseException as error:
+                failed = caught(failed, function, error)
+        return answers if failed is None else finish(failed, answers)
+
+    return call
 
 
-def _check_answer(answer: object) -> None:
-    """Refuses what nobody would ever run; other answers are of no use, and do no harm."""
-    if isinstance(answer, (Coroutine, Generator, AsyncGenerator)):
-        if isinstance(answer, Coroutine):
-            answer.close()  # or Python would warn of it, somewhere else
-        raise TypeError(
-            f"it answered a {type(answer).__name__}, whose body nobody would run. Run it in the "
-            "hook."
-        )
+def _take_by_name(
+    call: Callable[..., Any], spec: HookSpec, order: Sequence[str]
+) -> Callable[..., Any]:
+    """Returns `call`, whose arguments a, b, c ... have the names in `order` now: hooks are called
+    by keyword, so that what is passed on first may be any of them.
+    """
+    function = cast(FunctionType, call)
+    code, count = function.__code__, len(order)
+    names = (*order, *code.co_varnames[count:])
+    function.__code__ = code.replace(co_name=spec.name, co_varnames=names)
+    function.__name__ = function.__qualname__ = spec.name
+    function.__defaults__ = (None,) * (5 - count)  # of those that the hook does not have
+    return call

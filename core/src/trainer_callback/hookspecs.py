@@ -6,27 +6,78 @@ Every tensor that a hook is handed is 0-dim, detached, on its device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 
 import pluggy
 
+from .arguments import CheckpointView, copy_mapping, copy_result, pick_state
 from .protocol import StopRequest, TrainerProtocol
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HOOKS", "PROJECT", "OptionParser", "TrainerCallback", "hookimpl"]
+__all__ = ["HOOKS", "PROJECT", "SPECS", "HookSpec", "OptionParser", "TrainerCallback", "hookimpl"]
 
 PROJECT: Final = "trainer"
 
-_hookspec = pluggy.HookspecMarker(PROJECT)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Copy: TypeAlias = Callable[[Any, str, str], Any]
+
+_mark_spec = pluggy.HookspecMarker(PROJECT)
 
 hookimpl: Final = pluggy.HookimplMarker(PROJECT)
 """Marks a function of a module, or a method that wants `tryfirst`, `trylast` or `wrapper`. Methods
 of a `TrainerCallback` need no mark.
 """
+
+
+@dataclass(frozen=True)
+class HookSpec:
+    """What is true of a hook beside what its method says.
+
+    Attributes:
+        name: of the hook.
+        arguments: their names.
+        set_up: it belongs to the command line and is called plugin by plugin; all others belong to
+            a run.
+        per_batch: it is called so often that its time is sampled; all others are always timed.
+        answers: its answers are used.
+        may_refuse: a `UsageError` in it refuses the run.
+        read_only: a callback has no reason to change weights or gradients in it.
+        tensors: arguments that the caller has copied for the hook, which does for one taker: of
+            several each gets a copy.
+        copies: argument -> what makes each callback's own of it, from the argument, the callback's
+            state key, and the name of its class.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    set_up: bool = False
+    per_batch: bool = False
+    answers: bool = False
+    may_refuse: bool = False
+    read_only: bool = False
+    tensors: tuple[str, ...] = ()
+    copies: Mapping[str, _Copy] = field(default_factory=dict)
+
+
+SPECS: Final[dict[str, HookSpec]] = {}
+"""Every hook by its name, in the order of the class."""
+
+
+def _hook(**properties: Any) -> Callable[[_Function], _Function]:
+    """Marks a method of `TrainerCallback` as a hook, with the properties of its `HookSpec`."""
+
+    def mark(function: _Function) -> _Function:
+        arguments = tuple(inspect.signature(function).parameters)[1:]
+        SPECS[function.__name__] = HookSpec(function.__name__, arguments, **properties)
+        return _mark_spec(function)
+
+    return mark
 
 
 class OptionParser(Protocol):
@@ -85,47 +136,47 @@ class TrainerCallback:
         off. The same object may be used for another run then.
         """
 
-    @_hookspec
+    @_hook(set_up=True, read_only=True)
     def add_options(self, parser: OptionParser) -> None:
         """Before the command line is parsed, for every installed plugin that is not blocked. A
         class implements it as a classmethod.
         """
 
-    @_hookspec
+    @_hook(set_up=True, read_only=True)
     def make_callbacks(self, options: Any) -> Sequence[object] | None:
         """After parsing, once per run: `options` is the parsed namespace. Returns the callbacks to
         use. A class implements it as a classmethod.
         """
 
-    @_hookspec
+    @_hook(may_refuse=True)
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         """Once. Model, optimizer and loaders are ready, a snapshot's state is loaded. Do not reset
         restored state when `resumed`.
         """
 
-    @_hookspec
+    @_hook()
     def on_epoch_start(self, trainer: TrainerProtocol, epoch: int) -> None:
         """Before each epoch (0-based). Again after a mid-epoch resume, then with
         `trainer.batch_in_epoch > 0`.
         """
 
-    @_hookspec
+    @_hook(per_batch=True)
     def on_batch_start(self, trainer: TrainerProtocol, batch_idx: int, batch: Any) -> None:
         """Before each micro-batch; `batch` is on the device already."""
 
-    @_hookspec
+    @_hook(per_batch=True, tensors=("loss",))
     def on_forward_end(self, trainer: TrainerProtocol, loss: torch.Tensor) -> None:
         """After each forward pass. `loss` is a detached copy: unscaled, undivided, 0-dim, on its
         device.
         """
 
-    @_hookspec
+    @_hook(per_batch=True)
     def on_backward_end(self, trainer: TrainerProtocol) -> None:
         """Once per update: after the last micro-batch's backward, gradients unscaled and complete,
         before clipping.
         """
 
-    @_hookspec
+    @_hook(per_batch=True, tensors=("total_norm", "clipped"))
     def on_gradients_clipped(
         self, trainer: TrainerProtocol, total_norm: torch.Tensor, clipped: torch.Tensor
     ) -> None:
@@ -136,27 +187,27 @@ class TrainerCallback:
         synchronisation.
         """
 
-    @_hookspec
+    @_hook(per_batch=True)
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
         """After `optimizer.step()`; the gradients are still there. `skipped`: the loss scaler
         refused the step.
         """
 
-    @_hookspec
+    @_hook(per_batch=True, tensors=("loss",))
     def on_batch_end(self, trainer: TrainerProtocol, batch_idx: int, loss: torch.Tensor) -> None:
         """After each micro-batch, and after `on_step_end` where there was one. `float(loss)` is the
         reader's own synchronisation.
         """
 
-    @_hookspec
+    @_hook()
     def on_validation_start(self, trainer: TrainerProtocol) -> None:
         """Before each validation: the model is in evaluation mode."""
 
-    @_hookspec
+    @_hook(copies={"metrics": copy_mapping})
     def on_validation_end(self, trainer: TrainerProtocol, metrics: Mapping[str, float]) -> None:
         """After each validation; `metrics` has `val_loss` as a float."""
 
-    @_hookspec
+    @_hook(copies={"metrics": copy_mapping})
     def on_epoch_end(
         self,
         trainer: TrainerProtocol,
@@ -169,25 +220,25 @@ class TrainerCallback:
         epoch.
         """
 
-    @_hookspec
+    @_hook(copies={"metrics": copy_mapping})
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
         """Every log event; plain floats, a copy for each callback. The one place for writers:
         console, JSON lines, TensorBoard.
         """
 
-    @_hookspec
+    @_hook(read_only=True)
     def on_log_text(self, trainer: TrainerProtocol, name: str, text: str, step: int) -> None:
         """Every `trainer.log_text(name, text)`: a text for people, such as a sample of a language
         model. For writers, as `on_log` is.
         """
 
-    @_hookspec
+    @_hook(per_batch=True, answers=True)
     def should_stop_training(self, trainer: TrainerProtocol) -> bool | StopRequest | None:
         """Asked of every callback after each update and each epoch end. Answers are OR-ed, over
         processes too; nothing is latched; so only read here.
         """
 
-    @_hookspec
+    @_hook(answers=True, read_only=True)
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
     ) -> Mapping[str, object] | None:
@@ -195,7 +246,7 @@ class TrainerCallback:
         tensors (they are copied).
         """
 
-    @_hookspec
+    @_hook(read_only=True)
     def on_snapshot_saved(
         self, trainer: TrainerProtocol, path: Path, epoch: int, step: int
     ) -> None:
@@ -203,7 +254,9 @@ class TrainerCallback:
         processes, in the main one.
         """
 
-    @_hookspec
+    @_hook(
+        may_refuse=True, read_only=True, copies={"checkpoint": CheckpointView, "state": pick_state}
+    )
     def on_snapshot_load(
         self,
         trainer: TrainerProtocol,
@@ -218,21 +271,16 @@ class TrainerCallback:
         class name or its `state_key`. (Who calls the hook passes the states of all by their keys.)
         """
 
-    @_hookspec
+    @_hook(read_only=True)
     def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
         """For anything that ends the run by an exception, KeyboardInterrupt included."""
 
-    @_hookspec
+    @_hook(read_only=True, copies={"result": copy_result})
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         """Once, whichever way the run ends; `result.status` is `finished`, `stopped`, `failed`,
         `interrupted` or `terminated`.
         """
 
 
-def _hook_names() -> tuple[str, ...]:
-    marker = f"{PROJECT}_spec"
-    return tuple(name for name, value in vars(TrainerCallback).items() if hasattr(value, marker))
-
-
-HOOKS: Final[tuple[str, ...]] = _hook_names()
+HOOKS: Final[tuple[str, ...]] = tuple(SPECS)
 """Every hook's name, in the order of the class."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+from .checks import is_count
 from .discovery import Entry
 from .errors import PluginError, show
 from .implementation import describe
@@ -62,8 +63,8 @@ class Plugin:
         Raises:
             PluginError: its own `state_version` is no count.
         """
-        version = getattr(self.callback, "state_version", 1)
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        version: object = getattr(self.callback, "state_version", 1)
+        if not is_count(version, 1):
             raise PluginError(
                 f"{self.label}: state_version must be an integer of at least 1, got "
                 f"{show(version)}."

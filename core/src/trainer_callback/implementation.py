@@ -9,16 +9,14 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partialmethod
+from functools import cached_property, partialmethod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 from .errors import PluginError
-from .hookspecs import HOOKS, PROJECT, TrainerCallback
+from .hookspecs import HOOKS, PROJECT, SPECS, TrainerCallback
 
 __all__ = [
-    "HOOK_ARGUMENTS",
-    "SETUP_HOOKS",
     "Implementation",
     "closest",
     "describe",
@@ -26,14 +24,6 @@ __all__ = [
     "find_late",
     "find_unmarked",
 ]
-
-HOOK_ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
-    name: tuple(inspect.signature(getattr(TrainerCallback, name)).parameters)[1:] for name in HOOKS
-}
-"""Hook name -> the names of its arguments."""
-
-SETUP_HOOKS: Final = ("add_options", "make_callbacks")
-"""Hooks of the command line, called plugin by plugin; all others belong to a run."""
 
 _MARK: Final = f"{PROJECT}_impl"
 _FUNCTIONS: Final = (FunctionType, MethodType, classmethod, staticmethod)
@@ -49,16 +39,28 @@ class Implementation:
         hook: the hook's name.
         attribute: the name under which the object has the function (`specname` may differ).
         options: the pluggy options of `@hookimpl`, or the empty ones of an unmarked override.
+        function: what the object has there, bound to it.
     """
 
     hook: str
     attribute: str
     options: dict[str, Any]
+    function: Callable[..., Any]
 
-    @property
-    def wraps(self) -> bool:
-        """Whether it stands around the others, in pluggy's new style or its old one."""
-        return bool(self.options.get("wrapper") or self.options.get("hookwrapper"))
+    @cached_property
+    def asked(self) -> tuple[str, ...]:
+        """The names of the arguments that it asks for, in its order."""
+        return tuple(inspect.signature(self.function).parameters)
+
+    @cached_property
+    def named(self) -> tuple[str, ...]:
+        """The last of them, which are to be given by name."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+
+    def has(self, option: str) -> bool:
+        """Whether `@hookimpl` was given `option`: `wrapper`, `tryfirst` or `trylast`."""
+        return bool(self.options.get(option))
 
 
 def find_implementations(plugin: object) -> list[Implementation]:
@@ -80,9 +82,7 @@ def find_implementations(plugin: object) -> list[Implementation]:
             continue
         name = (options or {}).get("specname") or attribute
         _check_name(plugin, attribute, name)
-        implementation = Implementation(name, attribute, dict(options or {}))
-        _check_function(plugin, implementation, value)
-        found.append(implementation)
+        found.append(_read_function(plugin, attribute, name, options or {}, value))
     if not found and not is_callback:
         raise PluginError(f"{describe(plugin)} has no hooks. {_advise(plugin)}")
     return sorted(found, key=lambda implementation: HOOKS.index(implementation.hook))
@@ -219,7 +219,7 @@ def _find_meant(attribute: str, *, shortened: bool) -> str | None:
             return hook
     if attribute[0].lower() not in "ons":  # what a slip makes of `on_` and `should_`
         return None
-    names = [hook for hook in HOOKS if hook not in SETUP_HOOKS]
+    names = [hook for hook in HOOKS if not SPECS[hook].set_up]
     return next(iter(difflib.get_close_matches(attribute.lower(), names, 1, cutoff=0.9)), None)
 
 
@@ -276,52 +276,66 @@ def _check_close(plugin: object) -> None:
         ) from None
 
 
-def _check_function(plugin: object, implementation: Implementation, static: object) -> None:
-    where = f"{describe(plugin)}.{implementation.attribute}"
+def _read_function(
+    plugin: object, attribute: str, hook: str, options: Mapping[str, Any], static: object
+) -> Implementation:
+    """Returns the implementation of `hook` that `plugin` has under `attribute`.
+
+    Raises:
+        PluginError: it could not be called as one.
+    """
+    where = f"{describe(plugin)}.{attribute}"
     if not _is_function(static):
         raise PluginError(
             f"{where} is a {type(static).__name__}, where a hook is a function. Write "
-            f"`def {implementation.attribute}`, or give the attribute another name."
+            f"`def {attribute}`, or give the attribute another name."
         )
-    function = getattr(plugin, implementation.attribute)
-    _check_kind(where, implementation, function)
+    implementation = Implementation(hook, attribute, dict(options), getattr(plugin, attribute))
+    function: Any = implementation.function
+    _check_kind(where, implementation)
     is_unbound = isinstance(plugin, type) and isinstance(static, FunctionType)
-    if is_unbound and implementation.hook in SETUP_HOOKS:
+    if is_unbound and SPECS[hook].set_up:
         raise PluginError(
             f"{where} is called before there is an instance. Put @classmethod above it."
         )
     is_method = inspect.ismethod(function)
     signed = function.__func__ if is_method else function
-    _check_arguments(where, implementation.hook, signed, takes_self=is_method or is_unbound)
+    _check_arguments(where, hook, signed, takes_self=is_method or is_unbound)
+    return implementation
 
 
-def _check_kind(where: str, implementation: Implementation, function: Callable[..., Any]) -> None:
+def _check_kind(where: str, implementation: Implementation) -> None:
+    function = implementation.function
     inner = inspect.unwrap(function)  # what functools.wraps was put around
     if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
         raise PluginError(f"{where} is a coroutine function: nobody would await it. Write `def`.")
-    is_generator = inspect.isgeneratorfunction(function)
-    if inspect.isgeneratorfunction(inner) and not implementation.wraps:
+    if implementation.has("hookwrapper"):
+        raise PluginError(
+            f"{where} is marked hookwrapper=True, pluggy's old style. Write "
+            "@hookimpl(wrapper=True): `yield` gives the list of answers, and what is returned is "
+            "the result."
+        )
+    is_wrapper = implementation.has("wrapper")
+    if inspect.isgeneratorfunction(inner) and not is_wrapper:
         raise PluginError(
             f"{where} is a generator: its body would never run. Remove `yield`, or mark it with "
             "@hookimpl(wrapper=True)."
         )
-    if not implementation.wraps:
+    if not is_wrapper:
         return
-    if not is_generator:
+    if not inspect.isgeneratorfunction(function):
         raise PluginError(
             f"{where} is marked as a wrapper and has no `yield`, which is where the others run."
         )
-    if implementation.hook in SETUP_HOOKS:
+    if SPECS[implementation.hook].set_up:
         raise PluginError(f"{where} cannot be a wrapper: each plugin is called by itself.")
-    if implementation.options.get("wrapper") and implementation.options.get("hookwrapper"):
-        raise PluginError(f"{where} is marked wrapper and hookwrapper. Write wrapper=True only.")
 
 
 def _check_arguments(
     where: str, hook: str, function: Callable[..., Any], *, takes_self: bool
 ) -> None:
     parameters = list(inspect.signature(function).parameters.values())
-    known = HOOK_ARGUMENTS[hook]
+    known = SPECS[hook].arguments
     if takes_self:
         if not parameters or parameters[0].name in known:
             raise PluginError(f"{where} has no `self`. Write it as its first argument.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import inspect
 import logging
 import re
 import time
@@ -15,9 +14,9 @@ from .discovery import Entry
 from .errors import PluginError, UsageError, text_of
 from .groups import Group, read_group
 from .guard import aside, untouched
-from .hookspecs import TrainerCallback
+from .hookspecs import SPECS, TrainerCallback
 from .identity import Plugin
-from .implementation import SETUP_HOOKS, Implementation, describe, find_implementations
+from .implementation import Implementation, describe, find_implementations
 from .options import Option, add_flag, add_options, build, collect_options, read_options
 from .order import arrange
 
@@ -81,7 +80,7 @@ class InstalledPlugin:
     @property
     def hooks(self) -> list[str]:
         """The run hooks that it implements, in the order of the hooks."""
-        found = [each.hook for each in self.implementations if each.hook not in SETUP_HOOKS]
+        found = [each.hook for each in self.implementations if not SPECS[each.hook].set_up]
         return list(dict.fromkeys(found))
 
     @property
@@ -275,12 +274,10 @@ class InstalledPlugin:
 
     def _call(self, hook: str, argument: object) -> Any:
         """Calls a set-up hook, which takes its one argument or none."""
-        attribute = next(each.attribute for each in self.implementations if each.hook == hook)
-        function = getattr(self.target, attribute)
-        taken = inspect.signature(function).parameters
+        found = next(each for each in self.implementations if each.hook == hook)
         try:
             with aside():
-                return function(**dict.fromkeys(taken, argument))
+                return found.function(**dict.fromkeys(found.asked, argument))
         except (KeyboardInterrupt, argparse.ArgumentError):
             raise
         except UsageError as error:

@@ -4,84 +4,52 @@ answers.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import pluggy
 
-from .costs import PER_BATCH, CostMeter
+from .costs import CostMeter
 from .discovery import find_entries
-from .dispatch import Answer, Receiver, compile_adapter, compile_hook, find_shared
+from .dispatch import Answer, Owned, find_shared, make_call
 from .errors import CallbackError, PluginError, UsageError, show, text_of
-from .hookspecs import HOOKS, PROJECT, TrainerCallback
+from .hookspecs import HOOKS, PROJECT, SPECS, HookSpec, TrainerCallback
 from .identity import Plugin, identify
-from .implementation import find_implementations, find_late, find_unmarked
+from .implementation import Implementation, find_implementations, find_late, find_unmarked
 from .order import arrange
+from .protocol import TrainerProtocol
 from .wrappers import wrap
 
-__all__ = ["CallbackManager", "HookTable", "Plugin"]
+__all__ = ["CallbackManager", "Plugin"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
-_REFUSING = frozenset({"on_train_start", "on_snapshot_load"})
 
+class _Functions:
+    """Hook functions as attributes: what pluggy is shown of a callback."""
 
-class _Hooks:
-    """Hook name -> compiled function, as attributes. Compiling anew changes it in place, so that
-    whoever holds it calls nobody who has been switched off.
-    """
-
-    def __init__(self, functions: dict[str, Callable[..., Any]]) -> None:
-        self.__dict__.update(functions)
-
-
-@dataclass(frozen=True)
-class HookTable:
-    """The compiled hooks.
-
-    Attributes:
-        plain: hooks of the batch are not timed, all others are.
-        timed: all are timed; used in the updates that `CostMeter` chooses.
-        ask_stop, ask_timed_stop: `should_stop_training` of each table, typed as what it returns.
-        ask_state: `on_snapshot_save`, likewise.
-        used: the hooks that somebody implements.
-    """
-
-    plain: TrainerCallback
-    timed: TrainerCallback
-    ask_stop: Callable[..., list[Answer]]
-    ask_timed_stop: Callable[..., list[Answer]]
-    ask_state: Callable[..., list[Answer]]
-    used: frozenset[str]
+    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+        vars(self).update(functions)
 
 
 class _Registry(pluggy.PluginManager):
-    """pluggy's part: it checks what is registered, and holds it hook by hook."""
+    """pluggy's part: it checks what is registered, and knows who is."""
 
     def __init__(self) -> None:
         super().__init__(PROJECT)
         self.add_hookspecs(TrainerCallback)
         self._options: dict[str, dict[str, Any]] = {}
 
-    def add(self, plugin: Plugin) -> None:
-        """Registers the hooks of `plugin` under its name."""
-        found = find_implementations(plugin.callback)
-        self._options = {each.attribute: each.options for each in found}
-        functions = {each: getattr(plugin.callback, each) for each in self._options}
-        self.register(_Hooks(functions), plugin.name)
+    def add(self, name: str, found: Sequence[Implementation]) -> None:
+        """Registers the implementations of a plugin under its name."""
+        self._options = {each.attribute: dict(each.options) for each in found}
+        self.register(_Functions({each.attribute: each.function for each in found}), name)
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         """As pluggy, but overrides of a `TrainerCallback` need no marker."""
         return self._options.get(name)
-
-    def implementations(self, hook: str) -> list[pluggy.HookImpl]:
-        """Returns what is registered for `hook`."""
-        caller: pluggy.HookCaller = getattr(self.hook, hook)
-        return caller.get_hookimpls()
 
 
 class CallbackManager:
@@ -90,7 +58,10 @@ class CallbackManager:
     Attributes:
         plugins: the callbacks with their identity, the switched-off ones included.
         switched_off: names of those that have failed and were not critical.
-        table: the compiled hooks.
+        hook: what calls the hooks: `manager.hook.on_log(trainer=..., metrics=..., step=...)` calls
+            everybody who implements `on_log`. It stays the same object; its attributes change where
+            a callback is switched off, or where the hooks of the batch are timed.
+        used: the hooks that somebody implements now.
     """
 
     def __init__(self, callbacks: Sequence[object] = (), discovered: Sequence[Plugin] = ()) -> None:
@@ -110,32 +81,45 @@ class CallbackManager:
         found = [identify(plugin, index, ()) for index, plugin in enumerate(discovered)]
         self.plugins: list[Plugin] = arrange([*given, *found])
         self.switched_off: list[str] = []
+        self.hook: TrainerCallback = TrainerCallback()  # whose own methods do nothing
+        self.used: frozenset[str] = frozenset()
         self._costs = CostMeter()
+        self._is_timed = False
         self._failures: list[CallbackError | PluginError] = []
         self._registry = _Registry()
+        self._found: dict[str, list[Implementation]] = {}
         self._check_states()
-        for plugin in reversed(self.plugins):  # pluggy calls the last registered first
+        for plugin in self.plugins:
             self._register(plugin)
-        self._plain, self._timed = _Hooks({}), _Hooks({})
-        self.table: HookTable = self._compile()
+        self._bind()
 
-    def start_update(self) -> tuple[TrainerCallback, Callable[..., list[Answer]]]:
-        """Returns the hooks, and `should_stop_training`, to use until the next update."""
-        table = self.table
-        if self._costs.start_update():
-            return table.timed, table.ask_timed_stop
-        return table.plain, table.ask_stop
+    def ask_stop(self, *, trainer: TrainerProtocol) -> list[Answer]:
+        """Returns the answers to `should_stop_training`, but for None, and whose they are."""
+        answers: Any = self.hook.should_stop_training(trainer=trainer)
+        return answers or []
+
+    def ask_state(self, *, trainer: TrainerProtocol, epoch: int, step: int) -> list[Answer]:
+        """Returns the answers to `on_snapshot_save`, but for None, and whose they are."""
+        answers: Any = self.hook.on_snapshot_save(trainer=trainer, epoch=epoch, step=step)
+        return answers or []
+
+    def start_update(self) -> None:
+        """Is called before each update, and has the hooks of the batch timed in some of them."""
+        timed = self._costs.start_update()
+        if timed is not self._is_timed:
+            self._is_timed = timed
+            vars(self.hook).update(self._timed if timed else self._plain)
 
     def implementers(self, hook: str) -> set[str]:
         """Returns the names of the plugins that implement `hook`."""
-        return {each.plugin_name for each in self._registry.implementations(hook)}
+        return {plugin.name for plugin, _ in self._implementations(hook)}
 
     def askers(self, hook: str, arguments: Set[str]) -> set[str]:
         """Returns the names of the plugins that ask for one of `arguments` in `hook`."""
         return {
-            each.plugin_name
-            for each in self._registry.implementations(hook)
-            if arguments & inspect.signature(each.function).parameters.keys()
+            plugin.name
+            for plugin, each in self._implementations(hook)
+            if not arguments.isdisjoint(each.asked)
         }
 
     def costs(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -215,7 +199,7 @@ class CallbackManager:
             return error
         if plugin.name in self.switched_off:
             return None
-        if isinstance(error, UsageError) and hook in _REFUSING:
+        if isinstance(error, UsageError) and SPECS[hook].may_refuse:
             refusal = PluginError(f"{plugin.label}: {text_of(error)}")
             refusal.__cause__ = error
             return refusal
@@ -231,12 +215,13 @@ class CallbackManager:
     def _remove(self, name: str) -> None:
         self.switched_off.append(name)
         self._registry.unregister(name=name)
-        self.table = self._compile()
+        self._bind()
         _close(next(plugin for plugin in self.plugins if plugin.name == name))
 
     def _register(self, plugin: Plugin) -> None:
         try:
-            self._registry.add(plugin)
+            found = self._found[plugin.name] = find_implementations(plugin.callback)
+            self._registry.add(plugin.name, found)
         except (PluginError, pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"{plugin.label}: {error}") from error
         for name in find_unmarked(plugin.callback):
@@ -261,57 +246,43 @@ class CallbackManager:
                 f"{plugin.label}. Give each its own `state_key`."
             )
 
-    def _compile(self) -> HookTable:
-        for hook in HOOKS:
-            plain = self._compile_one(hook, timed=hook not in PER_BATCH)
-            setattr(self._plain, hook, plain)
-            timed = self._compile_one(hook, timed=True) if hook in PER_BATCH else plain
-            setattr(self._timed, hook, timed)
-        return HookTable(
-            plain=cast(TrainerCallback, self._plain),
-            timed=cast(TrainerCallback, self._timed),
-            ask_stop=_asker(self._plain, "should_stop_training"),
-            ask_timed_stop=_asker(self._timed, "should_stop_training"),
-            ask_state=_asker(self._plain, "on_snapshot_save"),
-            used=frozenset(hook for hook in HOOKS if self._registry.implementations(hook)),
-        )
-
-    def _compile_one(self, hook: str, *, timed: bool) -> Callable[..., Any]:
-        """Returns the function for `hook`. Where pluggy's markers leave a choice, callbacks go in
-        their own order, also among `trylast` ones, which pluggy would turn round.
+    def _implementations(self, hook: str) -> list[Owned]:
+        """Returns who implements `hook`, in call order. Where pluggy's markers leave a choice,
+        callbacks go in their own order, also among `trylast` ones, which pluggy would turn round.
         """
-        places = {plugin.name: place for place, plugin in enumerate(self.plugins)}
-        receivers: list[Receiver] = []
-        wrappers: list[tuple[Receiver, bool]] = []
-        for implementation in sorted(
-            self._registry.implementations(hook),
-            key=lambda each: (each.trylast, not each.tryfirst, places[each.plugin_name]),
-        ):
-            plugin = self.plugins[places[implementation.plugin_name]]
-            cost = self._costs.cost(plugin.name, hook)
-            receiver = Receiver(plugin, implementation.function, cost)
-            if implementation.wrapper or implementation.hookwrapper:
-                wrappers.append((receiver, implementation.hookwrapper))
-            else:
-                receivers.append(receiver)
-        shared = find_shared(
-            each.function for each in (*receivers, *(wrapper for wrapper, _ in wrappers))
-        )
-        function = compile_hook(hook, receivers, self, timed=timed, shared=shared)
-        for wrapper, old in reversed(wrappers):
-            start = compile_adapter(hook, wrapper, shared)
-            function = wrap(hook, function, wrapper, start, old=old, timed=timed, failures=self)
-        return function
+        found = [
+            (plugin, each)
+            for plugin in self.plugins
+            if self._registry.has_plugin(plugin.name)
+            for each in self._found[plugin.name]
+            if each.hook == hook
+        ]
+        return sorted(found, key=lambda own: (own[1].has("trylast"), not own[1].has("tryfirst")))
 
+    def _bind(self) -> None:
+        """Makes the calls anew, and puts them into `hook`; the hooks of nobody do nothing there."""
+        found = {hook: self._implementations(hook) for hook in HOOKS}
+        self.used = frozenset(hook for hook in HOOKS if found[hook])
+        batch = [hook for hook in HOOKS if hook in self.used and SPECS[hook].per_batch]
+        self._plain = {hook: self._make_call(SPECS[hook], found[hook], None) for hook in batch}
+        timed = {hook: self._make_call(SPECS[hook], found[hook], self._costs) for hook in self.used}
+        self._timed = {hook: timed[hook] for hook in batch}
+        vars(self.hook).update(timed if self._is_timed else {**timed, **self._plain})
+        for hook in vars(self.hook).keys() - self.used:
+            delattr(self.hook, hook)
 
-def _asker(hooks: _Hooks, hook: str) -> Callable[..., list[Answer]]:
-    """Returns a function that asks whoever implements `hook` when it is called."""
-
-    def ask(**arguments: Any) -> list[Answer]:
-        answers: list[Answer] = getattr(hooks, hook)(**arguments)
-        return answers
-
-    return ask
+    def _make_call(
+        self, spec: HookSpec, found: Sequence[Owned], costs: CostMeter | None
+    ) -> Callable[..., Any]:
+        shared = find_shared(spec, [each for _, each in found])
+        wrappers = [own for own in found if own[1].has("wrapper")]
+        others = [own for own in found if not own[1].has("wrapper")]
+        call: Callable[..., Any] = getattr(TrainerCallback(), spec.name)
+        if others:
+            call = make_call(spec, others, self, costs, shared)
+        for wrapper in reversed(wrappers):
+            call = wrap(spec, call, wrapper, self, costs=costs, shared=shared)
+        return call
 
 
 def _list(callbacks: object) -> list[object]:

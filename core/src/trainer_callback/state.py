@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from .errors import StateError, show
+from .tensors import is_sharded
 
 __all__ = ["to_plain", "to_plain_state"]
 
@@ -155,8 +156,7 @@ def _check_scalar(value: object, path: str) -> None:
 
 def _as_plain_tensor(value: Any, path: str, torch: Any) -> Any:
     """Returns a `torch.Tensor` with the values of `value`, in the same memory."""
-    sharded = sys.modules.get("torch.distributed.tensor")
-    if sharded is not None and isinstance(value, sharded.DTensor):
+    if is_sharded(value):
         return value.detach()
     with torch._C.DisableTorchFunctionSubclass():  # a subclass has its say in each call
         for obstacle in _find_obstacles(value, torch):

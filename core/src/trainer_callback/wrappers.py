@@ -1,7 +1,6 @@
 """Hook wrappers: generators that stand around all other implementations of a hook.
 
-They behave as pluggy documents them, in the new style (`wrapper=True`: what they return is the
-result) and the old one (`hookwrapper=True`: they get a `pluggy.Result`), with these differences:
+They behave as pluggy documents them for `wrapper=True`, with these differences:
 
 - A wrapper that fails is blamed by name and does not keep the others from the event.
 - An answer that it changes or adds is its own. States of others it may read, in copies: to change
@@ -14,13 +13,13 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final
 
-import pluggy
-
-from .dispatch import QUESTIONS, Answer, FailureHandler, Receiver
+from .costs import CostMeter, HookCost
+from .dispatch import Answer, FailureHandler, Owned, make_pick
 from .errors import CallbackError, show
+from .hookspecs import HookSpec
 from .protocol import StopRequest
 
 __all__ = ["wrap"]
@@ -32,60 +31,66 @@ _STATES: Final = "on_snapshot_save"
 
 
 def wrap(
-    hook: str,
+    spec: HookSpec,
     inner: Callable[..., Any],
-    wrapper: Receiver,
-    start: Callable[..., Generator[None, Any, Any]],
-    *,
-    old: bool,
-    timed: bool,
+    wrapper: Owned,
     failures: FailureHandler,
+    *,
+    costs: CostMeter | None,
+    shared: Iterable[str],
 ) -> Callable[..., Any]:
     """Returns `inner` with `wrapper` around it.
 
     Args:
-        inner: the compiled hook, or the next wrapper around it.
-        start: the wrapper's function, for all arguments of the hook.
-        old: the wrapper is of pluggy's old style.
-        timed: add the wrapper's own time to its cost, that of `inner` left out.
+        inner: the function of the hook, or the next wrapper around it.
+        costs: where the wrapper's own time is added up, that of `inner` left out; or None.
+        shared: as `make_call` takes it.
     """
+    pick = make_pick(spec.arguments, wrapper, spec, shared)
+    cost = HookCost() if costs is None else costs.cost(wrapper[0].name, spec.name)
+    clock = _stopped if costs is None else time.perf_counter
 
     def call(**arguments: Any) -> Any:
-        layer = _Layer(hook, wrapper, failures, old=old)
-        return layer.run(lambda: start(**arguments), lambda: inner(**arguments))
+        def start() -> Any:
+            given, named = pick([arguments[name] for name in spec.arguments])
+            return wrapper[1].function(*given, **named)
 
-    def timed_call(**arguments: Any) -> Any:
-        layer = _Layer(hook, wrapper, failures, old=old)
-        inside = 0.0
-
-        def timed_inner() -> Any:
-            nonlocal inside
-            entered = time.perf_counter()
-            try:
-                return inner(**arguments)
-            finally:
-                inside = time.perf_counter() - entered
-
-        began = time.perf_counter()
+        layer = _Layer(spec, wrapper, failures, clock)
+        began = clock()
         try:
-            return layer.run(lambda: start(**arguments), timed_inner)
+            return layer.run(start, lambda: inner(**arguments))
         finally:
-            wrapper.cost.calls += 1
-            wrapper.cost.seconds += time.perf_counter() - began - inside
+            cost.calls += 1
+            cost.seconds += clock() - began - layer.seconds_inside
 
-    return timed_call if timed else call
+    return call
+
+
+def _stopped() -> float:
+    """A clock that costs nothing."""
+    return 0.0
 
 
 class _Layer:
-    """One call of one wrapper."""
+    """One call of one wrapper.
+
+    Attributes:
+        seconds_inside: the time of what it stands around.
+    """
 
     def __init__(
-        self, hook: str, wrapper: Receiver, failures: FailureHandler, *, old: bool
+        self,
+        spec: HookSpec,
+        wrapper: Owned,
+        failures: FailureHandler,
+        clock: Callable[[], float],
     ) -> None:
-        self._hook = hook
-        self._plugin = wrapper.plugin
+        self.seconds_inside = 0.0
+        self._clock = clock
+        self._hook = spec.name
+        self._has_answers = spec.answers
+        self._plugin = wrapper[0]
         self._failures = failures
-        self._old = old
         self._named: list[Answer] = []
         self._error: BaseException | None = None
 
@@ -103,15 +108,17 @@ class _Layer:
             raise
         except BaseException as error:
             fault = error
+        entered = self._clock()
         try:
             self._named = inner() or []
         except BaseException as error:
             self._error = error
+        self.seconds_inside = self._clock() - entered
         if generator is None or fault is not None:
             return self._end(self._named, fault)
         shown = [self._show(answer) for _, answer in self._named]
         answers, fault = self._resume(generator, [*shown])
-        if fault is not None or self._error is not None or self._hook not in QUESTIONS:
+        if fault is not None or self._error is not None or not self._has_answers:
             return self._end(self._named, fault)
         try:
             return self._end(self._name(shown, answers), None)
@@ -122,31 +129,20 @@ class _Layer:
         self, generator: Generator[None, Any, Any], answers: object
     ) -> tuple[object, BaseException | None]:
         """Runs the wrapper behind its `yield`; returns the result, and what it did wrong."""
-        outcome = pluggy.Result(answers, self._error)
         try:
-            if self._old:
-                generator.send(outcome)
-            elif self._error is not None:
+            if self._error is not None:
                 generator.throw(self._error)
             else:
                 generator.send(answers)
             generator.close()
         except StopIteration as stop:
-            if not self._old:
-                self._keep_back()
-                return stop.value, None
+            self._keep_back()
+            return stop.value, None
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 self._error = error
             return answers, None if error is self._error else error
-        else:
-            return answers, RuntimeError("the wrapper has a second `yield`")
-        try:
-            answers = outcome.get_result()
-        except BaseException as error:
-            return answers, None if error is self._error else error
-        self._keep_back()
-        return answers, None
+        return answers, RuntimeError("the wrapper has a second `yield`")
 
     def _keep_back(self) -> None:
         """A wrapper may deal with the failure of another callback, but not with Ctrl-C, and not
@@ -162,7 +158,7 @@ class _Layer:
             self._failures.drop(count)
             raise self._error
         self._failures.finish(count)
-        return named if self._hook in QUESTIONS else None
+        return named if self._has_answers else None
 
     def _show(self, answer: Any) -> Any:
         """Returns what the wrapper sees of an answer: of a state a copy."""

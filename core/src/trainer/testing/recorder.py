@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer_callback import HOOKS, TrainerCallback
-from trainer_callback.implementation import HOOK_ARGUMENTS
+from trainer_callback.hookspecs import SPECS
 
 __all__ = ["Call", "Recorder"]
 
@@ -58,7 +58,7 @@ class Recorder(TrainerCallback):
 
 def _write_down(hook: str) -> Callable[..., None]:
     def record(self: Recorder, *values: Any, **named: Any) -> None:
-        arguments = {**dict(zip(HOOK_ARGUMENTS[hook], values, strict=False)), **named}
+        arguments = {**dict(zip(SPECS[hook].arguments, values, strict=False)), **named}
         trainer = arguments.pop("trainer")
         self.calls.append(Call(hook, arguments, trainer.step, trainer.epoch))
 
@@ -70,5 +70,5 @@ def _write_down(hook: str) -> Callable[..., None]:
 
 
 for _hook in HOOKS:
-    if "trainer" in HOOK_ARGUMENTS[_hook]:  # the others belong to the command line
+    if "trainer" in SPECS[_hook].arguments:  # the others belong to the command line
         setattr(Recorder, _hook, _write_down(_hook))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from numbers import Integral, Real
 from typing import Final
 
 from trainer_callback import OptionError, option_text
+from trainer_callback.checks import option_error
 
 from .decision import Mode, guess_mode
 
@@ -19,6 +21,8 @@ __all__ = [
 
 PREFIX: Final = "early_stop_"
 
+_refuse = partial(option_error, "EarlyStoppingCallback", PREFIX)
+
 
 def require_count(name: str, value: object, least: int, effect: str) -> int:
     """Returns `value`, an integer of at least `least`; `effect` is what that one does.
@@ -27,9 +31,9 @@ def require_count(name: str, value: object, least: int, effect: str) -> int:
         OptionError: it is smaller, or no integer.
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise _refuse(name, "an integer", value, least, f" {effect}")
+        raise _refuse(name, "an integer", value, use=least, effect=effect)
     if value < least:
-        raise _refuse(name, f"at least {least}", value, least, f" {effect}")
+        raise _refuse(name, f"at least {least}", value, use=least, effect=effect)
     return int(value)
 
 
@@ -42,7 +46,7 @@ def require_margin(name: str, value: object) -> float:
     number = _read_number(value)
     if number is None or not 0.0 <= number < math.inf:
         wanted = "a finite number of at least 0"
-        raise _refuse(name, wanted, value, 0, " to count every improvement")
+        raise _refuse(name, wanted, value, use=0, effect="to count every improvement")
     return number
 
 
@@ -67,10 +71,3 @@ def _read_number(value: object) -> float | None:
     if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
         return None
     return float(value)
-
-
-def _refuse(name: str, wanted: str, value: object, example: object, effect: str) -> OptionError:
-    return OptionError(
-        f"EarlyStoppingCallback: {name} must be {wanted}, got {value!r}. "
-        f"Use {option_text(name, example, PREFIX)}{effect}."
-    )

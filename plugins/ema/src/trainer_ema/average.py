@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trainer_callback.tensors import is_sharded, local_part
+
 if TYPE_CHECKING:
     import torch
 
@@ -48,8 +50,8 @@ class WeightAverage:
         for name, weight in weights.items():
             if name not in self.averages or self.averages[name].shape != weight.shape:
                 self.averages[name] = _widen(weight).clone()
-        averages = [_local(self.averages[name]) for name in weights]
-        wide = [_local(_widen(weight)) for weight in weights.values()]
+        averages = [local_part(self.averages[name]) for name in weights]
+        wide = [local_part(_widen(weight)) for weight in weights.values()]
         if averages:
             get_update(decay)(averages, wide, 0)
 
@@ -80,7 +82,7 @@ class WeightAverage:
         """
         for name, weight in self._find().items():
             if name in self.averages:
-                average, own = _local(self.averages[name]), _local(weight)
+                average, own = local_part(self.averages[name]), local_part(weight)
                 average.copy_(own.to(average.dtype).where(~average.isfinite(), average))
 
     def copy_in(self) -> None:
@@ -109,16 +111,11 @@ def _place_like(weight: Any, average: torch.Tensor) -> torch.Tensor:
     """Returns the average; of a weight that is sharded over several processes (a DTensor, as FSDP2
     makes them) this one's part of it.
     """
-    if not hasattr(weight, "placements"):
+    if not is_sharded(weight):
         return average
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(average, weight.device_mesh, weight.placements)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns what this process holds of a tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _widen(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping
+from functools import partial
 from typing import Any, Final
 
-from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl, option_text
+from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl, option_text
+from trainer_callback.checks import option_error
 from trainer_callback.values import check_types
 
 from .average import WeightAverage
@@ -16,6 +18,8 @@ __all__ = ["EMACallback"]
 logger: Final = logging.getLogger("trainer.ema")
 
 _PREFIX: Final = "ema_"
+
+_refuse = partial(option_error, "EMACallback", _PREFIX)
 
 
 class EMACallback(TrainerCallback):
@@ -62,11 +66,11 @@ class EMACallback(TrainerCallback):
         """
         check_types(EMACallback, locals(), _PREFIX)
         if not 0 <= decay < 1:
-            raise _refuse("decay", "from 0 to below 1", decay, 0.999)
+            raise _refuse("decay", "from 0 to below 1", decay, use=0.999)
         if start_step < 0:
-            raise _refuse("start_step", "at least 0", start_step, 0, " to start at once")
+            raise _refuse("start_step", "at least 0", start_step, use=0, effect="to start at once")
         if every < 1:
-            raise _refuse("every", "at least 1", every, 1, " for each update")
+            raise _refuse("every", "at least 1", every, use=1, effect="for each update")
         self.decay = decay
         self.warmup = warmup
         self.start_step = start_step
@@ -180,12 +184,3 @@ class EMACallback(TrainerCallback):
     def _swap_out(self) -> None:
         if self._average is not None:
             self._average.swap_out()
-
-
-def _refuse(
-    name: str, wanted: str, value: object, example: object, effect: str = ""
-) -> OptionError:
-    return OptionError(
-        f"EMACallback: {name} must be {wanted}, got {value!r}. Use "
-        f"{option_text(name, example, _PREFIX)}{effect}."
-    )

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from trainer_callback.tensors import local_part, shard_group
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +38,8 @@ def copy_weights(
 
     return {
         row: [
-            _local(p).to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters
+            local_part(p.detach()).to(torch.promote_types(p.dtype, torch.float32), copy=True)
+            for p in parameters
         ]
         for row, parameters in trained.items()
     }
@@ -51,7 +54,7 @@ def update_ratios(
     old_norms = _norms(before, trained, home)
     for row, parameters in trained.items():
         for old, parameter in zip(before[row], parameters, strict=True):
-            old.sub_(_local(parameter))
+            old.sub_(local_part(parameter.detach()))
     return _norms(before, trained, home) / old_norms
 
 
@@ -66,7 +69,7 @@ def _norms(
     pieces: defaultdict[ProcessGroup | None, list[tuple[int, torch.Tensor]]] = defaultdict(list)
     for at, (row, parameters) in enumerate(trained.items()):
         for tensor, parameter in zip(tensors[row], parameters, strict=True):
-            pieces[_group(parameter)] += [(at, piece) for piece in _cut(tensor)]
+            pieces[shard_group(parameter)] += [(at, piece) for piece in _cut(tensor)]
     wide = torch.float32 if home.type == "mps" else torch.float64
     squares = torch.zeros(len(trained), device=home, dtype=wide)
     for group, found in pieces.items():
@@ -99,9 +102,13 @@ def count_magnitudes(trained: Mapping[str, Sequence[torch.nn.Parameter]]) -> tor
         for parameter in parameters:
             gradient = parameter.grad
             assert gradient is not None
-            values = gradient.coalesce().values() if gradient.is_sparse else _local(gradient)
+            values = (
+                gradient.coalesce().values()
+                if gradient.is_sparse
+                else local_part(gradient.detach())
+            )
             fresh = torch.zeros(len(trained), BINS + 1, dtype=torch.int64, device=home)
-            row = counts.setdefault(_group(parameter), fresh)[at]
+            row = counts.setdefault(shard_group(parameter), fresh)[at]
             values = torch.view_as_real(values) if values.is_complex() else values
             row[BINS] += values.numel()
             for piece in _cut(values.detach().reshape(-1)):
@@ -119,21 +126,6 @@ def _count_bins(values: torch.Tensor) -> torch.Tensor:
     place = (floor - LOWEST_BIN + 1).clamp(0, BINS - 1)
     counted = ((magnitude > 0) & magnitude.isfinite()).long()
     return counted.new_zeros(BINS).scatter_add_(0, place, counted)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns what this process holds of a tensor."""
-    own: torch.Tensor = tensor.detach()
-    return own.to_local() if hasattr(own, "to_local") else own
-
-
-def _group(tensor: Any) -> ProcessGroup | None:
-    """Returns the processes that hold the parts of a sharded tensor; None where it is whole."""
-    for dimension, placement in enumerate(getattr(tensor, "placements", ())):
-        if placement.is_shard():
-            group: ProcessGroup = tensor.device_mesh.get_group(dimension)
-            return group
-    return None
 
 
 def _add_up(values: torch.Tensor, group: ProcessGroup | None) -> torch.Tensor:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer_callback import (
-    OptionError,
     TrainerCallback,
     TrainerProtocol,
     UsageError,
     hookimpl,
-    option_text,
 )
+from trainer_callback.checks import option_error
+from trainer_callback.tensors import whole_tensor
 from trainer_callback.values import check_types
 
 from .event_files import SUFFIX, count_foreign, cut_files, measure_files, wait_for_later_name
@@ -52,10 +52,11 @@ class TensorBoardCallback(TrainerCallback):
         """
         check_types(TensorBoardCallback, locals(), "tensorboard_")
         if histogram_epochs < 0:
-            raise OptionError(
-                f"TensorBoardCallback: histogram_epochs must be at least 0, got {histogram_epochs}."
-                f" Use {option_text('histogram_epochs', 1, 'tensorboard_')} for one after each "
-                "epoch."
+            raise option_error(
+                *("TensorBoardCallback", "tensorboard_", "histogram_epochs", "at least 0"),
+                histogram_epochs,
+                use=1,
+                effect="for one after each epoch",
             )
         self.histogram_epochs = histogram_epochs
         self._directory: Path | None = None
@@ -149,7 +150,7 @@ class TensorBoardCallback(TrainerCallback):
         failure: OSError | None = None
         for name, tensor in tensors.items():
             # Of a sharded one each process gives its part, to the last.
-            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            whole = whole_tensor(tensor)
             if self._writer is None or failure is not None:
                 continue
             try:

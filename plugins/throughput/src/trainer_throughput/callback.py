@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, hookimpl, option_text
+from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl, option_text
+from trainer_callback.checks import option_error
 from trainer_callback.values import check_types
 
 from .memory import peak_memory
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["ThroughputCallback"]
 
 logger: Final = logging.getLogger("trainer.throughput")
+
+_refuse = partial(option_error, "ThroughputCallback", "throughput_")
 
 _GIB: Final = float(1 << 30)
 
@@ -67,10 +71,10 @@ class ThroughputCallback(TrainerCallback):
         check_types(ThroughputCallback, locals(), "throughput_")
         for name, value in (("interval", interval), ("window", window)):
             if value < 1:
-                raise _refuse(name, "at least 1", value, 50)
+                raise _refuse(name, "at least 1", value, use=50)
         for name, number in (("peak_tflops", peak_tflops), ("flops_per_item", flops_per_item)):
             if number is not None and not 0 < number < math.inf:
-                raise _refuse(name, "above 0", number, 1e3)
+                raise _refuse(name, "above 0", number, use=1e3)
         self.interval = interval
         self.window = window
         self.peak_tflops = peak_tflops
@@ -186,10 +190,3 @@ class ThroughputCallback(TrainerCallback):
     def _step_times(self) -> dict[str, float]:
         times = [update.seconds * 1e3 for update in self._watch.recent]
         return {f"step_ms_p{percent}": percentile(times, percent) for percent in (50, 90, 99)}
-
-
-def _refuse(name: str, wanted: str, value: object, example: object) -> OptionError:
-    return OptionError(
-        f"ThroughputCallback: {name} must be {wanted}, got {value!r}. "
-        f"Use {option_text(name, example, 'throughput_')}."
-    )
