@@ -10,7 +10,7 @@ from typing import Final
 
 from trainer_callback import PluginError, UsageError
 from trainer_callback.discovery import canonical, find_distribution, find_version, read_names
-from trainer_callback.implementation import closest
+from trainer_callback.errors import closest
 from trainer_callback.manager import Plugin
 from trainer_callback.order import arrange
 from trainer_callback.plugins import InstalledPlugin, admit

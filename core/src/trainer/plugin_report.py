@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from trainer_callback import PluginError
 from trainer_callback.discovery import canonical, find_distribution
+from trainer_callback.errors import closest
 from trainer_callback.hints import show
-from trainer_callback.implementation import closest
 from trainer_callback.manager import Plugin
 from trainer_callback.options import Option
 from trainer_callback.order import arrange

@@ -36,24 +36,17 @@ Owned = tuple[Plugin, Implementation]
 
 
 class FailureHandler(Protocol):
-    """Who is told when a callback raises.
+    """Who is told when a callback raises: `CallbackManager`.
 
     Failures wait on a stack until their event ends, for events can be nested: a callback that logs
     in `on_epoch_end` sends `on_log` to all.
     """
 
-    def caught(self, plugin: Plugin, hook: str, error: BaseException) -> int:
-        """Takes note of a failure, while the other callbacks still get the event.
+    def caught(self, plugin: Plugin, hook: str, error: BaseException) -> int: ...
 
-        Returns:
-            How many failures that puts on the stack: 1, or 0 for a callback that is not critical.
-        """
+    def finish(self, count: int) -> None: ...
 
-    def finish(self, count: int) -> None:
-        """Takes the last `count` failures, those of the event that ends, and raises the first."""
-
-    def drop(self, count: int) -> None:
-        """Takes the last `count` failures and only logs them: something graver ends the run."""
+    def drop(self, count: int) -> None: ...
 
 
 def find_shared(spec: HookSpec, implementations: Iterable[Implementation]) -> frozenset[str]:
@@ -140,6 +133,7 @@ class _Event:
         self._spec = spec
         self._failures = failures
         self._plugins = [plugin for plugin, _ in everybody]
+        self.finish: Callable[[int], Any] = failures.finish
         self.functions: list[Callable[..., Any]] = []
         for _, each in everybody:
             is_there = any(each.function is other for other in self.functions)
@@ -162,17 +156,12 @@ class _Event:
             )
         return None
 
-    def caught(self, failed: int | None, function: object, error: BaseException) -> int:
+    def caught(self, failed: int, function: object, error: BaseException) -> int:
         """Returns how many failures wait now; `failed` did before. Ctrl-C waits for nobody."""
         if isinstance(error, KeyboardInterrupt):
-            self._failures.drop(failed or 0)
+            self._failures.drop(failed)
             raise error
-        return (failed or 0) + self._failures.caught(self._owner(function), self._spec.name, error)
-
-    def finish(self, failed: int, answers: list[Answer] | None) -> list[Answer] | None:
-        """Raises the first of the failures that wait, else returns `answers`."""
-        self._failures.finish(failed)
-        return answers
+        return failed + self._failures.caught(self._owner(function), self._spec.name, error)
 
     def _owner(self, function: object) -> Plugin:
         places = (i for i, other in enumerate(self.functions) if other is function)
@@ -190,25 +179,25 @@ def _call_one(event: _Event, count: int) -> Callable[..., Any]:
         try:
             return None if (answer := one()) is None else answered(None, one, answer)
         except BaseException as error:
-            return finish(caught(None, one, error), None)
+            return finish(caught(0, one, error))
 
     def call_1(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
         try:
             return None if (answer := one(a)) is None else answered(None, one, answer)
         except BaseException as error:
-            return finish(caught(None, one, error), None)
+            return finish(caught(0, one, error))
 
     def call_2(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
         try:
             return None if (answer := one(a, b)) is None else answered(None, one, answer)
         except BaseException as error:
-            return finish(caught(None, one, error), None)
+            return finish(caught(0, one, error))
 
     def call_3(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
         try:
             return None if (answer := one(a, b, c)) is None else answered(None, one, answer)
         except BaseException as error:
-            return finish(caught(None, one, error), None)
+            return finish(caught(0, one, error))
 
     return (call_0, call_1, call_2, call_3)[count]
 
@@ -219,44 +208,44 @@ def _call_alike(event: _Event, count: int) -> Callable[..., Any]:  # noqa: C901
     functions = tuple(event.functions)
 
     def call_0(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
-        failed = answers = None
+        failed, answers = 0, None
         for function in functions:
             try:
                 if (answer := function()) is not None:
                     answers = answered(answers, function, answer)
             except BaseException as error:
                 failed = caught(failed, function, error)
-        return answers if failed is None else finish(failed, answers)
+        return finish(failed) if failed else answers
 
     def call_1(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
-        failed = answers = None
+        failed, answers = 0, None
         for function in functions:
             try:
                 if (answer := function(a)) is not None:
                     answers = answered(answers, function, answer)
             except BaseException as error:
                 failed = caught(failed, function, error)
-        return answers if failed is None else finish(failed, answers)
+        return finish(failed) if failed else answers
 
     def call_2(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
-        failed = answers = None
+        failed, answers = 0, None
         for function in functions:
             try:
                 if (answer := function(a, b)) is not None:
                     answers = answered(answers, function, answer)
             except BaseException as error:
                 failed = caught(failed, function, error)
-        return answers if failed is None else finish(failed, answers)
+        return finish(failed) if failed else answers
 
     def call_3(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
-        failed = answers = None
+        failed, answers = 0, None
         for function in functions:
             try:
                 if (answer := function(a, b, c)) is not None:
                     answers = answered(answers, function, answer)
             except BaseException as error:
                 failed = caught(failed, function, error)
-        return answers if failed is None else finish(failed, answers)
+        return finish(failed) if failed else answers
 
     return (call_0, call_1, call_2, call_3)[count]
 
@@ -274,8 +263,7 @@ def _call_each(  # noqa: C901
     clock = time.perf_counter
 
     def call(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
-        failed = answers = None
-        start = 0.0
+        failed, answers, start = 0, None, 0.0
         for function, count, pick, cost in rows:
             try:
                 if cost is not None:
@@ -298,7 +286,7 @@ def _call_each(  # noqa: C901
                     answers = answered(answers, function, answer)
             except BaseException as error:
                 failed = caught(failed, function, error)
-        return answers if failed is None else finish(failed, answers)
+        return finish(failed) if failed else answers
 
     return call
 

@@ -4,6 +4,10 @@
 a line or two and exits 2. What goes wrong while training runs is a `CallbackError`.
 """
 
+import difflib
+import re
+from collections.abc import Iterable
+
 __all__ = [
     "CallbackError",
     "OptionError",
@@ -14,6 +18,7 @@ __all__ = [
     "SnapshotError",
     "StateError",
     "UsageError",
+    "closest",
     "show",
     "text_of",
 ]
@@ -87,3 +92,10 @@ def show(value: object) -> str:
     except BaseException:
         return f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?` for the nearest of `names`, or an empty string."""
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    matches = difflib.get_close_matches(snake, list(names), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

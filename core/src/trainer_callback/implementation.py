@@ -7,18 +7,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partialmethod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
-from .errors import PluginError
+from .errors import PluginError, closest
 from .hookspecs import HOOKS, PROJECT, SPECS, TrainerCallback
 
 __all__ = [
     "Implementation",
-    "closest",
     "describe",
     "find_implementations",
     "find_late",
@@ -121,13 +120,6 @@ def describe(plugin: object) -> str:
     if isinstance(plugin, (type, ModuleType)):
         return plugin.__name__
     return type(plugin).__name__
-
-
-def closest(name: str, names: Iterable[str]) -> str:
-    """Returns ` Did you mean 'x'?` for the nearest of `names`, or an empty string."""
-    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    matches = difflib.get_close_matches(snake, list(names), n=1, cutoff=0.6)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def _is_callback(plugin: object) -> bool:

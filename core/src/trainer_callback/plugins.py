@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .discovery import Entry, canonical, find_entries
-from .errors import PluginError
+from .errors import PluginError, closest
 from .hookspecs import TrainerCallback
 from .identity import Plugin
-from .implementation import closest
 from .installed import InstalledPlugin
 from .order import arrange
 

@@ -14,7 +14,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from .costs import CostMeter, HookCost
 from .dispatch import Answer, FailureHandler, Owned, make_pick
@@ -28,6 +28,9 @@ logger: logging.Logger = logging.getLogger("trainer")
 
 _OVER: Final = object()
 _STATES: Final = "on_snapshot_save"
+
+_Outcome: TypeAlias = tuple[list[Answer], BaseException | None, BaseException | None]
+"""The answers, what the inner ones raised, and what the wrapper did wrong."""
 
 
 def wrap(
@@ -46,130 +49,98 @@ def wrap(
         costs: where the wrapper's own time is added up, that of `inner` left out; or None.
         shared: as `make_call` takes it.
     """
+    plugin, implementation = wrapper
     pick = make_pick(spec.arguments, wrapper, spec, shared)
-    cost = HookCost() if costs is None else costs.cost(wrapper[0].name, spec.name)
-    clock = _stopped if costs is None else time.perf_counter
+    cost = HookCost() if costs is None else costs.cost(plugin.name, spec.name)
+    clock = time.perf_counter if costs is not None else lambda: 0.0
+    layer = _Layer(spec, wrapper)
 
     def call(**arguments: Any) -> Any:
-        def start() -> Any:
-            given, named = pick([arguments[name] for name in spec.arguments])
-            return wrapper[1].function(*given, **named)
-
-        layer = _Layer(spec, wrapper, failures, clock)
         began = clock()
-        try:
-            return layer.run(start, lambda: inner(**arguments))
-        finally:
-            cost.calls += 1
-            cost.seconds += clock() - began - layer.seconds_inside
-
-    return call
-
-
-def _stopped() -> float:
-    """A clock that costs nothing."""
-    return 0.0
-
-
-class _Layer:
-    """One call of one wrapper.
-
-    Attributes:
-        seconds_inside: the time of what it stands around.
-    """
-
-    def __init__(
-        self,
-        spec: HookSpec,
-        wrapper: Owned,
-        failures: FailureHandler,
-        clock: Callable[[], float],
-    ) -> None:
-        self.seconds_inside = 0.0
-        self._clock = clock
-        self._hook = spec.name
-        self._has_answers = spec.answers
-        self._plugin = wrapper[0]
-        self._failures = failures
-        self._named: list[Answer] = []
-        self._error: BaseException | None = None
-
-    def run(
-        self, start: Callable[[], Generator[None, Any, Any]], inner: Callable[[], Any]
-    ) -> list[Answer] | None:
-        """Runs the wrapper up to its `yield`, the others, and the wrapper's rest."""
-        fault: BaseException | None = None
         generator: Generator[None, Any, Any] | None = None
+        fault: BaseException | None = None
         try:
-            generator = start()
+            given, named = pick([arguments[name] for name in spec.arguments])
+            generator = implementation.function(*given, **named)
             if next(generator, _OVER) is _OVER:
                 fault = RuntimeError("the wrapper did not reach its `yield`")
         except KeyboardInterrupt:
             raise
-        except BaseException as error:
-            fault = error
-        entered = self._clock()
+        except BaseException as caught:
+            fault = caught
+        answers: list[Answer] = []
+        error: BaseException | None = None
+        entered = clock()
         try:
-            self._named = inner() or []
-        except BaseException as error:
-            self._error = error
-        self.seconds_inside = self._clock() - entered
-        if generator is None or fault is not None:
-            return self._end(self._named, fault)
-        shown = [self._show(answer) for _, answer in self._named]
-        answers, fault = self._resume(generator, [*shown])
-        if fault is not None or self._error is not None or not self._has_answers:
-            return self._end(self._named, fault)
-        try:
-            return self._end(self._name(shown, answers), None)
-        except TypeError as error:
-            return self._end(self._named, error)
+            answers = inner(**arguments) or []
+        except BaseException as caught:
+            error = caught
+        left = clock()
+        if generator is not None and fault is None:
+            answers, error, fault = layer.resume(generator, answers, error)
+        cost.seconds += clock() - left + entered - began
+        cost.calls += 1
+        count = 0 if fault is None else failures.caught(plugin, spec.name, fault)
+        if error is not None:
+            failures.drop(count)
+            raise error
+        failures.finish(count)
+        return answers if spec.answers else None
 
-    def _resume(
-        self, generator: Generator[None, Any, Any], answers: object
-    ) -> tuple[object, BaseException | None]:
-        """Runs the wrapper behind its `yield`; returns the result, and what it did wrong."""
-        try:
-            if self._error is not None:
-                generator.throw(self._error)
-            else:
-                generator.send(answers)
-            generator.close()
-        except StopIteration as stop:
-            self._keep_back()
-            return stop.value, None
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                self._error = error
-            return answers, None if error is self._error else error
-        return answers, RuntimeError("the wrapper has a second `yield`")
+    return call
 
-    def _keep_back(self) -> None:
-        """A wrapper may deal with the failure of another callback, but not with Ctrl-C, and not
-        where the states of all the others would be lost with it.
+
+class _Layer:
+    """What becomes of the answers in one wrapper."""
+
+    def __init__(self, spec: HookSpec, wrapper: Owned) -> None:
+        self._plugin, _ = wrapper
+        self._has_answers = spec.answers
+        self._has_states = spec.name == _STATES
+
+    def resume(
+        self,
+        generator: Generator[None, Any, Any],
+        named: list[Answer],
+        error: BaseException | None,
+    ) -> _Outcome:
+        """Runs the wrapper behind its `yield`. It may deal with the failure of another callback,
+        but not with Ctrl-C, and not where the states of all the others would be lost with it.
         """
-        if isinstance(self._error, CallbackError) and self._hook != _STATES:
-            logger.warning("%s went on after: %s", self._plugin.label, self._error)
-            self._error = None
-
-    def _end(self, named: list[Answer], fault: BaseException | None) -> list[Answer] | None:
-        count = 0 if fault is None else self._failures.caught(self._plugin, self._hook, fault)
-        if self._error is not None:
-            self._failures.drop(count)
-            raise self._error
-        self._failures.finish(count)
-        return named if self._has_answers else None
+        shown = [self._show(answer) for _, answer in named]
+        try:
+            if error is not None:
+                generator.throw(error)
+            else:
+                generator.send([*shown])
+            generator.close()
+            return named, error, RuntimeError("the wrapper has a second `yield`")
+        except StopIteration as stop:
+            answers = stop.value
+        except KeyboardInterrupt as caught:
+            return named, caught, None
+        except BaseException as caught:
+            return named, error, None if caught is error else caught
+        if isinstance(error, CallbackError) and not self._has_states:
+            logger.warning("%s went on after: %s", self._plugin.label, error)
+            error = None
+        if error is not None or not self._has_answers:
+            return named, error, None
+        try:
+            return self._name(named, shown, answers), None, None
+        except TypeError as caught:
+            return named, None, caught
 
     def _show(self, answer: Any) -> Any:
         """Returns what the wrapper sees of an answer: of a state a copy."""
-        if self._hook != _STATES:
+        if not self._has_states:
             return answer
         try:
             return copy.deepcopy(answer)
         except Exception:  # which a snapshot will refuse
             return answer
 
-    def _name(self, shown: Sequence[object], answers: object) -> list[Answer]:
+    def _name(self, named: list[Answer], shown: Sequence[object], answers: object) -> list[Answer]:
         """Returns the answers with the names of whose they are.
 
         Raises:
@@ -178,35 +149,33 @@ class _Layer:
         if not isinstance(answers, list):
             raise TypeError(f"the wrapper must return the list of answers, got {show(answers)}")
         given = [answer for answer in answers if answer is not None]
-        if self._hook != _STATES:
-            return self._name_in_order(given)
+        if not self._has_states:
+            return self._name_in_order(named, given)
         places = {id(answer): place for place, answer in enumerate(shown)}
         own = [answer for answer in given if id(answer) not in places]
         kept = {places[id(answer)] for answer in given if id(answer) in places}
-        for place, (plugin, _) in enumerate(self._named):
+        for place, (plugin, _) in enumerate(named):
             if place not in kept:
                 raise TypeError(
                     f"the wrapper changed the state of {plugin.label}, or left it out. Return the "
                     "answers that it was sent; it may add one of its own"
                 )
-        if len(own) > 1 or (own and any(plugin is self._plugin for plugin, _ in self._named)):
+        if len(own) > 1 or (own and any(plugin is self._plugin for plugin, _ in named)):
             raise TypeError(f"the wrapper added {show(own)}, and a callback has one state")
-        return [*self._named, *((self._plugin, answer) for answer in own)]
+        return [*named, *((self._plugin, answer) for answer in own)]
 
-    def _name_in_order(self, given: Sequence[Any]) -> list[Answer]:
+    def _name_in_order(self, named: list[Answer], given: Sequence[Any]) -> list[Answer]:
         """Those at the beginning and at the end that are the same as before are still those of the
         others; what is between them is the wrapper's own doing, unless it is an object that another
         has made.
         """
-        first = _count_same(self._named, given)
-        rest, left = self._named[first:], given[first:]
+        first = _count_same(named, given)
+        rest, left = named[first:], given[first:]
         last = _count_same(rest[::-1], left[::-1])
         middle = left[: len(left) - last]
-        makers = {
-            id(answer): plugin for plugin, answer in self._named if isinstance(answer, StopRequest)
-        }
+        makers = {id(answer): plugin for plugin, answer in named if isinstance(answer, StopRequest)}
         return [
-            *self._named[:first],
+            *named[:first],
             *((makers.get(id(answer), self._plugin), answer) for answer in middle),
             *rest[len(rest) - last :],
         ]

@@ -18,7 +18,7 @@ from trainer.config import TrainerConfig
 from trainer.output import printing
 from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
-from trainer_callback.implementation import closest
+from trainer_callback.errors import closest
 from trainer_callback.plugins import InstalledPlugin, admit, discover, read_one_off
 from trainer_callback.wording import flags_spoken
 
