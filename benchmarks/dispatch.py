@@ -24,7 +24,7 @@ from measure import (
 from peer_dispatchers import PEERS
 
 from trainer_callback import TrainerCallback, hookimpl
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 
 CALLS = 200
 BASE = "list of bound methods"

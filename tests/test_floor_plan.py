@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,15 @@ CORE = ROOT / "core" / "src"
 
 FLOORS = {
     "trainer_callback": [
-        {"kept_values", "arguments", "tensors"},
-        {"errors", "guard"},
+        {"errors", "arguments", "tensors"},
         {"protocol"},
         {"hookspecs"},
-        {"discovery", "state", "implementation", "costs", "hints", "groups"},
-        {"options", "wording"},
+        {"discovery", "state", "hints"},
+        {"wording"},
         {"values", "checks"},
-        {"identity"},
-        {"dispatch", "order", "saved_state"},
-        {"wrappers", "installed"},
-        {"manager", "plugins"},
+        {"calls"},
+        {"command_line"},
+        {"plugins"},
     ],
     "trainer": [
         {"config", "progress", "result", "signals", "rng", "precision", "gradient_stats"}
@@ -41,14 +40,16 @@ FLOORS = {
         {"run"},
         {"loop"},
         {"cli"},
+        {"testing"},
     ],
 }
+"""Package -> its rooms and folders, from the ground up."""
 
 
 def imported_modules(path: Path) -> set[str]:
     """Dotted names of what a file imports at run time; `if TYPE_CHECKING:` blocks do not count."""
     found: set[str] = set()
-    package = path.relative_to(CORE).parts[0] if path.is_relative_to(CORE) else ""
+    folders = path.relative_to(CORE).parts[:-1] if path.is_relative_to(CORE) else ("",)
 
     class Visitor(ast.NodeVisitor):
         def visit_If(self, node: ast.If) -> None:
@@ -59,35 +60,44 @@ def imported_modules(path: Path) -> set[str]:
             found.update(alias.name for alias in node.names)
 
         def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-            base = f"{package}.{node.module}" if node.level else str(node.module)
-            if node.level and node.module is None:
-                base = package
-            found.add(base)
+            home = folders[: len(folders) + 1 - node.level] if node.level else ()
+            found.add(".".join([*home, *([node.module] if node.module else [])]))
 
     Visitor().visit(ast.parse(path.read_text()))
     return found
 
 
-def rooms(package: str) -> list[Path]:
-    return sorted((CORE / package).glob("*.py"))
+def read_imports(package: str) -> dict[tuple[str, ...], set[tuple[str, ...]]]:
+    """Each room of `package`, as the path of its module, and the modules of it that it imports."""
+    return {
+        path.relative_to(CORE / package).with_suffix("").parts: {
+            tuple(name.split(".")[1:])
+            for name in imported_modules(path)
+            if name.startswith(f"{package}.")
+        }
+        for path in sorted((CORE / package).rglob("*.py"))
+        if path.parent / path.name != CORE / package / "__init__.py"
+    }
 
 
 @pytest.mark.parametrize("package", FLOORS)
-def test_every_room_is_on_a_floor(package: str) -> None:
-    planned = set().union(*FLOORS[package])
-    assert {path.stem for path in rooms(package)} - {"__init__"} == planned
+def test_every_room_and_folder_is_on_a_floor(package: str) -> None:
+    found = {room[0] for room in read_imports(package)}
+    assert found - {"templates"} == set().union(*FLOORS[package])
 
 
 @pytest.mark.parametrize("package", FLOORS)
 def test_imports_point_down_only(package: str) -> None:
-    floor = {room: level for level, names in enumerate(FLOORS[package]) for room in names}
-    for path in rooms(package):
-        if path.stem == "__init__":
-            continue
-        for name in imported_modules(path):
-            if name.startswith(f"{package}."):
-                room = name.split(".")[1]
-                assert floor[room] < floor[path.stem], f"{path.stem} imports {room}"
+    floor = {each: level for level, names in enumerate(FLOORS[package]) for each in names}
+    for (first, *_), imported in read_imports(package).items():
+        for other in {name[0] for name in imported} - {first} if first in floor else ():
+            assert floor[other] < floor[first], f"{first} imports {other}"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_of_one_folder_import_each_other_in_no_circle(package: str) -> None:
+    rooms = read_imports(package)
+    TopologicalSorter({room: names & rooms.keys() for room, names in rooms.items()}).prepare()
 
 
 @pytest.mark.parametrize(

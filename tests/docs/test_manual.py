@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer import Trainer, TrainerConfig
 from trainer_callback import HOOKS, TrainerCallback, TrainerProtocol
-from trainer_callback.costs import SAMPLE_EVERY
+from trainer_callback.calls.costs import SAMPLE_EVERY
 from trainer_callback.hookspecs import SPECS
 from trainer_early_stopping import EarlyStoppingCallback
 

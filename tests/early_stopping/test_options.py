@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from trainer_callback.options import read_options
+from trainer_callback.command_line.options import read_options
 from trainer_early_stopping import EarlyStoppingCallback
 
 SPECIFIED = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer import Trainer
 from trainer_callback import CallbackError, TrainerCallback, UsageError
-from trainer_callback.options import read_options
+from trainer_callback.command_line.options import read_options
 from trainer_gradient_monitor import GradientMonitorCallback
 
 Make = Callable[..., Trainer]

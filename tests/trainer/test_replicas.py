@@ -13,7 +13,7 @@ from trainer.replicas import ReplicaError, check_replicas
 from trainer.snapshot import list_snapshots
 from trainer.state_file import load_state
 from trainer_callback import TrainerCallback
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 
 
 def make(place, *callbacks, model=None, **config):

@@ -3,8 +3,8 @@
 import pytest
 
 from trainer_callback import PluginError, TrainerCallback
+from trainer_callback.calls.manager import Plugin
 from trainer_callback.discovery import find_version
-from trainer_callback.manager import Plugin
 
 
 class Keeps(TrainerCallback):

@@ -11,7 +11,7 @@ import torch
 from trainer import Trainer
 from trainer.metrics_file import read_logged
 from trainer_callback import TrainerCallback, hookimpl
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 
 
 class Vandal(TrainerCallback):

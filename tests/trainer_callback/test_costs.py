@@ -10,8 +10,8 @@ import pytest
 
 from trainer import Trainer
 from trainer_callback import TrainerCallback, hookimpl
-from trainer_callback.costs import SAMPLE_EVERY, CostMeter
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.costs import SAMPLE_EVERY, CostMeter
+from trainer_callback.calls.manager import CallbackManager
 
 
 def play(manager: CallbackManager, updates: int, seconds: float = 0.0) -> None:

@@ -25,7 +25,7 @@ KINDS = "{p.entry.name: [p.kind, p.problem] for p in discover()}"
 WARNINGS = """import logging
 logging.basicConfig(format='%(message)s', stream=sys.stdout)
 from trainer_callback.plugins import find_live
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 live = find_live()"""
 
 
@@ -47,7 +47,8 @@ def test_discovery_imports_no_plugin(site: Any) -> None:
 
 def test_the_plugin_system_imports_neither_torch_nor_numpy(site: Any) -> None:
     source = "\n".join(
-        f"import trainer_callback.{room}" for room in ("manager", "plugins", "saved_state", "state")
+        f"import trainer_callback.{room}"
+        for room in ("calls.manager", "calls.saved_state", "checks", "plugins", "state", "tensors")
     )
     loaded = "[name for name in ('torch', 'numpy', 'trainer', 'rich') if name in sys.modules]"
     assert site.evaluate(source, loaded) == []
@@ -243,7 +244,7 @@ def test_a_module_that_answers_for_its_attributes_cannot_spoil_the_names(site: A
     site.install("dist-a", plugins={"a": "m_a:Lazy"}, modules={"m_a": lazy})
     site.install("dist-b", plugins={"b": "m_b:Callback"}, modules={"m_b": CLASS})
     source = """import m_a, m_b
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 labels = [p.label for p in CallbackManager([m_b.Callback()]).plugins]"""
     assert site.evaluate(source, "labels") == ["b (dist-b 1.0)"]
 
@@ -265,7 +266,7 @@ def test_a_callback_made_in_code_is_named_by_where_its_class_was_installed(site:
     site.install("dist-a", "1.5", plugins={"a": "m_door:Callback"}, modules=modules)
     site.install("dist-m", "2.5", plugins={"m": "m_live"}, modules={"m_live": MODULE})
     source = """import m_door, m_live
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 class Own(m_door.Callback): pass
 labels = [p.label for p in CallbackManager([m_door.Callback(), m_live, Own()]).plugins]"""
     assert site.evaluate(source, "labels") == [
@@ -278,7 +279,7 @@ labels = [p.label for p in CallbackManager([m_door.Callback(), m_live, Own()]).p
 def test_a_plugin_made_by_name_is_the_callback_itself(site: Any) -> None:
     site.install("dist-a", plugins={"my-plugin": "m_a:Callback"}, modules={"m_a": CLASS})
     source = """from trainer_callback.plugins import create
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 label = CallbackManager([create('my_plugin', size=4)]).plugins[0].label"""
     assert site.evaluate(source, "label") == "my-plugin (dist-a 1.0)"
 

@@ -12,8 +12,8 @@ import pytest
 
 from trainer import Trainer
 from trainer_callback import CallbackError, TrainerCallback
+from trainer_callback.calls.manager import CallbackManager
 from trainer_callback.hookspecs import SPECS
-from trainer_callback.manager import CallbackManager
 
 GIVEN = dict(zip(SPECS["on_batch_start"].arguments, "tib", strict=True))
 WISHES = [names for count in range(4) for names in itertools.permutations(GIVEN, count)]

@@ -18,8 +18,8 @@ from trainer_callback import (
     UsageError,
     hookimpl,
 )
+from trainer_callback.calls.manager import CallbackManager, Plugin
 from trainer_callback.hookspecs import SPECS
-from trainer_callback.manager import CallbackManager, Plugin
 
 RUN_HOOKS = [hook for hook in HOOKS if not SPECS[hook].set_up]
 DURING = [hook for hook in RUN_HOOKS if hook not in ("on_snapshot_load", "on_exception")]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from trainer_callback import CallbackError, PluginError, TrainerCallback, hookimpl
+from trainer_callback.calls.implementation import find_implementations
+from trainer_callback.calls.manager import CallbackManager, Plugin
 from trainer_callback.hookspecs import SPECS
-from trainer_callback.implementation import find_implementations
-from trainer_callback.manager import CallbackManager, Plugin
 
 
 def call(manager: CallbackManager, hook: str, **arguments: Any) -> Any:

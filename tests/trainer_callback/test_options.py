@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Optional, Un
 import pytest
 
 from trainer_callback import PluginError, TrainerCallback, UsageError, hookimpl
+from trainer_callback.command_line.options import add_options, collect_options, read_options
 from trainer_callback.discovery import Entry
-from trainer_callback.options import add_options, collect_options, read_options
 from trainer_callback.plugins import InstalledPlugin
 
 if TYPE_CHECKING:

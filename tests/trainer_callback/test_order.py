@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer_callback import PluginError, TrainerCallback, hookimpl
-from trainer_callback.manager import CallbackManager, Plugin
+from trainer_callback.calls.manager import CallbackManager, Plugin
 
 
 def record(name: str, **wishes: object) -> Plugin:

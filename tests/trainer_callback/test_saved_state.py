@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from trainer_callback import PluginError, TrainerCallback
-from trainer_callback.manager import CallbackManager, Plugin
-from trainer_callback.saved_state import describe_writer, read_saved_state
+from trainer_callback.calls.manager import CallbackManager, Plugin
+from trainer_callback.calls.saved_state import describe_writer, read_saved_state
 
 STATE = {"best": 0.5}
 

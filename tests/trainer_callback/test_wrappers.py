@@ -11,7 +11,7 @@ import pluggy
 import pytest
 
 from trainer_callback import CallbackError, StopRequest, TrainerCallback, hookimpl
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 
 NEW: Any = {"wrapper": True}
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from trainer_callback import UsageError
-from trainer_callback.options import read_options
+from trainer_callback.command_line.options import read_options
 from trainer_lm.options import ModelOptions, OptimizerOptions, TextOptions
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from trainer_callback import option_text
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 from trainer_callback.state import to_plain
 
 from .config import ConfigError, TrainerConfig

@@ -9,9 +9,9 @@ from typing import Final
 import numpy
 
 from trainer_callback import StopRequest
-from trainer_callback.dispatch import Answer
+from trainer_callback.calls.dispatch import Answer
+from trainer_callback.calls.manager import CallbackManager, Plugin
 from trainer_callback.errors import show
-from trainer_callback.manager import CallbackManager, Plugin
 
 from .config import TrainerConfig
 from .progress import Progress

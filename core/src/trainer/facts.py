@@ -22,9 +22,9 @@ from torch.utils.data import (
 )
 
 from trainer_callback import TrainerCallback
+from trainer_callback.calls.manager import Plugin
+from trainer_callback.calls.saved_state import describe_writer
 from trainer_callback.discovery import find_version
-from trainer_callback.manager import Plugin
-from trainer_callback.saved_state import describe_writer
 
 from .config import TrainerConfig
 from .manifest import to_json_data

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from trainer_callback import GradientStats, SnapshotError
+from trainer_callback.calls.manager import CallbackManager
 from trainer_callback.errors import show
-from trainer_callback.manager import CallbackManager
 
 from .alike import check_alike
 from .config import TrainerConfig

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_callback import TrainerCallback, UsageError
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 from trainer_callback.plugins import find_live
 
 from .batch_size import BatchSizes

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer_callback import TrainerCallback, TrainerProtocol
+from trainer_callback.calls.manager import Plugin
 from trainer_callback.discovery import find_version
 from trainer_callback.errors import show
-from trainer_callback.manager import Plugin
 
 from .config import TrainerConfig
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from trainer_callback import PluginError, UsageError
+from trainer_callback.calls.manager import Plugin
+from trainer_callback.calls.order import arrange
 from trainer_callback.discovery import canonical, find_distribution, find_version, read_names
 from trainer_callback.errors import closest
-from trainer_callback.manager import Plugin
-from trainer_callback.order import arrange
 from trainer_callback.plugins import InstalledPlugin, admit
 
 from .command_flags import read_command_flags

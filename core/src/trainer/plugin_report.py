@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from trainer_callback import PluginError
+from trainer_callback.calls.manager import Plugin
+from trainer_callback.calls.order import arrange
+from trainer_callback.command_line.options import Option
 from trainer_callback.discovery import canonical, find_distribution
 from trainer_callback.errors import closest
 from trainer_callback.hints import show
-from trainer_callback.manager import Plugin
-from trainer_callback.options import Option
-from trainer_callback.order import arrange
 from trainer_callback.plugins import InstalledPlugin, admit, discover
 
 from .manifest import to_json_data

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer_callback import RunError
+from trainer_callback.calls.manager import CallbackManager
 from trainer_callback.hookspecs import SPECS
-from trainer_callback.manager import CallbackManager
 from trainer_callback.tensors import is_sharded, local_part
 
 from .ranks import Ranks

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trainer_callback import PluginError, StateError, TrainerProtocol
-from trainer_callback.identity import Plugin
-from trainer_callback.manager import CallbackManager
-from trainer_callback.saved_state import describe_writer, read_saved_state
+from trainer_callback.calls.identity import Plugin
+from trainer_callback.calls.manager import CallbackManager
+from trainer_callback.calls.saved_state import describe_writer, read_saved_state
 from trainer_callback.state import to_plain, to_plain_state
 
 __all__ = ["Deal", "collect_states", "deal_out"]

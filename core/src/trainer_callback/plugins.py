@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .calls.identity import Plugin
+from .calls.order import arrange
+from .command_line.installed import InstalledPlugin
 from .discovery import Entry, canonical, find_entries
 from .errors import PluginError, closest
 from .hookspecs import TrainerCallback
-from .identity import Plugin
-from .installed import InstalledPlugin
-from .order import arrange
 
 __all__ = ["InstalledPlugin", "admit", "create", "discover", "find_live", "read_one_off"]
 

@@ -21,8 +21,8 @@ from trainer.output import printing
 from trainer.ranks import join_ranks, leave_ranks
 from trainer.rng import seed_rng
 from trainer_callback import RunError, UsageError
+from trainer_callback.calls.manager import Plugin
 from trainer_callback.discovery import find_version
-from trainer_callback.manager import Plugin
 
 from .data import Facts, make_loaders
 from .memory import check_size, keep_freed_memory

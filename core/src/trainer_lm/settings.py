@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer.config import ConfigError, TrainerConfig
-from trainer_callback.manager import Plugin
-from trainer_callback.options import Option, add_options, collect_options, read_options
+from trainer_callback.calls.manager import Plugin
+from trainer_callback.command_line.options import Option, add_options, collect_options, read_options
 from trainer_callback.plugins import InstalledPlugin
 
 from .config_file import write_value

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Final
 import pytest
 
 from trainer_callback import PluginError, TrainerCallback
-from trainer_callback.implementation import describe, find_implementations
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.implementation import describe, find_implementations
+from trainer_callback.calls.manager import CallbackManager
 
 from .compare import find_difference
 from .installed import find_plugin, read_group, read_options

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
+from ..errors import CallbackError, show
+from ..hookspecs import HookSpec
+from ..protocol import StopRequest
 from .costs import CostMeter, HookCost
 from .dispatch import Answer, FailureHandler, Owned, make_pick
-from .errors import CallbackError, show
-from .hookspecs import HookSpec
-from .protocol import StopRequest
 
 __all__ = ["wrap"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import PluginError
-from .hints import Reader, find_reader, read_hints, show, to_bool
-from .hookspecs import OptionParser
-from .implementation import describe
+from ..calls.implementation import describe
+from ..errors import PluginError
+from ..hints import Reader, find_reader, read_hints, show, to_bool
+from ..hookspecs import OptionParser
 
 __all__ = ["Option", "add_flag", "add_options", "build", "collect_options", "read_options"]
 

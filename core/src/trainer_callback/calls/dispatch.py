@@ -21,9 +21,9 @@ from functools import partial
 from types import FunctionType
 from typing import Any, Protocol, cast
 
-from .arguments import clone
+from ..arguments import clone
+from ..hookspecs import HookSpec
 from .costs import CostMeter, HookCost
-from .hookspecs import HookSpec
 from .identity import Plugin
 from .implementation import Implementation, describe
 

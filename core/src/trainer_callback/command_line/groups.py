@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NoReturn
 
-from .errors import text_of
+from ..errors import text_of
 from .guard import aside
 
 __all__ = ["Group", "read_group"]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from .checks import is_count
-from .discovery import Entry
-from .errors import PluginError, show
+from ..checks import is_count
+from ..discovery import Entry
+from ..errors import PluginError, show
 from .implementation import describe
 
 __all__ = ["Plugin", "identify"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from .hookspecs import SPECS
+from ..hookspecs import SPECS
 
 __all__ = ["SAMPLE_EVERY", "CostMeter", "HookCost"]
 

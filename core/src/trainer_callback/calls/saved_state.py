@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import PluginError
+from ..errors import PluginError
 from .identity import Plugin
 from .implementation import describe
 

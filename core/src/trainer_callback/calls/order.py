@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from .errors import PluginError, show
+from ..errors import PluginError, show
 from .identity import Plugin
 
 __all__ = ["arrange"]

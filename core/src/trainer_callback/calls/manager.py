@@ -11,15 +11,15 @@ from typing import Any
 
 import pluggy
 
+from ..discovery import find_entries
+from ..errors import CallbackError, PluginError, UsageError, show, text_of
+from ..hookspecs import HOOKS, PROJECT, SPECS, HookSpec, TrainerCallback
+from ..protocol import TrainerProtocol
 from .costs import CostMeter
-from .discovery import find_entries
 from .dispatch import Answer, Owned, find_shared, make_call
-from .errors import CallbackError, PluginError, UsageError, show, text_of
-from .hookspecs import HOOKS, PROJECT, SPECS, HookSpec, TrainerCallback
 from .identity import Plugin, identify
 from .implementation import Implementation, find_implementations, find_late, find_unmarked
 from .order import arrange
-from .protocol import TrainerProtocol
 from .wrappers import wrap
 
 __all__ = ["CallbackManager", "Plugin"]

@@ -13,8 +13,8 @@ from functools import cached_property, partialmethod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
-from .errors import PluginError, closest
-from .hookspecs import HOOKS, PROJECT, SPECS, TrainerCallback
+from ..errors import PluginError, closest
+from ..hookspecs import HOOKS, PROJECT, SPECS, TrainerCallback
 
 __all__ = [
     "Implementation",

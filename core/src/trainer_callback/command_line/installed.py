@@ -10,15 +10,15 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from .discovery import Entry
-from .errors import PluginError, UsageError, text_of
+from ..calls.identity import Plugin
+from ..calls.implementation import Implementation, describe, find_implementations
+from ..calls.order import arrange
+from ..discovery import Entry
+from ..errors import PluginError, UsageError, text_of
+from ..hookspecs import SPECS, TrainerCallback
 from .groups import Group, read_group
 from .guard import aside, untouched
-from .hookspecs import SPECS, TrainerCallback
-from .identity import Plugin
-from .implementation import Implementation, describe, find_implementations
 from .options import Option, add_flag, add_options, build, collect_options, read_options
-from .order import arrange
 
 __all__ = ["InstalledPlugin"]
 

@@ -1,0 +1,1 @@
+"""What an object implements of the hooks, and the calls of those who do, in order."""

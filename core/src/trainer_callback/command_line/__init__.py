@@ -1,0 +1,1 @@
+"""Installed plugins on a command line: their options, and the callbacks that these ask for."""
