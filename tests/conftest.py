@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,3 +99,76 @@ def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def site(tmp_path: Path, bare_packages: Path) -> Site:
     return Site(tmp_path / "site", bare_packages)
+
+
+class Gan:
+    """The hooks of the step as a host of two optimizers calls them: once for each in a turn.
+
+    `trainer.step` is n - 1 in every `on_backward_end` of a turn and n in every `on_step_end`;
+    `trainer.optimizer` is the one at hand there, the first one elsewhere.
+    """
+
+    def __init__(self, callback: Any, output_dir: Path | None = None, **config: Any) -> None:
+        import torch
+        from torch import nn
+
+        torch.manual_seed(0)
+        self.model = nn.ModuleDict({"d": nn.Linear(3, 1), "g": nn.Linear(2, 3)})
+        self.optimizers = {
+            name: torch.optim.SGD(part.parameters(), lr=0.01) for name, part in self.model.items()
+        }
+        self.callback = callback
+        self.output_dir = output_dir
+        self.config = SimpleNamespace(max_grad_norm=None, precision="fp32", **config)
+        self.optimizer = self.optimizers["d"]
+        self.step = self.epoch = 0
+        self.is_main_process, self.has_validation = True, False
+        self.snapshot_due = self.last_update_of_epoch = False
+        self.loss_scale, self.metrics = None, {}
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, metrics: dict[str, float]) -> None:
+        self.logged.append((self.step, metrics))
+
+    def gradient_stats(self, groups: Any, *, norm_type: float = 2.0) -> Any:
+        """Refuses names that are not those of the optimizer at hand."""
+        from trainer.gradients import Gradients
+
+        gradients = Gradients(self.model, self.optimizer, only_optimized=True)
+        assert {name for names in groups.values() for name in names} <= {*gradients.names}
+        return gradients.stats(groups, norm_type)
+
+    def start(self, state: Any = None) -> None:
+        if state is not None:
+            self.callback.on_snapshot_load(self, {}, state)
+        self.callback.on_train_start(self, resumed=state is not None)
+
+    def turn(self, *names: str, bad: str = "") -> None:
+        """One update of the optimizers `names`, of which `bad` is skipped, for NaN gradients."""
+        import torch
+
+        self.step += 1
+        for name in names or self.optimizers:
+            self.optimizer = self.optimizers[name]
+            self.step -= 1
+            self.model.zero_grad()  # of what another one's backward pass has left
+            x = self.model["g"](torch.full((1, 2), 1 / (1 + self.step)))
+            loss = (self.model["d"](x) - 1).square().sum()
+            (loss * float("nan" if name == bad else 1)).backward()
+            self.callback.on_backward_end(self)
+            if self.config.max_grad_norm is not None:
+                norm = torch.tensor(1.0)
+                self.callback.on_gradients_clipped(self, norm, torch.tensor(name == "g"))
+            if name != bad:
+                self.optimizer.step()
+            self.step += 1
+            self.callback.on_step_end(self, skipped=name == bad)
+        self.optimizer = self.optimizers["d"]
+
+    def save(self) -> Any:
+        return self.callback.on_snapshot_save(self, self.epoch, self.step)
+
+
+@pytest.fixture
+def gan() -> type[Gan]:
+    return Gan

@@ -387,3 +387,30 @@ def test_statistics_of_float64_are_those_of_float64(norm_type: float) -> None:
     assert found["max_abs"] == float(grad.abs().max())
     assert found["mean"] == pytest.approx(float(grad.mean()))
     assert found["nonfinite"] == 0
+
+
+def test_index_tensors_are_made_at_the_first_measurement_only(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    create = torch.tensor
+
+    class Counting(GradientMonitorCallback):
+        def on_backward_end(self, trainer: Any) -> None:
+            monkeypatch.setattr(
+                torch, "tensor", lambda *a, **k: made.append(trainer.step) or create(*a, **k)
+            )
+            super().on_backward_end(trainer)
+
+        def on_step_end(self, trainer: Any, skipped: bool) -> None:
+            super().on_step_end(trainer, skipped)
+            monkeypatch.undo()
+
+    from trainer.gradient_stats import _index
+    from trainer_gradient_monitor import arithmetic
+
+    _index.cache_clear()
+    arithmetic._index.cache_clear()
+    make(Counting(report=False, monitor_interval=1), tmp_path, max_grad_norm=1.0).train()
+    assert made
+    assert {*made} <= {0, 1}  # step 0 before the first update, 1 behind it

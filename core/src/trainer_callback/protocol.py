@@ -63,7 +63,7 @@ class GradientStats:
         values: tensor (R, C) on the device of the gradients, float32 (float64 where a gradient
             is). No copy to the host was made.
         total_norm: 0-dim tensor as wide, the 2-norm over *all* gradients (every parameter of the
-            model, filters or not); shared with clipping.
+            model, or of the optimizer at hand where there are several; filters or not).
         disconnected: names of parameters that require a gradient and got none.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer_callback.tensors import is_sharded, local_part
@@ -37,16 +37,17 @@ class WeightAverage:
         self._shards: list[Any] = [each for each in model.modules() if hasattr(each, "reshard")]
         self._own: dict[str, torch.Tensor] | None = None
 
-    def update(self, decay: float) -> None:
+    def update(self, decay: float, is_meant: Callable[[str], bool] = lambda name: True) -> None:
         """Moves each average towards its weight; the first time, the average is the weight.
 
         Args:
             decay: share of the old average in the new one.
+            is_meant: whether the weight of a name is averaged this time.
         """
         from torch.optim import swa_utils
 
         get_update: Any = swa_utils.get_ema_multi_avg_fn  # which has no types
-        weights = self._find()
+        weights = {name: weight for name, weight in self._find().items() if is_meant(name)}
         for name, weight in weights.items():
             if name not in self.averages or self.averages[name].shape != weight.shape:
                 self.averages[name] = _widen(weight).clone()
@@ -54,6 +55,15 @@ class WeightAverage:
         wide = [local_part(_widen(weight)) for weight in weights.values()]
         if averages:
             get_update(decay)(averages, wide, 0)
+
+    def forget(self, names: Container[str]) -> None:
+        """Drops averages: those of `names` start again."""
+        self.averages = {n: average for n, average in self.averages.items() if n not in names}
+
+    def find_own(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Returns the names of the optimizer's parameters, in the model's order."""
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return [name for name, p in self._model.named_parameters() if id(p) in own]
 
     def load(self, averages: Mapping[str, torch.Tensor]) -> None:
         """Goes on from `averages`; those of weights that the model has not are dropped."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl, option_text
 from trainer_callback.checks import option_error
 from trainer_callback.values import check_types
 
 from .average import WeightAverage
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["EMACallback"]
 
@@ -22,6 +26,14 @@ _PREFIX: Final = "ema_"
 _refuse = partial(option_error, "EMACallback", _PREFIX)
 
 
+@dataclass
+class _Other:
+    """An optimizer beside the first one: its parameters, and its updates so far."""
+
+    names: list[str]
+    updates: int = 0
+
+
 class EMACallback(TrainerCallback):
     """Keeps an exponential moving average of the weights, which often validates better than they.
 
@@ -29,6 +41,9 @@ class EMACallback(TrainerCallback):
     over the first updates it is lower, or a short run would end in an average of its first weights.
     The weights that are
     trained are not changed: a run with it trains the same ones, bit by bit, as a run without.
+
+    Of several optimizers each has the updates of its own parameters counted and averaged; whatever
+    no other has is averaged with the first one's.
 
     With early stopping, the weights that it keeps as the best are those that were validated, so
     averages, and it has the last word at the end of the run.
@@ -79,6 +94,9 @@ class EMACallback(TrainerCallback):
         self.use_for_validation = use_for_validation
         self.swap_at_end = swap_at_end
         self.updates: int = 0
+        self._first: object = None
+        self._others: dict[str, _Other] = {}
+        self._keys: dict[object, str] = {}
         self._average: WeightAverage | None = None
         self._is_short = False
 
@@ -91,6 +109,8 @@ class EMACallback(TrainerCallback):
         self._start(trainer)
         if state is not None and self._average is not None:
             self.updates = state["updates"]
+            others = state.get("others", {})
+            self._others = {key: _Other(**other) for key, other in others.items()}
             self._average.load(state["averages"])
 
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
@@ -124,8 +144,12 @@ class EMACallback(TrainerCallback):
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
         if skipped or self._average is None or trainer.step <= self.start_step:
             return
+        if trainer.optimizer is not self._first:
+            self._follow_other(self._average, trainer.optimizer)
+            return
         if self.updates % self.every == 0:
-            self._average.update(self._decay_now)
+            others = {name for other in self._others.values() for name in other.names}
+            self._average.update(self._find_decay(self.updates), lambda name: name not in others)
         self.updates += 1
 
     @hookimpl(tryfirst=True)
@@ -149,7 +173,9 @@ class EMACallback(TrainerCallback):
         if self._average is None:
             return {"updates": self.updates, "averages": {}}
         self._average.heal()
-        return {"updates": self.updates, "averages": self._average.averages}
+        state = {"updates": self.updates, "averages": self._average.averages}
+        others = {key: asdict(other) for key, other in self._others.items()}
+        return {**state, "others": others} if others else state
 
     def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
         self._swap_out()  # the exception may have come out of a validation
@@ -168,17 +194,35 @@ class EMACallback(TrainerCallback):
                 option_text("every", prefix=_PREFIX),
             )
             return
+        for other in self._others.values():
+            if other.updates <= self.every:
+                self._average.forget(other.names)
         self._average.copy_in()
         logger.info("the model has the average over %d updates now.", self.updates)
 
-    @property
-    def _decay_now(self) -> float:
+    def _find_decay(self, updates: int) -> float:
         """As TensorFlow's `ExponentialMovingAverage(num_updates=n)` warms it up."""
-        done = self.updates // self.every
+        done = updates // self.every
         return min(self.decay, (1 + done) / (10 + done)) if self.warmup else self.decay
 
+    def _follow_other(self, average: WeightAverage, optimizer: torch.optim.Optimizer) -> None:
+        """Averages what an optimizer has that is not the first one."""
+        key = self._keys.get(optimizer)
+        if key is None:
+            names = average.find_own(optimizer)
+            key = self._keys[optimizer] = names[0]
+            if key not in self._others:
+                self._others[key] = _Other(names)
+                average.forget(names)  # averaged with the first one's before this was known
+        other = self._others[key]
+        if other.updates % self.every == 0:
+            other.names = average.find_own(optimizer)
+            own = {*other.names}
+            average.update(self._find_decay(other.updates), lambda name: name in own)
+        other.updates += 1
+
     def _start(self, trainer: TrainerProtocol) -> None:
-        self.updates = 0
+        self.updates, self._first, self._others, self._keys = 0, trainer.optimizer, {}, {}
         self._average = WeightAverage(trainer.model, use_buffers=self.use_buffers)
 
     def _swap_out(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,13 @@ from trainer_callback import (
 )
 from trainer_callback.values import check_types
 
-from .files import PAGE, PICTURE, RECORD, claim
-from .groups import Groups, Level, group_parameters
+from .files import FOLDER, PAGE, PICTURE, RECORD, claim, safe_name
+from .groups import Groups, Level, find_own, group_parameters, keep, name_part
 from .measurement import Probe, Reading
 from .names import readable
 from .news import describe_change, describe_disconnected, describe_nonfinite
 from .options import PREFIX, OnNonfinite, check_options, to_patterns
+from .plan import clip_limit, describe_plan, is_due, tell_idle
 from .record import Record, describe_step, make_entry, make_scalars
 from .report import Report
 from .state import MonitorState
@@ -47,6 +49,9 @@ class GradientMonitorCallback(TrainerCallback):
     changes nothing: a run with it ends in the same weights, bit by bit, as a run without. It writes
     `gradients.jsonl` (the full record), `gradient_flow.png` and `gradient_flow.html` to
     `OUTPUT_DIR/gradient_flow/`.
+
+    Of several optimizers each has its parameters watched as if it were alone: the first by this
+    monitor, every other by one like it, with counts, verdicts and a folder of its own.
 
     Args:
         monitor_at_snapshots: measure at every update that a snapshot follows
@@ -108,6 +113,11 @@ class GradientMonitorCallback(TrainerCallback):
         check_options(self)
         self.state: MonitorState = MonitorState.fresh({}, (), history)
         self._groups: Groups = {}
+        self._name = ""
+        self._optimizer: object = None
+        self._others: dict[object, GradientMonitorCallback] = {}
+        self._saved: dict[str, Any] = {}
+        self._cut_at = 0
         self._record: Record | None = None
         self._report: Report | None = None
         self._probe: Probe | None = None
@@ -124,6 +134,7 @@ class GradientMonitorCallback(TrainerCallback):
         self._start(trainer)
         if state is None:  # called by hand, as in the first version
             state = checkpoint["callback_state"].get(self.state_key or type(self).__name__)
+        self._saved = dict((state or {}).get("others", {}))
         if state is not None and not self.state.load_plain(state):
             logger.info("level, filter or model changed since the snapshot: a new history starts.")
 
@@ -132,86 +143,119 @@ class GradientMonitorCallback(TrainerCallback):
             self._start(trainer)
         where = "no files, for there is no output directory"
         if trainer.output_dir is not None and trainer.is_main_process:
-            folder = trainer.output_dir / "gradient_flow"
-            self._open(folder, trainer.step if resumed else 0, _clip_limit(trainer))
+            folder = trainer.output_dir / FOLDER
+            self._cut_at = trainer.step if resumed else 0
+            self._open(folder, self._cut_at, clip_limit(trainer))
             where = f"record in {folder}"
         logger.info(
-            "gradients: measures %d rows %s; %s.", len(self._groups), self._describe_plan(), where
+            "gradients: measures %d rows %s; %s.", len(self._groups), describe_plan(self), where
         )
-        self._tell_idle(trainer)
+        tell_idle(self, trainer)
 
     def on_backward_end(self, trainer: TrainerProtocol) -> None:
-        if self._is_due(trainer):
-            self._probe = Probe(
-                trainer,
-                self._groups,
-                norm_type=self.monitor_norm_type,
-                update_ratio=self.monitor_update_ratio,
-                histogram=self.monitor_histogram,
-            )
+        if is_due(self, trainer):
+            self._find_watch(trainer)._measure(trainer)
 
     def on_gradients_clipped(
         self, trainer: TrainerProtocol, total_norm: torch.Tensor, clipped: torch.Tensor
     ) -> None:
-        if self._clipped is None:
-            self._clipped = clipped.float()
-        else:
-            self._clipped += clipped
+        watch = self._find_watch(trainer)
+        before = watch._clipped
+        watch._clipped = clipped.float() if before is None else before + clipped
 
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
-        self.state.count_update(skipped=skipped)
-        if self.state.skipped_in_a_row == _MANY_SKIPPED:
+        watch = self._find_watch(trainer)
+        watch.state.count_update(skipped=skipped)
+        if watch.state.skipped_in_a_row == _MANY_SKIPPED:
             logger.warning(
                 "update %d: %d updates in a row were skipped, whatever the loss scale: the loss "
                 "or the gradients are not finite.",
                 trainer.step,
                 _MANY_SKIPPED,
             )
-        if self._probe is not None:
-            self._take(trainer, trainer.step, skipped=skipped)
+        if watch._probe is not None:
+            watch._take(trainer, trainer.step, skipped=skipped)
 
     def should_stop_training(self, trainer: TrainerProtocol) -> StopRequest | None:
-        return self._stop
+        return next((watch._stop for watch in self._watches if watch._stop is not None), None)
 
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
     ) -> Mapping[str, object] | None:
-        if self._clipped is not None:
-            self.state.clipped_since += int(self._clipped)
-            self._clipped = None
-        if self._record is not None:
-            self._record.sync()
-        return self.state.to_plain()
+        for watch in self._watches:
+            if watch._clipped is not None:
+                watch.state.clipped_since += int(watch._clipped)
+                watch._clipped = None
+            if watch._record is not None:
+                watch._record.sync()
+        self._saved.update({w._name: w.state.to_plain() for w in self._others.values()})
+        others = {"others": dict(self._saved)} if self._saved else {}
+        return {**self.state.to_plain(), **others}
 
     def on_snapshot_saved(
         self, trainer: TrainerProtocol, path: Path, epoch: int, step: int
     ) -> None:
-        if self._report is not None:
-            self._report.write_if_cheap(self.state, self._last)
+        for watch in self._watches:
+            if watch._report is not None:
+                watch._report.write_if_cheap(watch.state, watch._last)
 
     def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
-        if self._probe is not None:  # the measured update ended the run: say where it came from
-            self.state.count_update(skipped=True)
-            self._take(trainer, trainer.step + 1, skipped=True)
+        for watch in self._watches:
+            if watch._probe is not None:  # this update ended the run: say where it came from
+                watch.state.count_update(skipped=True)
+                watch._take(trainer, trainer.step + 1, skipped=True)
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
-        if not self.state.updates:
-            return
-        if not self.state.measured:
+        if self.state.updates and not any(watch.state.measured for watch in self._watches):
             logger.warning(
                 "nothing was measured in %d updates: no snapshot was due. Use %s to measure every "
                 "100 updates.",
                 self.state.updates,
                 option_text("monitor_interval", 100, PREFIX),
             )
-            return
-        if self._report is not None:
-            self._report.write(self.state, self._last)
-        page = self._report.page if self._report is not None else None
-        logger.info("%s", summarize(self.state, page))
+        for watch in self._watches:
+            if watch.state.updates and watch.state.measured:
+                if watch._report is not None:
+                    watch._report.write(watch.state, watch._last)
+                page = watch._report.page if watch._report is not None else None
+                logger.info("%s", summarize(watch.state, page))
+
+    @property
+    def _watches(self) -> tuple[GradientMonitorCallback, ...]:
+        return (self, *self._others.values())
+
+    def _find_watch(self, trainer: TrainerProtocol) -> GradientMonitorCallback:
+        """Returns the monitor of the optimizer at hand, which is made when it is first needed."""
+        if trainer.optimizer is self._optimizer:
+            return self
+        watch = self._others.get(trainer.optimizer)
+        if watch is None:
+            watch = copy.copy(self)
+            watch._start(trainer)
+            own = find_own(trainer.model, trainer.optimizer)
+            watch._name = name_part(own, {each._name for each in self._others.values()})
+            if trainer.output_dir is not None and trainer.is_main_process:
+                folder = trainer.output_dir / FOLDER / safe_name(watch._name)
+                watch._open(folder, self._cut_at, clip_limit(trainer))
+            if watch._name in self._saved:
+                watch.state.load_plain(self._saved[watch._name])
+            self._others[trainer.optimizer] = watch
+        return watch
+
+    def _measure(self, trainer: TrainerProtocol) -> None:
+        own = keep(self._groups, find_own(trainer.model, trainer.optimizer))
+        if own:
+            self._probe = Probe(
+                trainer,
+                own,
+                norm_type=self.monitor_norm_type,
+                update_ratio=self.monitor_update_ratio,
+                histogram=self.monitor_histogram,
+            )
 
     def _start(self, trainer: TrainerProtocol) -> None:
-        """Forgets every earlier run."""
+        """Forgets every earlier run, and watches the optimizer at hand."""
+        self._name, self._optimizer, self._others, self._saved = "", trainer.optimizer, {}, {}
         names = [name for name, _ in trainer.model.named_parameters()]
         self._groups = group_parameters(
             names,
@@ -251,14 +295,6 @@ class GradientMonitorCallback(TrainerCallback):
         if self.report:
             self._report = Report(folder, self.vanish_threshold, limit)
 
-    def _is_due(self, trainer: TrainerProtocol) -> bool:
-        interval = self.monitor_interval
-        return (
-            (self.monitor_at_snapshots and trainer.snapshot_due)
-            or (interval is not None and (trainer.step + 1) % interval == 0)
-            or (self.monitor_at_epochs and trainer.last_update_of_epoch)
-        )
-
     def _take(self, trainer: TrainerProtocol, step: int, *, skipped: bool) -> None:
         """Reads the probe and passes the numbers on to history, record, log and people."""
         assert self._probe is not None
@@ -273,7 +309,7 @@ class GradientMonitorCallback(TrainerCallback):
             explode_limit=math.inf if median is None else self.explode_threshold * median,
         )
         counts = state.count_measured(step, reading.clipped, reading.loss_scale)
-        facts = {"skipped": skipped, **counts, **describe_step(reading, _clip_limit(trainer))}
+        facts = {"skipped": skipped, **counts, **describe_step(reading, clip_limit(trainer))}
         # A loss scaler finds its scale by trying: what it skips is no news about the layers.
         expected = skipped and getattr(trainer.config, "precision", None) == "fp16"
         known = {} if expected else verdicts
@@ -286,7 +322,8 @@ class GradientMonitorCallback(TrainerCallback):
         if not skipped and math.isfinite(reading.total_norm):
             state.recent_norms.append(reading.total_norm)
         if step == trainer.step:
-            trainer.log(make_scalars(facts))
+            end = f"/{self._name}" if self._name else ""
+            trainer.log({name + end: value for name, value in make_scalars(facts).items()})
 
     def _tell(
         self,
@@ -311,32 +348,3 @@ class GradientMonitorCallback(TrainerCallback):
         if nonfinite and self.on_nonfinite == "stop":
             self._stop = StopRequest("non_finite_gradient", f"update {step}: {nonfinite}")
         state.remember(verdicts, reading.disconnected, nonfinite=bool(nonfinite))
-
-    def _tell_idle(self, trainer: TrainerProtocol) -> None:
-        """Says which option has no effect in this run, where that can be known."""
-        steps: int | None = getattr(trainer.config, "max_steps", None)
-        every = self.monitor_interval
-        if every is not None and steps is not None and every > steps:
-            text = "monitor_interval %d is beyond the %d updates of this run."
-            logger.warning(text, every, steps)
-        elsewhen = every is not None or self.monitor_at_epochs
-        if self.monitor_at_snapshots and trainer.output_dir is None and not elsewhen:
-            logger.warning(
-                "monitor_at_snapshots has no effect without an output directory. Use %s.",
-                option_text("monitor_interval", 100, PREFIX),
-            )
-
-    def _describe_plan(self) -> str:
-        moments = []
-        if self.monitor_at_snapshots:
-            moments.append("before each snapshot")
-        if self.monitor_interval is not None:
-            moments.append(f"every {self.monitor_interval} updates")
-        if self.monitor_at_epochs:
-            moments.append("at the end of each epoch")
-        return " and ".join(moments)
-
-
-def _clip_limit(trainer: TrainerProtocol) -> float | None:
-    limit: float | None = getattr(trainer.config, "max_grad_norm", None)
-    return limit

@@ -11,8 +11,9 @@ from typing import Final
 
 from trainer_callback import UsageError
 
-__all__ = ["MARK", "PAGE", "PICTURE", "RECORD", "claim", "write_whole"]
+__all__ = ["FOLDER", "MARK", "PAGE", "PICTURE", "RECORD", "claim", "safe_name", "write_whole"]
 
+FOLDER: Final = "gradient_flow"
 RECORD: Final = "gradients.jsonl"
 PAGE: Final = "gradient_flow.html"
 PICTURE: Final = "gradient_flow.png"
@@ -43,6 +44,11 @@ def claim(folder: Path, names: Sequence[str]) -> None:
             f"the gradient monitor cannot write {error.filename or folder}: {error.strerror}. Move "
             "it away, or use another output_dir."
         ) from error
+
+
+def safe_name(name: str) -> str:
+    """Returns the name of a folder for whatever a module may be called."""
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def write_whole(path: Path, content: bytes) -> None:

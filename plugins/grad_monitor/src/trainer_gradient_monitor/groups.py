@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, TypeAlias
+from itertools import takewhile
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-__all__ = ["Groups", "Level", "group_parameters"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Groups", "Level", "find_own", "group_parameters", "keep", "name_part"]
 
 Level: TypeAlias = Literal["global", "layer", "parameter"]
 Groups: TypeAlias = dict[str, tuple[str, ...]]
@@ -37,6 +41,29 @@ def group_parameters(
         if not _matches(name, exclude):
             rows.setdefault(_row(name, level, depth), []).append(name)
     return {row: tuple(members) for row, members in rows.items()}
+
+
+def find_own(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Returns the names of the optimizer's parameters, in the model's order."""
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in own]
+
+
+def keep(groups: Groups, names: Iterable[str]) -> Groups:
+    """Returns of each row what is among `names`, and only rows of which something is."""
+    known = {*names}
+    kept = {row: tuple(n for n in members if n in known) for row, members in groups.items()}
+    return {row: members for row, members in kept.items() if members}
+
+
+def name_part(names: Sequence[str], taken: Collection[str]) -> str:
+    """Returns a name for a part of the model: the module that all of its parameters are in, or the
+    first of them where there is none, or its name is taken.
+    """
+    paths = [name.split(".")[:-1] for name in names]
+    common = takewhile(lambda parts: len({*parts}) == 1, zip(*paths, strict=False))
+    name = ".".join(parts[0] for parts in common)
+    return name if name and name not in taken else names[0]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
