@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = ["trainer_callback", "trainer", "trainer_lm"]
+PACKAGES = ["trainer_callback", "trainer", "trainer_lm", "trainer_tool"]
 PLUGINS = Path(__file__).parent.parent / "plugins"
 
 

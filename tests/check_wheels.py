@@ -104,6 +104,7 @@ class Environment:
         text.write_text("the quick brown fox jumps over the lazy dog\n" * 50)
         job = ["--dataset", str(text), "--epochs", "1", *TINY]
         self.train(job, folder / "alone")
+        self.command(["trainer", "new-plugin", "mine", "--directory", str(folder)])
         expect("--early_stopping" not in self.help(), "core alone has no flag of a plugin")
         refused = self.command(["train-lm", "--early_stopping"], code=2)
         expect("pip install trainer-plugin-early-stopping" in refused, "the pip line is shown")

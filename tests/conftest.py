@@ -81,7 +81,7 @@ class Site:
 
     def command(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Runs `trainer ARGUMENTS`."""
-        code = "from trainer.cli import main; raise SystemExit(main())"
+        code = "from trainer_tool.cli import main; raise SystemExit(main())"
         return self.python("-c", code, *arguments, **variables)
 
 

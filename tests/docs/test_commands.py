@@ -49,7 +49,7 @@ def test_the_command_exists(command, flags, world, files, plugin_site, monkeypat
     elif program == "make":
         assert re.search(rf"^{arguments[0]}:.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
     elif program == "trainer":
-        trainer_cli = importlib.import_module("trainer.cli")
+        trainer_cli = importlib.import_module("trainer_tool.cli")
         assert trainer_cli.main(arguments) == 0
     elif program == "pip":
         check_pip(arguments)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from trainer import NonFiniteError, Trainer, TrainerConfig
-from trainer.cli import main
 from trainer.snapshot import list_snapshots
 from trainer.state_file import load_state
 from trainer_callback import CallbackError, TrainerCallback
+from trainer_tool.cli import main
 
 
 class Net(nn.Module):

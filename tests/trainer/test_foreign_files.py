@@ -290,7 +290,7 @@ def test_an_empty_path_is_refused(tiny, tmp_path, monkeypatch):
 
 
 def test_the_command_refuses_an_empty_path(capsys):
-    from trainer.cli import main
+    from trainer_tool.cli import main
 
     with pytest.raises(SystemExit) as caught:
         main(["snapshot", "list", ""])

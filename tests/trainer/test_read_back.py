@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.cli import main
 from trainer.config import TrainerConfig as Config
 from trainer.keeper import SnapshotKeeper
 from trainer.snapshot import list_snapshots, write_snapshot
@@ -26,6 +25,7 @@ from trainer_callback import (
     TrainerCallback,
     UsageError,
 )
+from trainer_tool.cli import main
 
 
 class Image(torch.Tensor):

@@ -72,13 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def read_flags(*, plugins: bool) -> dict[str, str]:
-    """Returns the flags of the command -> where their values go.
-
-    Args:
-        plugins: with those of the installed plugins.
+def read_flags(plugins: Sequence[InstalledPlugin]) -> dict[str, str]:
+    """Returns the flags of the command and of `plugins` -> where their values go. A plugin whose
+    flags it cannot have is set aside.
     """
-    return _read_flags(_make_parser(discover() if plugins else [], ()))
+    return _read_flags(_make_parser(plugins, ()))
 
 
 def _read(arguments: list[str]) -> Settings | None:

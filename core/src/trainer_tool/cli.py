@@ -1,5 +1,5 @@
-"""The command `trainer`: plugins and snapshots, each in a room of its own that is imported when it
-is asked for. Imports no torch.
+"""The command `trainer`: each sub-command in a room of its own, imported when it is asked for.
+Imports no torch.
 """
 
 from __future__ import annotations

@@ -331,7 +331,7 @@ def test_a_file_that_the_doctor_cannot_read_is_refused(site: Any, text: str | No
 @pytest.mark.parametrize("words", [["list"], ["show", "warmth"], ["doctor"]])
 def test_the_command_imports_no_torch_and_no_numpy(plugins: Any, words: list[str]) -> None:
     source = f"""import contextlib, io
-from trainer.cli import main
+from trainer_tool.cli import main
 with contextlib.redirect_stdout(io.StringIO()):
     main(['plugins', *{words}])"""
     assert plugins.evaluate(source, "[n for n in ('torch', 'numpy') if n in sys.modules]") == []

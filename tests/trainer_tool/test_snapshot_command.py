@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from trainer.cli import main
 from trainer.manifest import MANIFEST, read_manifest, seal
 from trainer.rundir import RunDirectory
 from trainer.snapshot import list_snapshots
+from trainer_tool.cli import main
 
 
 @pytest.fixture
-def run(tiny, tmp_path):
+def run(tiny_trainer, tmp_path):
     place = tmp_path / "run"
-    assert tiny.child(lambda: tiny.trainer(place, epochs=1).train()).wait() == 0
+    tiny_trainer(batches=6, epochs=1, snapshot_interval=2, output_dir=place).train()
     return place
 
 
@@ -99,15 +99,15 @@ def test_words_of_a_snapshot_do_not_steer_the_terminal(run, capsys):
 @pytest.mark.parametrize("action", ["list", "show"])
 def test_the_command_imports_no_torch_to_show_something(run, action):
     code = (
-        f"import sys; from trainer.cli import main; main(['snapshot', '{action}', sys.argv[1]]);"
-        "sys.exit('torch' in sys.modules)"
+        "import sys; from trainer_tool.cli import main; "
+        f"main(['snapshot', '{action}', sys.argv[1]]); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(run)], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("words", ["plugins", "snapshot list run", "snapshot list run --json"])
 def test_a_full_disk_and_a_closed_output_are_no_tracebacks(run, words):
-    line = f"{sys.executable} -c 'from trainer.cli import main; exit(main())' {words}"
+    line = f"{sys.executable} -c 'from trainer_tool.cli import main; exit(main())' {words}"
 
     def shell(end):
         done = subprocess.run(

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from .manifest import to_json_data
-from .output import printing, write_out
+from trainer.manifest import to_json_data
+from trainer.output import printing, write_out
+
 from .snapshot_report import Report, find_snapshots, prune, report
 
 __all__ = ["main"]

@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from trainer.manifest import to_json_data
+from trainer.output import write_out
 from trainer_callback import PluginError
 from trainer_callback.calls.manager import Plugin
 from trainer_callback.calls.order import arrange
@@ -20,9 +22,6 @@ from trainer_callback.discovery import canonical, find_distribution
 from trainer_callback.errors import closest
 from trainer_callback.hints import show
 from trainer_callback.plugins import InstalledPlugin, admit, discover
-
-from .manifest import to_json_data
-from .output import write_out
 
 __all__ = ["main"]
 

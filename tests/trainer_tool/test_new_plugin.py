@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.cli import main
+from trainer_tool.cli import main
 
 TRAIN_LM = "import sys; from trainer_lm.cli import main; sys.exit(main())"
 TINY = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=2", "--quiet"]
@@ -160,7 +160,7 @@ def test_a_dead_link_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_it_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from trainer.cli import main\n"
+        "import sys; from trainer_tool.cli import main\n"
         f"main(['new-plugin', 'loss-spike', '--directory', {str(tmp_path)!r}])\n"
         "assert 'torch' not in sys.modules"
     )

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from trainer.named_file import read_named
 from trainer_callback import PluginError, UsageError
 from trainer_callback.calls.manager import Plugin
 from trainer_callback.calls.order import arrange
 from trainer_callback.discovery import canonical, find_distribution, find_version, read_names
 from trainer_callback.errors import closest
-from trainer_callback.plugins import InstalledPlugin, admit
-
-from .command_flags import read_command_flags
-from .named_file import read_named
+from trainer_callback.plugins import InstalledPlugin
+from trainer_lm.cli import read_flags
 
 __all__ = ["examine"]
 
@@ -41,16 +40,12 @@ def examine(plugins: Sequence[InstalledPlugin], config: str | None = None) -> li
     Raises:
         UsageError: `config` cannot be read.
     """
-    findings = [
-        *_find_broken(plugins),
-        *_find_wrong_core(plugins),
-        *_find_slow(plugins),
-        *_find_wrong_flags(plugins),
-        *_find_cycle(plugins),
-        *_find_unknown_names(plugins),
-    ]
+    findings = [*_find_broken(plugins), *_find_wrong_core(plugins), *_find_slow(plugins)]
+    usable = [plugin for plugin in plugins if plugin.problem is None]
+    flags = read_flags(usable)
+    findings += [*_find_wrong_flags(usable), *_find_cycle(plugins), *_find_unknown_names(plugins)]
     if config is not None:
-        findings += _find_unknown_options(Path(config), plugins)
+        findings += _find_unknown_options(Path(config), plugins, flags)
     return findings
 
 
@@ -129,10 +124,8 @@ def _time_import(plugin: InstalledPlugin) -> Iterator[dict[str, str]]:
         yield _finding(plugin.entry.name, problem, advice)
 
 
-def _find_wrong_flags(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
-    usable = [plugin for plugin in plugins if plugin.problem is None]
-    admit(usable, read_command_flags(plugins=False) if usable else {})
-    for plugin in usable:
+def _find_wrong_flags(admitted: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
+    for plugin in admitted:
         if plugin.problem is not None:
             advice = f"leave it out: --no_plugin {plugin.entry.flag}; its author can change that"
             yield _finding(plugin.entry.name, plugin.problem, advice)
@@ -163,7 +156,7 @@ def _find_unknown_names(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str
 
 
 def _find_unknown_options(
-    path: Path, plugins: Sequence[InstalledPlugin]
+    path: Path, plugins: Sequence[InstalledPlugin], known: Collection[str]
 ) -> Iterator[dict[str, str]]:
     import yaml
 
@@ -173,12 +166,7 @@ def _find_unknown_options(
         raise UsageError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(options, dict):
         raise UsageError(f"--config {path} is no list of options. Write lines such as `epochs: 3`.")
-    try:
-        known = read_command_flags(plugins=True)
-        names = [flag.removeprefix("--") for flag in known]
-    except UsageError as error:
-        yield _finding("", f"{path} cannot be checked: {error}", "mend what is above first")
-        return
+    names = [flag.removeprefix("--") for flag in known]
     for option in map(str, options):
         if f"--{option}" in known:
             continue

@@ -19,11 +19,11 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
+from trainer.output import write_out
 from trainer_callback import UsageError
 from trainer_callback.discovery import find_entries, find_version
-
-from .command_flags import read_command_flags
-from .output import write_out
+from trainer_callback.plugins import discover
+from trainer_lm.cli import read_flags
 
 __all__ = ["main"]
 
@@ -187,7 +187,8 @@ def _refuse_taken(names: _Names, folder: Path) -> None:
         raise UsageError(f"there is a module {names.package!r} already. Use another name.")
     if os.path.lexists(folder):
         raise UsageError(f"{str(folder)!r} exists already. Remove it, or give --directory.")
-    taken = read_command_flags(plugins=True)
+
+    taken = read_flags(discover())
     for flag in (names.name, f"no_{names.name}", f"{names.name}_min_delta"):
         if f"--{flag}" in taken:
             raise UsageError(
