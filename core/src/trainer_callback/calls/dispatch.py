@@ -14,10 +14,10 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Mapping,
     Sequence,
 )
 from functools import partial
+from operator import itemgetter
 from types import FunctionType
 from typing import Any, Protocol, cast
 
@@ -59,20 +59,29 @@ def find_shared(spec: HookSpec, implementations: Iterable[Implementation]) -> fr
 
 def make_pick(
     order: Sequence[str], owned: Owned, spec: HookSpec, shared: Iterable[str]
-) -> Callable[[Sequence[Any]], tuple[Sequence[Any], Mapping[str, Any]]]:
-    """Returns what picks an implementation's own arguments, by position and by name, from those of
-    the hook, which come in `order`, with a copy of what others must not see changed.
+) -> Callable[[Sequence[Any]], Any]:
+    """Returns what picks an implementation's own arguments, in its order, from those of the hook,
+    which come in `order`, with a copy of what others must not see changed. Where the implementation
+    has keyword-only ones, it returns two things: those by position, and those by name.
     """
     plugin, implementation = owned
-    copies = {**spec.copies, **dict.fromkeys(shared, clone)}
-    places = [(order.index(name), copies.get(name)) for name in implementation.asked]
-    names = implementation.named
-    first = len(places) - len(names)
-    key, name = plugin.state_key, describe(plugin.callback)
+    asked, named = implementation.asked, implementation.named
+    places = [order.index(name) for name in asked]
+    found = {**spec.copies, **dict.fromkeys(shared, clone)}
+    copies = [(i, found[name]) for i, name in enumerate(asked) if name in found]
+    key, name, first = plugin.state_key, describe(plugin.callback), len(asked) - len(named)
+    at = places[0] if places else 0  # a slice gives a tuple of one, or of none
+    take: Callable[[Any], Any] = (
+        itemgetter(*places) if len(places) > 1 else itemgetter(slice(at, at + len(places)))
+    )
+    if not copies and not named:
+        return take
 
-    def pick(given: Sequence[Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        own = [copy(given[i], key, name) if copy else given[i] for i, copy in places]
-        return own[:first], dict(zip(names, own[first:], strict=True))
+    def pick(given: Sequence[Any]) -> Any:
+        own = [*take(given)]
+        for place, copy in copies:
+            own[place] = copy(own[place], key, name)
+        return (own[:first], dict(zip(named, own[first:], strict=True))) if named else own
 
     return pick
 
@@ -112,11 +121,11 @@ def make_call(
     rows = []
     for function, (plugin, each) in zip(event.functions, everybody, strict=True):
         count = len(each.asked)
-        is_plain = list(each.asked) == order[:count] and not each.named and count <= 3
+        is_plain = list(each.asked) == order[:count] and not each.named and count <= 2
         is_plain = is_plain and copied.isdisjoint(each.asked)
         pick = make_pick(order, (plugin, each), spec, shared)
         cost = None if costs is None else costs.cost(plugin.name, spec.name)
-        rows.append((function, count if is_plain else -1, pick, cost))
+        rows.append((function, count if is_plain else -2 if each.named else -1, pick, cost))
     return _take_by_name(_call_each(event, rows), spec, order)
 
 
@@ -132,12 +141,13 @@ class _Event:
     ) -> None:
         self._spec = spec
         self._failures = failures
-        self._plugins = [plugin for plugin, _ in everybody]
         self.finish: Callable[[int], Any] = failures.finish
         self.functions: list[Callable[..., Any]] = []
-        for _, each in everybody:
-            is_there = any(each.function is other for other in self.functions)
+        self._owners: dict[int, Plugin] = {}
+        for plugin, each in everybody:
+            is_there = id(each.function) in self._owners
             self.functions.append(partial(each.function) if is_there else each.function)
+            self._owners[id(self.functions[-1])] = plugin
 
     def answered(
         self, answers: list[Answer] | None, function: object, answer: object
@@ -146,7 +156,9 @@ class _Event:
         run. Other answers are of no use there, and do no harm.
         """
         if self._spec.answers:
-            return [*(answers or ()), (self._owner(function), answer)]
+            answers = [] if answers is None else answers
+            answers.append((self._owners[id(function)], answer))
+            return answers
         if isinstance(answer, (Coroutine, Generator, AsyncGenerator)):
             if isinstance(answer, Coroutine):
                 answer.close()  # or Python would warn of it, somewhere else
@@ -161,11 +173,7 @@ class _Event:
         if isinstance(error, KeyboardInterrupt):
             self._failures.drop(failed)
             raise error
-        return failed + self._failures.caught(self._owner(function), self._spec.name, error)
-
-    def _owner(self, function: object) -> Plugin:
-        places = (i for i, other in enumerate(self.functions) if other is function)
-        return self._plugins[next(places)]
+        return failed + self._failures.caught(self._owners[id(function)], self._spec.name, error)
 
 
 def _call_one(event: _Event, count: int) -> Callable[..., Any]:
@@ -256,8 +264,8 @@ def _call_each(  # noqa: C901
     """Returns what calls each function with its own arguments, and adds up its time.
 
     Args:
-        rows: function; how many of the first arguments it asks for, or -1; what picks them then;
-            its cost, or None.
+        rows: function; how many of the first arguments it asks for, or -1: others, or -2: some by
+            name; what picks them then; its cost, or None.
     """
     answered, caught, finish = event.answered, event.caught, event.finish
     clock = time.perf_counter
@@ -274,8 +282,8 @@ def _call_each(  # noqa: C901
                     answer = function(a, b)
                 elif count == 0:
                     answer = function()
-                elif count == 3:
-                    answer = function(a, b, c)
+                elif count == -1:
+                    answer = function(*pick((a, b, c, d, e)))
                 else:
                     given, named = pick((a, b, c, d, e))
                     answer = function(*given, **named)

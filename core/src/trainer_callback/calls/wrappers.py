@@ -60,7 +60,8 @@ def wrap(
         generator: Generator[None, Any, Any] | None = None
         fault: BaseException | None = None
         try:
-            given, named = pick([arguments[name] for name in spec.arguments])
+            own = pick([arguments[name] for name in spec.arguments])
+            given, named = own if implementation.named else (own, {})
             generator = implementation.function(*given, **named)
             if next(generator, _OVER) is _OVER:
                 fault = RuntimeError("the wrapper did not reach its `yield`")
