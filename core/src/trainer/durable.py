@@ -7,7 +7,6 @@ import errno
 import hashlib
 import logging
 import os
-import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -168,6 +167,8 @@ def explain(target: Path, files: Mapping[str, FileWriter], error: Exception) -> 
     with contextlib.suppress(Exception):  # the same error again, in the worst case
         sizes = [_measure(write) for write in files.values()]
         if error.errno == errno.EFBIG:
+            import resource  # POSIX only; this room is imported everywhere
+
             most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
             limit = f"{most:,} (ulimit -f)" if most != resource.RLIM_INFINITY else "fewer"
             text += f" Its largest file has {max(sizes):,} bytes, and may have {limit}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -14,13 +13,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from trainer_callback import option_text
+from trainer_callback import UsageError, option_text
 
 from .config import ConfigError
 from .durable import has_name, make_directory, replace_file
 from .manifest import list_named
 from .run_record import METRICS, RECORD, RunRecord, digest_of
 from .snapshot import find_foreign, list_snapshots, remove_leftovers, remove_snapshot
+
+try:
+    import fcntl
+except ImportError as error:
+    problem = "trainer trains on POSIX systems only, such as Linux. On Windows, use WSL."
+    raise UsageError(problem) from error
 
 __all__ = ["RunDirectory"]
 
@@ -226,14 +231,11 @@ class RunDirectory:
         return sorted(place.iterdir()) if place.is_dir() else []
 
     def _refuse_run(self, *, gone: bool) -> ConfigError:
-        place = f"the output directory {str(self.path)!r} holds a run"
+        use = f"already. Use {option_text('resume', True)} to go on with it,"
         if gone:
-            return ConfigError(
-                f"{place} already, and no snapshot to go on from. Use "
-                f"{option_text('overwrite', True)} to start afresh, or another one."
-            )
+            use = "already, and no snapshot to go on from. Use"
         return ConfigError(
-            f"{place} already. Use {option_text('resume', True)} to go on with it, "
+            f"the output directory {str(self.path)!r} holds a run {use} "
             f"{option_text('overwrite', True)} to start afresh, or another one."
         )
 
@@ -330,10 +332,8 @@ def _is_alive(pid: object) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is somebody else's
-        return True
+    except OSError as error:  # else it is somebody else's
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
