@@ -44,10 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, _ = _COMMANDS[options.command]
     try:
         code: int = importlib.import_module(f".{module}", __package__).main(options.rest)
-    except RunError as error:
+    except (RunError, UsageError, SnapshotError) as error:
         print(f"trainer: {error}", file=sys.stderr)
-        return 1
-    except (UsageError, SnapshotError) as error:
-        print(f"trainer: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, RunError) else 2
     return code

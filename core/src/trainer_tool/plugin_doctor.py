@@ -10,7 +10,6 @@ from typing import Final
 
 from trainer.named_file import read_named
 from trainer_callback import PluginError, UsageError
-from trainer_callback.calls.manager import Plugin
 from trainer_callback.calls.order import arrange
 from trainer_callback.discovery import canonical, find_distribution, find_version, read_names
 from trainer_callback.errors import closest
@@ -132,15 +131,8 @@ def _find_wrong_flags(admitted: Sequence[InstalledPlugin]) -> Iterator[dict[str,
 
 
 def _find_cycle(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
-    usable = [plugin for plugin in plugins if plugin.problem is None]
-    entries = [plugin.entry for plugin in usable]
     try:
-        arrange(
-            [
-                Plugin(plugin.target, entry.name, entry.distribution, entry.version)
-                for plugin, entry in zip(usable, entries, strict=True)
-            ]
-        )
+        arrange([plugin.record for plugin in plugins if plugin.problem is None])
     except PluginError as error:
         yield _finding("", str(error), "TRAINER_DISABLE_PLUGINS=NAME leaves one out")
 

@@ -15,7 +15,6 @@ from typing import Any, Final
 from trainer.manifest import to_json_data
 from trainer.output import write_out
 from trainer_callback import PluginError
-from trainer_callback.calls.manager import Plugin
 from trainer_callback.calls.order import arrange
 from trainer_callback.command_line.options import Option
 from trainer_callback.discovery import canonical, find_distribution
@@ -90,11 +89,11 @@ def _find(name: str, plugins: Sequence[InstalledPlugin]) -> InstalledPlugin:
 
 def _in_call_order(plugins: Sequence[InstalledPlugin]) -> list[InstalledPlugin]:
     """Returns the usable plugins as a run would call them, then the others by name."""
-    usable = {plugin.entry.name: plugin for plugin in plugins if plugin.problem is None}
-    records = [Plugin(plugin.target, name) for name, plugin in usable.items()]
+    usable = [plugin for plugin in plugins if plugin.problem is None]
     with contextlib.suppress(PluginError):  # a cycle: the doctor tells
-        usable = {record.name: usable[record.name] for record in arrange(records)}
-    return [*usable.values(), *(p for p in plugins if p.problem is not None)]
+        order = [record.name for record in arrange([plugin.record for plugin in usable])]
+        usable.sort(key=lambda plugin: order.index(plugin.entry.name))
+    return [*usable, *(plugin for plugin in plugins if plugin.problem is not None)]
 
 
 def _read_facts(plugin: InstalledPlugin) -> dict[str, Any]:

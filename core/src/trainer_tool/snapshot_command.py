@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         paths = paths[:1]
     reports = [report(path, check=options.action == "verify") for path in paths]
     if options.json:
-        _write(json.dumps(to_json_data([each.as_json() for each in reports]), indent=2))
+        _write(json.dumps(to_json_data([asdict(each) for each in reports]), indent=2))
     elif options.action == "show":
         _print_one(reports[0])
     else:
@@ -149,7 +150,7 @@ def _readable(size: int) -> str:
     number, units = float(size), ["bytes", "kB", "MB", "GB", "TB"]
     while number >= 1000 and len(units) > 1:
         number, units = number / 1000, units[1:]
-    return f"{number:.3g} {units[0]}" if units[0] != "bytes" else f"{size} bytes"
+    return f"{number:.3g} {units[0]}"
 
 
 def _clean(text: str) -> str:

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,7 @@ class Report:
     problem: str | None
     checked: bool
     size: int
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """Returns plain data."""
-        return asdict(self)
+    manifest: dict[str, Any]
 
 
 def find_snapshots(path: Path) -> list[Path]:
@@ -51,7 +46,9 @@ def find_snapshots(path: Path) -> list[Path]:
     """
     if (path / MANIFEST).exists():
         return [path]
-    found = [*list_snapshots(path), *list_snapshots(path / "snapshots"), *_others(path)]
+    others = [path / "final", *sorted((path / "weights").glob("*"))]
+    found = [*list_snapshots(path), *list_snapshots(path / "snapshots")]
+    found += [each for each in others if (each / MANIFEST).exists()]
     if not found:
         raise UsageError(f"there is no snapshot in {str(path)!r}. Name a run's output directory.")
     return found
@@ -66,7 +63,7 @@ def report(path: Path, *, check: bool) -> Report:
     try:
         manifest = _check(path) if check else read_manifest(path)
     except SnapshotError as error:
-        return Report(str(path), str(error), check, _size(path))
+        return Report(str(path), str(error), check, _size(path), {})
     return Report(str(path), None, check, _size(path), manifest)
 
 
@@ -98,18 +95,6 @@ def prune(path: Path, keep: int) -> list[Path]:
             remove_snapshot(each)
         remove_leftovers(directory)
     return [each for each in doomed if not os.path.lexists(each)]
-
-
-def _others(path: Path) -> Iterator[Path]:
-    for each in (path / "final", *_children(path / "weights")):
-        if (each / MANIFEST).exists():
-            yield each
-
-
-def _children(path: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return sorted(path.iterdir())
-    return []
 
 
 def _size(path: Path) -> int:
