@@ -10,7 +10,7 @@ WINDOWS = """import sys, signal
 sys.modules.update(dict.fromkeys(("fcntl", "resource", "termios", "pwd", "grp")))
 del signal.pthread_sigmask
 """
-SENTENCE = "trainer trains on POSIX systems only, such as Linux. On Windows, use WSL."
+SENTENCE = "trainer needs a POSIX system such as Linux. On Windows, use WSL."
 
 
 def run(code):

@@ -23,9 +23,8 @@ from .snapshot import find_foreign, list_snapshots, remove_leftovers, remove_sna
 
 try:
     import fcntl
-except ImportError as error:
-    problem = "trainer trains on POSIX systems only, such as Linux. On Windows, use WSL."
-    raise UsageError(problem) from error
+except ImportError:
+    raise UsageError("trainer needs a POSIX system such as Linux. On Windows, use WSL.") from None
 
 __all__ = ["RunDirectory"]
 
