@@ -301,7 +301,7 @@ def test_a_wrong_option_is_answered(options, text):
 @pytest.mark.parametrize(("name", "text"), [("sample", 3), (None, "text")])
 def test_a_text_that_is_none_is_refused(tiny, name, text):
     with pytest.raises(TypeError, match=r"must be a str, got (3|None)\. Use str"):
-        tiny.trainer(None, snapshot_interval=None).log_text(name, text)
+        tiny.trainer(None, snapshot_interval=None).run.log_text(name, text)
 
 
 def test_parts_of_the_wrong_kind_are_refused_naming_them():
@@ -347,7 +347,7 @@ def test_a_callback_cannot_put_another_part_in_the_place_of_one_of_the_trainer(n
             setattr(trainer, name, nn.Linear(7, 1))
 
     trainer = make_trainer(callbacks=[Swap()], epochs=1)
-    before = getattr(trainer, name)
+    before = getattr(trainer.run.view, name)
     with pytest.raises(CallbackError, match=rf"Swap.*on_step_end.*AttributeError.*{name}"):
         trainer.train()
-    assert getattr(trainer, name) is before
+    assert getattr(trainer.run.view, name) is before

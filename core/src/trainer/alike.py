@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -19,13 +19,13 @@ from trainer_callback.state import to_plain
 from .config import ConfigError, TrainerConfig
 from .facts import describe_callback, describe_data, describe_indices
 from .parameters import name_parameters
+from .ranks import Ranks
 from .schedules import describe_schedule, name_schedule
 from .shares import is_divided
+from .update import Updater
+from .view import View
 
-if TYPE_CHECKING:
-    from .host import Host
-
-__all__ = ["check_alike"]
+__all__ = ["check_alike", "check_alike_loader"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -37,28 +37,40 @@ is up ends all."""
 _ADVICE: Final = "The processes train one model: give all of them the same."
 
 
-def check_alike(trainer: Host, loaders: Mapping[str, Iterable[Any] | None]) -> None:
+def check_alike(view: View, updaters: Sequence[Updater]) -> None:
     """Compares what all processes were given; all of them have to call this. A callback may be in
     some only. One whose own options differ, and one that has a state and is not in the main
     process, is told.
 
-    Args:
-        loaders: name -> loader, or None for none.
-
     Raises:
         ConfigError: in all of them, with the first thing that differs and both values.
     """
-    ranks = trainer.ranks
+    ranks = view.ranks
     if ranks.is_alone:
         return
-    own = (_describe(trainer, loaders), _describe_callbacks(trainer.callbacks))
+    own = (_describe(view, updaters), _describe_callbacks(view.callbacks))
+    callbacks = [each for _, each in _gather_differing(own, ranks)]
+    if callbacks:
+        _compare_callbacks(callbacks, is_main=ranks.is_main)
+
+
+def check_alike_loader(loader: Any, name: str, ranks: Ranks) -> None:
+    """Compares a loader, and its data, with those of the other processes, as `check_alike`."""
+    if not ranks.is_alone:
+        found = {f"the {name} loader": type(loader).__name__}
+        found.update({f"{key} of the {name} loader": v for key, v in _describe_data(loader)})
+        _gather_differing((found, {}), ranks)
+
+
+def _gather_differing(own: tuple[dict[str, str], Any], ranks: Ranks) -> list[Any]:
+    """Returns what each process was given, or nothing where all have the same."""
     digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()
     if len({*ranks.gather(digest, "options")}) == 1:
-        return
+        return []
     everything = ranks.gather(own, "options")
     for name, *pair in _compare([given for given, _ in everything]):
         raise ConfigError(f"{name} is {_join(pair)}. {_ADVICE}")
-    _compare_callbacks([callbacks for _, callbacks in everything], is_main=ranks.is_main)
+    return everything
 
 
 def _compare(given: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, str]]:
@@ -108,23 +120,25 @@ def _tell_options(key: str, options: Sequence[Mapping[str, str]]) -> None:
         logger.warning("%s.%s is %s: each process goes by its own.", key, name, _join(pair))
 
 
-def _describe(trainer: Host, loaders: Mapping[str, Iterable[Any] | None]) -> dict[str, str]:
+def _describe(view: View, updaters: Sequence[Updater]) -> dict[str, str]:
     """Returns what has to be the same everywhere: name -> value, as text."""
-    found = _describe_options(trainer.config)
-    found["the optimizer"] = type(trainer.optimizer).__name__
-    for number, group in enumerate(trainer.optimizer.param_groups):
-        for name, value in group.items():
-            number_of = float(value) if isinstance(value, Tensor) and value.numel() == 1 else value
-            if _is_plain(number_of) and name not in ("params", "param_names"):
-                found[f"{name} of the optimizer's group {number}"] = repr(to_plain(number_of))
-    found["the scheduler"] = name_schedule(trainer.scheduler)
-    if trainer.scheduler is not None:
-        for kind, settings in describe_schedule(trainer.scheduler):
-            found.update({f"{name} of {kind}": repr(value) for name, value in settings.items()})
-    found.update(_describe_model(trainer.model, trainer.optimizer))
-    for name, loader in loaders.items():
-        found[f"the {name} loader"] = type(loader).__name__
-        found.update({f"{key} of the {name} loader": v for key, v in _describe_data(loader)})
+    found = _describe_options(view.config)
+    for updater in updaters:
+        of = f" {updater.name!r}" if updater.name else ""
+        optimizer, scheduler = updater.optimizer, updater.scheduler
+        found[f"the optimizer{of}"] = type(optimizer).__name__
+        for number, group in enumerate(optimizer.param_groups):
+            for name, value in group.items():
+                is_one = isinstance(value, Tensor) and value.numel() == 1
+                setting = float(value) if is_one else value
+                if _is_plain(setting) and name not in ("params", "param_names"):
+                    found[f"{name} of the optimizer's{of} group {number}"] = repr(to_plain(setting))
+        found[f"the scheduler{of}"] = name_schedule(scheduler)
+        if scheduler is not None:
+            for kind, settings in describe_schedule(scheduler):
+                found.update({f"{key} of {kind}{of}": repr(v) for key, v in settings.items()})
+        found.update(_describe_groups(view.model, updater))
+    found.update(_describe_model(view.model))
     return found
 
 
@@ -133,16 +147,19 @@ def _describe_options(config: TrainerConfig) -> dict[str, str]:
     return {option_text(name): repr(getattr(config, name)) for name in names}
 
 
-def _describe_model(model: nn.Module, optimizer: Any) -> Iterator[tuple[str, str]]:
+def _describe_groups(model: nn.Module, updater: Updater) -> Iterator[tuple[str, str]]:
+    of = f" of the optimizer {updater.name!r}" if updater.name else ""
+    for number, names in enumerate(name_parameters(model, updater.optimizer)):
+        for name in names:
+            yield f"the group of model.{name}", f"{number}{of}"
+
+
+def _describe_model(model: nn.Module) -> Iterator[tuple[str, str]]:
     ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
-    groups = enumerate(name_parameters(model, optimizer))
-    places = {name: number for number, names in groups for name in names}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name not in ignored:
             more = "" if tensor.requires_grad else ", not trained"
-            more += f", in group {places[name]}" if name in places else ""
-            form = f"of shape {tuple(tensor.shape)} ({str(tensor.dtype)[6:]})"
-            yield f"model.{name}", form + more
+            yield f"model.{name}", f"of shape {tuple(tensor.shape)} ({str(tensor.dtype)[6:]}){more}"
 
 
 def _describe_data(loader: Any) -> Iterator[tuple[str, str]]:

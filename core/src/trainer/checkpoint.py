@@ -4,10 +4,11 @@ callback.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,14 +19,15 @@ from trainer_callback import SnapshotError, StateError
 from trainer_callback.state import to_plain
 
 from .config import ConfigError, TrainerConfig
+from .counters import Position
 from .facts import describe_data, tell_other_data
 from .final import describe_unsaveable
 from .loaders import EpochLoader
 from .losses import LossMeter
 from .model_state import check_model_state, load_model_state
 from .parameters import match_parameters, name_frozen, name_parameters, tell_frozen
+from .parts import check_place, describe_bad_rate, with_article
 from .precision import Precision
-from .progress import Progress
 from .ranks import ALONE, Ranks
 from .rng import read_rng, restore_rng
 from .schedules import (
@@ -38,6 +40,7 @@ from .schedules import (
 )
 from .sharding import check_optimizer_state, gather_weights, scatter_optimizer_state
 from .unkept import Unkept
+from .update import Updater
 
 __all__ = ["Checkpoint", "UnsaveableError"]
 
@@ -59,32 +62,80 @@ class Checkpoint:
         self,
         *,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Any,
+        updaters: Sequence[Updater],
         precision: Precision,
         losses: LossMeter,
-        loader: EpochLoader,
         device: torch.device,
+        config: TrainerConfig,
         ranks: Ranks = ALONE,
     ) -> None:
         """Keeps references; nothing is copied here."""
         self._ranks = ranks
         self._model = model
-        self._optimizer = optimizer
-        self._scheduler = scheduler
+        self._updaters = {each.name: each for each in updaters}
         self._precision = precision
         self._losses = losses
-        self._loader = loader
-        self._unkept = Unkept(model, optimizer, loader.given)
+        self._loader: EpochLoader | None = None
+        self._unkept = Unkept(model, [each.optimizer for each in updaters])
         self._device = device
+        self._config = config
+        self._kept: dict[str, Any] = {}
+        self._rng: dict[str, Any] | None = None
+        self._epoch_rng: dict[str, Any] | None = None
+        self._loader_state: dict[str, Any] | None = None
+        self._resumed_data: tuple[Any, Mapping[str, Any], Path] | None = None
         self.reset()
+
+    def keep(self, name: str, thing: Any) -> None:
+        """Adds a thing with `state_dict` and `load_state_dict` to what each process saves.
+
+        Raises:
+            ConfigError: it has no such methods, or the name is taken.
+        """
+        if not isinstance(name, str) or not name or name in self._kept:
+            raise ConfigError(
+                f"run.keep: the name must be a str that nothing else has, got {name!r}. "
+                f"There is {', '.join(self._kept) or 'none yet'}."
+            )
+        if isinstance(thing, type) or not all(
+            callable(getattr(thing, each, None)) for each in ("state_dict", "load_state_dict")
+        ):
+            raise ConfigError(
+                f"run.keep: {name!r} is {with_article(type(thing))} and has no state_dict() and "
+                "load_state_dict(state). Give it both, and let the first return plain data and "
+                "tensors."
+            )
+        self._kept[name] = thing
+
+    def use(self, loader: EpochLoader) -> None:
+        """Takes batches from `loader` from here on. The first one of a resumed run is compared with
+        that of the snapshot.
+
+        Raises:
+            SnapshotError: the snapshot stands behind its end.
+        """
+        if loader is self._loader:
+            return
+        self._loader = loader
+        self._unkept.use(loader.given)
+        if self._resumed_data is not None:
+            self._compare_data(loader)
+
+    def _compare_data(self, loader: EpochLoader) -> None:
+        assert self._resumed_data is not None
+        saved, progress, path = self._resumed_data
+        self._resumed_data = None
+        self._check_place(loader, progress, path)
+        if saved is not None:
+            tell_other_data(saved, describe_data(loader.given), progress)
 
     def reset(self) -> None:
         """Forgets the snapshot that was loaded; looks what is frozen before any callback."""
         self._frozen = name_frozen(self._model)
         self._unkept.start()
-        self._rng: dict[str, Any] | None = None
-        self._loader_state: dict[str, Any] | None = None
+        self._rng = self._epoch_rng = None
+        self._resumed_data = None
+        self._loader_state = None
         self._in_place = True
         self._other_schedule = False
 
@@ -97,16 +148,19 @@ class Checkpoint:
         Raises:
             UnsaveableError: names the part, and the place in it.
         """
-        state = self._optimizer.state_dict()
-        if not (isinstance(state, Mapping) and {"state", "param_groups"} <= state.keys()):
-            raise UnsaveableError(
-                f"{type(self._optimizer).__name__}.state_dict() answers no 'state' and "
-                "'param_groups', from which a run could go on. Let it answer what "
-                "torch.optim.Optimizer does, or train without output_dir."
-            )
+        for updater in self._updaters.values():
+            state = updater.optimizer.state_dict()
+            if not (isinstance(state, Mapping) and {"state", "param_groups"} <= state.keys()):
+                raise UnsaveableError(
+                    f"{type(updater.optimizer).__name__}.state_dict() answers no 'state' and "
+                    "'param_groups', from which a run could go on. Let it answer what "
+                    "torch.optim.Optimizer does, or train without output_dir."
+                )
         model = self._model.state_dict()
-        scheduler = None if self._scheduler is None else self._scheduler.state_dict()
-        for name, part in (("model", model), ("optimizer", state), ("scheduler", scheduler)):
+        parts = {"model": model, "optimizer": self.optimizer_state()}
+        parts["scheduler"] = self._each(_scheduler_state)
+        kept = {f"keep({name!r})": thing.state_dict() for name, thing in self._kept.items()}
+        for name, part in {**parts, **kept}.items():
             try:
                 to_plain(part, name, copy_tensors=False)
             except StateError as error:
@@ -118,6 +172,10 @@ class Checkpoint:
                     "and nothing can be loaded into it. Make it with .expand(...).clone()."
                 )
         return describe_unsaveable(model)
+
+    def optimizer_state(self) -> Any:
+        """Returns the state of the only optimizer, or of each by its name."""
+        return self._each(_optimizer_state)
 
     def read(self, *, mid_epoch: bool) -> dict[str, Any]:
         """Returns the state now; tensors are those of the run, for the caller to copy. What the
@@ -131,26 +189,25 @@ class Checkpoint:
             StateError: a state_dict holds what a snapshot cannot keep; it names the path to it.
         """
         self._unkept.tell()
-        scheduler = None if self._scheduler is None else self._scheduler.state_dict()
+        own = self._own_parts(mid_epoch=mid_epoch)
         parts = {
             "model": gather_weights(self._model, keep=self._ranks.is_main),
-            "optimizer": self._optimizer.state_dict(),
-            "scheduler": scheduler,
-            "classes": self._classes(),
-            "parameters": name_parameters(self._model, self._optimizer),
+            "optimizer": self._each(_checked_optimizer_state),
+            "scheduler": self._each(_scheduler_state),
+            "classes": self._each(_name_classes),
+            "parameters": self._each(lambda each: name_parameters(self._model, each.optimizer)),
             "frozen": self._frozen,
-            "data": describe_data(self._loader.given),
+            "data": None if self._loader is None else describe_data(self._loader.given),
             "scaler": self._precision.state(),
             "losses": self._losses.state(),
-            **self._own_parts(mid_epoch=mid_epoch),
+            **own,
         }
-        check_optimizer_state(parts["optimizer"], self._optimizer)
         state = {name: to_plain(part, name, copy_tensors=False) for name, part in parts.items()}
         state["other_ranks"] = []
         if not self._ranks.is_alone:
-            own = {name: state[name] for name in ("loader", "rng")}
+            mine = {name: state[name] for name in own}
             state["other_ranks"] = [
-                _unpack(each) for each in self._ranks.gather(_pack(own), "state")[1:]
+                _unpack(each) for each in self._ranks.gather(_pack(mine), "state")[1:]
             ]
         return state
 
@@ -166,45 +223,93 @@ class Checkpoint:
                 f"{path} was written by {len(others) + 1} processes, and this run has "
                 f"{self._ranks.world_size}: each would see other data. Start as many."
             )
-        self._check_place(state["progress"], path)
-        built = [dict(group) for group in self._optimizer.param_groups]
+        if self._loader is not None:
+            self._check_place(self._loader, state["progress"], path)
         own = self._model.state_dict()
         _check_names(own, state["model"], path)
         check_model_state(self._model, own, state["model"], path)
         load_model_state(self._model, own, state["model"], path)
-        self._check_classes(state["classes"], path)
+        for updater in self._updaters.values():
+            self._load_updater(updater, state, path)
+        self._precision.load_state(state["scaler"])
+        tell_frozen(state.get("frozen", self._frozen), self._frozen)
+        self._losses.load_state(state["losses"])
+        mine = state if self._ranks.is_main else others[self._ranks.rank - 1]
+        self._rng, self._epoch_rng = mine["rng"], mine.get("epoch_rng")
+        self._loader_state, self._in_place = mine["loader"], False
+        self._load_kept(mine.get("kept", {}), path)
+        self._resumed_data = (state.get("data"), state["progress"], path)
+        if self._loader is not None:
+            self._compare_data(self._loader)
+
+    def _load_updater(self, updater: Updater, state: Mapping[str, Any], path: Path) -> None:
+        name, optimizer = updater.name, updater.optimizer
+        parts = ("classes", "optimizer", "parameters", "scheduler")
+        theirs: dict[str, Any] = {part: state.get(part) for part in parts}
+        if set(self._updaters) != {""}:
+            _check_same_names(theirs["optimizer"], self._updaters, path)
+            theirs = {part: each and each[name] for part, each in theirs.items()}
+        elif "param_groups" not in theirs["optimizer"]:
+            _check_same_names(theirs["optimizer"], {}, path)
+        built = [dict(group) for group in optimizer.param_groups]
+        _check_classes(updater, theirs["classes"], path)
         ordered = match_parameters(
-            state["optimizer"], state.get("parameters"), self._model, self._optimizer, path
+            theirs["optimizer"], theirs["parameters"], self._model, optimizer, path
         )
         try:
-            whole = scatter_optimizer_state(ordered, self._optimizer)
-            self._optimizer.load_state_dict(dict(whole))
-            self._load_schedule(state["scheduler"])
-            self._precision.load_state(state["scaler"])
+            optimizer.load_state_dict(dict(scatter_optimizer_state(ordered, optimizer)))
+            self._load_schedule(updater.scheduler, theirs["scheduler"])
         except (ValueError, KeyError, TypeError) as error:
             raise SnapshotError(
                 f"{path} does not fit the optimizer or scheduler of this run: {error}. Build them "
                 "as the run that wrote it did."
             ) from error
-        self._tell_unused(built)
-        tell_frozen(state.get("frozen", self._frozen), self._frozen)
-        if "data" in state:
-            now = describe_data(self._loader.given)
-            tell_other_data(state["data"], now, state["progress"])
-        self._losses.load_state(state["losses"])
-        mine = state if self._ranks.is_main else others[self._ranks.rank - 1]
-        self._rng = mine["rng"]
-        self._loader_state, self._in_place = mine["loader"], False
+        _tell_unused(updater, built)
 
-    def check_schedule(self, progress: Progress, config: TrainerConfig) -> None:
+    def _load_kept(self, saved: Mapping[str, Any], path: Path) -> None:
+        for name in saved.keys() - self._kept.keys():
+            logger.warning(
+                "%s has the state of %r, which this run does not keep: it is lost. Call "
+                "run.keep(%r, ...) before run.start.",
+                *(path, name, name),
+            )
+        for name, thing in self._kept.items():
+            if name not in saved:
+                logger.warning("%s has no state of %r: it starts fresh.", path, name)
+                continue
+            try:
+                thing.load_state_dict(copy.deepcopy(saved[name]))
+            except Exception as error:
+                raise SnapshotError(
+                    f"{path}: {name!r} does not take its state back: {error!r}. Build it as the "
+                    "run that wrote it did."
+                ) from error
+
+    def check_schedule(self, position: Position) -> None:
         """Tells, before the first step, of a schedule that ends before the run.
 
         Raises:
             ConfigError: it cannot be stepped to the end.
         """
-        left = _updates_left(progress, config, self._loader.length)
-        for text in list_ends(self._scheduler, left, changed=self._other_schedule):
-            logger.warning("%s", text)
+        batches = None if self._loader is None else self._loader.length
+        left = _updates_left(position, self._config, batches)
+        for updater in self._updaters.values():
+            for text in list_ends(updater.scheduler, left, changed=self._other_schedule):
+                logger.warning("%s", text)
+
+    def check_place(self) -> None:
+        """Looks at the settings of the optimizers, which may be those of a snapshot.
+
+        Raises:
+            ConfigError: one cannot work where the parameters are.
+        """
+        for updater in self._updaters.values():
+            check_place(updater.optimizer)
+
+    def describe_bad_rate(self) -> str | None:
+        """Returns which learning rate is no number that an update can use, or None."""
+        found = (describe_bad_rate(each.optimizer) for each in self._updaters.values())
+        return next(filter(None, found), None)
 
     def restore_rng(self) -> None:
         """Puts the generators where the snapshot had them; callbacks may have drawn numbers since.
@@ -213,10 +318,20 @@ class Checkpoint:
         if self._rng is not None:
             restore_rng(self._rng, self._device)
 
+    def start_epoch(self, *, resumed: bool) -> None:
+        """Remembers where the generators stand when an epoch begins; puts them there where the
+        epoch began before a resume, so that what the loop draws before its first batch comes again.
+        """
+        if resumed and self._epoch_rng is not None:
+            restore_rng(self._epoch_rng, self._device)
+        else:
+            self._epoch_rng = read_rng(self._device)
+
     def continue_epoch(self, epoch: int, batch: int) -> Iterator[tuple[Any, bool]]:
         """Returns the batches of `epoch` from `batch` on, as `EpochLoader.iterate`; finding the
         place changes no generator.
         """
+        assert self._loader is not None
         self._in_place = True
         self._unkept.start_epoch()
         if batch == 0:
@@ -228,14 +343,24 @@ class Checkpoint:
 
     def _own_parts(self, *, mid_epoch: bool) -> dict[str, Any]:
         """Returns what each process has of its own."""
-        loader = None
-        if mid_epoch:
-            loader = self._loader.state() if self._in_place else self._loader_state
-        return {"loader": loader, "rng": read_rng(self._device)}
+        place = None
+        if mid_epoch and self._loader is not None:
+            place = self._loader.state() if self._in_place else self._loader_state
+        return {
+            "loader": place,
+            "rng": read_rng(self._device),
+            "epoch_rng": self._epoch_rng if mid_epoch else None,
+            "kept": {name: thing.state_dict() for name, thing in self._kept.items()},
+        }
 
-    def _check_place(self, progress: Mapping[str, Any], path: Path) -> None:
+    def _each(self, read: Callable[[Updater], Any]) -> Any:
+        """Returns what `read` says of the only optimizer, or of each by its name."""
+        found = {name: read(updater) for name, updater in self._updaters.items()}
+        return found.get("", found)
+
+    def _check_place(self, loader: EpochLoader, progress: Mapping[str, Any], path: Path) -> None:
         """Refuses a place inside an epoch that the epoch does not have."""
-        length, batch = self._loader.length, progress["batch_in_epoch"]
+        length, batch = loader.length, progress["batch"]
         if length is not None and batch > length and not progress["epoch_done"]:
             raise SnapshotError(
                 f"{path} stands behind batch {batch} of epoch {progress['epoch']}, and an epoch of "
@@ -243,53 +368,82 @@ class Checkpoint:
                 "the run that wrote it, or name a snapshot of an epoch's end."
             )
 
-    def _load_schedule(self, state: Any) -> None:
+    def _load_schedule(self, scheduler: Any, state: Any) -> None:
         """Puts the scheduler into `state`, and says which of its own settings have no effect."""
-        if self._scheduler is None:
+        if scheduler is None:
             return
-        built = describe_schedule(self._scheduler)
-        self._scheduler.load_state_dict(state)
-        unused = [*list_unused(built, describe_schedule(self._scheduler))]
-        self._other_schedule = bool(unused)
+        built = describe_schedule(scheduler)
+        scheduler.load_state_dict(state)
+        unused = [*list_unused(built, describe_schedule(scheduler))]
+        self._other_schedule = self._other_schedule or bool(unused)
         for text in unused:
             logger.warning("%s %s", text, _SET_LATER)
-        compared = compare_functions(self._scheduler)
+        compared = compare_functions(scheduler)
         if compared is not None:
             text, differ = compared
             logger.log(logging.WARNING if differ else logging.INFO, "%s", text)
 
-    def _tell_unused(self, built: list[dict[str, Any]]) -> None:
-        """Says which settings that the optimizer was built with have no effect: it goes on with
-        those of the snapshot.
-        """
-        for index, (old, new) in enumerate(zip(built, self._optimizer.param_groups, strict=False)):
-            of_group = f" (group {index})" if len(built) > 1 else ""
-            before, after = (fixed_settings(group, self._scheduler) for group in (old, new))
-            for name, value in before.items():
-                if repr(after.get(name, value)) != repr(value):
-                    logger.warning(
-                        "the optimizer%s goes on with %s %r of the snapshot; %r has no effect. %s",
-                        *(of_group, name, after[name], value, _SET_LATER),
-                    )
 
-    def _classes(self) -> dict[str, str]:
-        return {
-            "optimizer": type(self._optimizer).__name__,
-            "scheduler": name_schedule(self._scheduler),
-        }
+def _optimizer_state(updater: Updater) -> Any:
+    return updater.optimizer.state_dict()
 
-    def _check_classes(self, saved: Mapping[str, str], path: Path) -> None:
-        none = type(None).__name__
-        for part, name in self._classes().items():
-            if saved[part] in (name, name.partition("(")[0]):
-                continue
-            before = (
-                f"with the {part} {saved[part]}" if saved[part] != none else f"without a {part}"
-            )
-            raise SnapshotError(
-                f"{path} was written {before}, and this run has "
-                f"{name if name != none else 'none'}. Build it as the run that wrote it did."
-            )
+
+def _checked_optimizer_state(updater: Updater) -> Any:
+    state = updater.optimizer.state_dict()
+    check_optimizer_state(state, updater.optimizer)
+    return state
+
+
+def _scheduler_state(updater: Updater) -> Any:
+    return None if updater.scheduler is None else updater.scheduler.state_dict()
+
+
+def _name_classes(updater: Updater) -> dict[str, str]:
+    return {
+        "optimizer": type(updater.optimizer).__name__,
+        "scheduler": name_schedule(updater.scheduler),
+    }
+
+
+def _check_classes(updater: Updater, saved: Mapping[str, str], path: Path) -> None:
+    none = type(None).__name__
+    for part, name in _name_classes(updater).items():
+        if saved[part] in (name, name.partition("(")[0]):
+            continue
+        before = f"with the {part} {saved[part]}" if saved[part] != none else f"without a {part}"
+        raise SnapshotError(
+            f"{path} was written {before}, and this run has "
+            f"{name if name != none else 'none'}. Build it as the run that wrote it did."
+        )
+
+
+def _tell_unused(updater: Updater, built: list[dict[str, Any]]) -> None:
+    """Says which settings that the optimizer was built with have no effect: it goes on with those
+    of the snapshot.
+    """
+    for index, (old, new) in enumerate(zip(built, updater.optimizer.param_groups, strict=False)):
+        of_group = f" (group {index})" if len(built) > 1 else ""
+        before, after = (fixed_settings(group, updater.scheduler) for group in (old, new))
+        for name, value in before.items():
+            if repr(after.get(name, value)) != repr(value):
+                logger.warning(
+                    "the optimizer%s goes on with %s %r of the snapshot; %r has no effect. %s",
+                    *(of_group, name, after[name], value, _SET_LATER),
+                )
+
+
+def _check_same_names(saved: Mapping[str, Any], own: Collection[str], path: Path) -> None:
+    """Refuses a snapshot of other optimizers."""
+    before = set() if "param_groups" in saved else set(saved)
+    if before != set(own):
+        raise SnapshotError(
+            f"{path} was written with {_list_names(before)}, and this run has "
+            f"{_list_names(own)}. Build them, and name them, as the run that wrote it did."
+        )
+
+
+def _list_names(names: Collection[str]) -> str:
+    return f"the optimizers {', '.join(sorted(names))}" if names else "one optimizer without a name"
 
 
 def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
@@ -301,19 +455,19 @@ def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -
         )
 
 
-def _updates_left(progress: Progress, config: TrainerConfig, batches: int | None) -> int | None:
+def _updates_left(position: Position, config: TrainerConfig, batches: int | None) -> int | None:
     """Returns how many updates this run will make, or None where nobody knows.
 
     Args:
         batches: of an epoch.
     """
-    by_steps = None if config.max_steps is None else max(0, config.max_steps - progress.step)
+    by_steps = None if config.max_steps is None else max(0, config.max_steps - position.step)
     if batches is None:
         return by_steps
     window = config.gradient_accumulation_steps
-    left = max(0, config.epochs - progress.epochs_done) * math.ceil(batches / window)
-    if progress.is_mid_epoch:
-        left -= math.ceil(min(batches, progress.batch_in_epoch) / window)
+    left = max(0, config.epochs - position.epochs_done) * math.ceil(batches / window)
+    if position.is_mid_epoch:
+        left -= math.ceil(min(batches, position.batch) / window)
     return left if by_steps is None else min(left, by_steps)
 
 

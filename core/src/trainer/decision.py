@@ -14,7 +14,7 @@ from trainer_callback.calls.manager import CallbackManager, Plugin
 from trainer_callback.errors import show
 
 from .config import TrainerConfig
-from .progress import Progress
+from .counters import Position
 from .ranks import ALONE, Ranks
 from .result import Status, Stop
 from .signals import SignalFlags
@@ -27,22 +27,33 @@ _GRAVEST_FIRST: Final[tuple[Status, ...]] = ("terminated", "interrupted", "stopp
 class Decider:
     """Reads signals, limits and the callbacks' answers. Nothing is latched: each decision is made
     afresh.
+
+    Attributes:
+        asked: the end that the loop itself has asked for, or None.
     """
 
     def __init__(
         self,
         config: TrainerConfig,
         callbacks: CallbackManager,
-        signals: SignalFlags,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Starts the clock of `max_time`."""
+        """Keeps references."""
         self._ranks = ranks
         self._config = config
         self._callbacks = callbacks
+        self.start(SignalFlags())
+
+    def start(self, signals: SignalFlags) -> None:
+        """A run begins: the clock of `max_time` starts, and nobody has asked for the end.
+
+        Args:
+            signals: those of the run.
+        """
         self._signals = signals
-        self._switched_off = len(callbacks.switched_off)
-        ranks.watch(lambda: self._has_switched_off)
+        self.asked: Stop | None = None
+        self._switched_off = len(self._callbacks.switched_off)
+        self._ranks.watch(lambda: self._has_switched_off)
         self._started = time.monotonic()
 
     def is_signalled(self) -> bool:
@@ -93,9 +104,9 @@ class Decider:
             return Stop("interrupted", "SIGINT")
         return None
 
-    def decide(self, progress: Progress, answers: Sequence[Answer]) -> Stop | None:
-        """Returns why the run ends here, or None. A signal goes before a callback, a callback
-        before a limit.
+    def decide(self, position: Position, answers: Sequence[Answer]) -> Stop | None:
+        """Returns why the run ends here, or None. A signal goes before the loop itself, that before
+        a callback, a callback before a limit.
 
         Args:
             answers: what `should_stop_training` returned, of every callback.
@@ -108,9 +119,11 @@ class Decider:
         signalled = self.read_signals()
         if signalled is not None:
             return signalled
-        if asked is not None and progress.epochs_done >= config.min_epochs:
+        if self.asked is not None:
+            return self.asked
+        if asked is not None and position.epochs_done >= config.min_epochs:
             return asked
-        if config.max_steps is not None and progress.step >= config.max_steps:
+        if config.max_steps is not None and position.step >= config.max_steps:
             return Stop("finished", "max_steps")
         if config.max_time is not None and time.monotonic() - self._started >= config.max_time:
             return Stop("finished", "max_time")

@@ -27,8 +27,8 @@ from trainer_callback.calls.saved_state import describe_writer
 from trainer_callback.discovery import find_version
 
 from .config import TrainerConfig
+from .counters import Position
 from .manifest import to_json_data
-from .progress import Progress
 from .shares import samplers_of
 
 __all__ = [
@@ -63,18 +63,18 @@ _OTHER_ORDER: Final = (
 
 
 def read_facts(
-    progress: Progress, config: TrainerConfig, plugins: Sequence[Plugin]
+    position: Position, config: TrainerConfig, plugins: Sequence[Plugin]
 ) -> dict[str, Any]:
     """Returns step, epoch, metrics, versions, plugins and the options in force."""
     return {
-        "step": progress.step,
-        "epoch": progress.epoch,
-        "epoch_done": progress.epoch_done,
-        "batch_in_epoch": progress.batch_in_epoch,
-        "metrics": dict(progress.metrics),
+        "step": position.step,
+        "epoch": position.epoch,
+        "epoch_done": position.epoch_done,
+        "batch": position.batch,
+        "metrics": dict(position.metrics),
         "versions": {"torch": torch.__version__, _CORE: find_version(_CORE)},
         "plugins": {
-            plugin.state_key: {**describe_callback(plugin), "update": progress.step}
+            plugin.state_key: {**describe_callback(plugin), "update": position.step}
             for plugin in plugins
         },
         "options": _options(config),
@@ -85,14 +85,14 @@ def tell_differences(
     manifest: Mapping[str, Any],
     config: TrainerConfig,
     plugins: Sequence[Plugin],
-    progress: Progress,
+    position: Position,
 ) -> None:
     """Logs a line for each option that the snapshot's run had otherwise: those of this run hold. A
     warning where it changes the numbers, so that the resume is not exact.
     """
     for name, text in _compare(manifest.get("options", {}), _options(config)):
-        is_order = name == "seed" and progress.is_mid_epoch
-        more = " " + _OTHER_ORDER % (progress.epoch, progress.batch_in_epoch) if is_order else ""
+        is_order = name == "seed" and position.is_mid_epoch
+        more = " " + _OTHER_ORDER % (position.epoch, position.batch) if is_order else ""
         level = logging.WARNING if name in _NUMERIC else logging.INFO
         logger.log(level, "%s from here on.%s", text, more)
     for plugin in plugins:
@@ -141,10 +141,10 @@ def tell_other_data(
         ", ".join(f"{name}={each[name]!r}" for name in names if name in each) or "none of these"
         for each in (saved, now)
     )
-    is_inside = progress["batch_in_epoch"] and not progress["epoch_done"]
+    is_inside = progress["batch"] and not progress["epoch_done"]
     effect = "They are used from the next epoch on."
     if is_inside:
-        effect = _OTHER_ORDER % (progress["epoch"], progress["batch_in_epoch"])
+        effect = _OTHER_ORDER % (progress["epoch"], progress["batch"])
         effect += " For an exact resume give it the loader of the snapshot's run."
     logger.log(
         logging.WARNING if is_inside else logging.INFO,

@@ -41,10 +41,14 @@ class FiniteCheck:
         self._worst: dict[str, int] = {}
         self._parameters: set[str] = set()
 
-    def start(self, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-        """Looks at the tensors of a run before its first update; all processes have to call it."""
+    def start(self, model: nn.Module, optimizer: Mapping[str, Any], ranks: Ranks) -> None:
+        """Looks at the tensors of a run before its first update; all processes have to call it.
+
+        Args:
+            optimizer: its `state_dict`, or those of several by their names.
+        """
         self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        found = _find_tensors({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        found = _find_tensors({"model": model.state_dict(), "optimizer": optimizer})
         worst = {name: _look(local_part(tensor)) for name, tensor in found}
         bad = {name: value for name, value in worst.items() if value != _FINITE}
         self._worst = {}
@@ -79,7 +83,12 @@ class FiniteCheck:
 def _find_tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields the tensors of a model by their names, those of an optimizer by their places."""
     yield from _walk(state.get("model", {}), "")
-    yield from _walk(state.get("optimizer", {}).get("state", {}), _OPTIMIZER)
+    optimizer = state.get("optimizer", {})
+    several = {} if not optimizer or "param_groups" in optimizer else optimizer
+    for name, each in several.items():
+        yield from _walk(each["state"], f"{_OPTIMIZER}.{name}")
+    if not several:
+        yield from _walk(optimizer.get("state", {}), _OPTIMIZER)
 
 
 def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:

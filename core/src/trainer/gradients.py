@@ -65,6 +65,7 @@ class Gradients:
         fixed: bool = False,
         only_optimized: bool = False,
     ) -> None:
+        self._only_optimized = only_optimized
         self._model = model
         self._optimizer = optimizer
         self._only_optimized = only_optimized
@@ -76,6 +77,12 @@ class Gradients:
         self._told = {*self._left_out()}  # by the look at the parts of the run
         if fixed:
             self._agreed = {name: p.requires_grad for name, p in self._model_parameters.items()}
+
+    @property
+    def own(self) -> list[nn.Parameter]:
+        """The optimizer's parameters that require a gradient."""
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.requires_grad]
 
     @property
     def names(self) -> tuple[str, ...]:

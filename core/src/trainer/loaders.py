@@ -82,7 +82,7 @@ class EpochLoader:
             check_whole(loader, name)
         self.given: Iterable[Any] = loader
         self._loader, self._share = divide(loader, ranks, in_step=in_step)
-        self._ranks = ranks
+        self.ranks: Ranks = ranks
         self._in_step = in_step and not ranks.is_alone
         self._may_be_empty = not in_step and not ranks.is_alone
         is_own = self._loader is not loader  # what its workers load, no other process does
@@ -91,6 +91,7 @@ class EpochLoader:
         self._stream: RandomStream | None = None
         self._ahead: dict[str, Any] | None = None
         self._is_longer = False
+        self.limit: int | None = None
 
     @property
     def length(self) -> int | None:
@@ -102,9 +103,10 @@ class EpochLoader:
         ):
             return None
         try:
-            return self._share.count(len(self._loader))  # type: ignore[arg-type]
+            count = self._share.count(len(self._loader))  # type: ignore[arg-type]
         except TypeError:
             return None
+        return count if self.limit is None else min(count, self.limit)
 
     def promised_size(self, index: int) -> int | None:
         """Items that the batch `index` of an epoch is made of; None where that is not certain."""
@@ -136,6 +138,8 @@ class EpochLoader:
         try:
             batches = self._start(epoch, skip, state)
             in_place()
+            if length is None and self.limit is not None:
+                batches = itertools.islice(batches, max(0, self.limit - skip))
             for batch, is_last in _mark_last(batches, length, skip, self._look_ahead):
                 count += 1
                 if self._in_step and length is None:
@@ -159,7 +163,7 @@ class EpochLoader:
 
     def _reach_end(self, batches: Iterator[Any], length: int) -> None:
         """Lets the loader do what stands behind its last batch, as the end of a `for` does."""
-        if next(batches, _END) is not _END and not self._is_longer:
+        if self.limit is None and next(batches, _END) is not _END and not self._is_longer:
             self._is_longer = True
             logger.warning(
                 "the %s loader promises %d batches and has more, which are not used. Correct its "
@@ -226,7 +230,7 @@ class EpochLoader:
                 sampler.generator = torch.Generator().manual_seed(order)
 
     def _check_length(self, length: int | None, epoch: int) -> None:
-        lengths = self._ranks.gather(length, "start of an epoch")
+        lengths = self.ranks.gather(length, "start of an epoch")
         if len({*lengths}) > 1:
             raise EmptyLoaderError(
                 f"the {self._name} loader has {lengths} batches for the processes in epoch "
@@ -234,8 +238,8 @@ class EpochLoader:
             )
 
     def _check_end(self, is_last: bool, count: int, epoch: int) -> None:
-        (ended,) = self._ranks.total([is_last], "end of an epoch")
-        if 0 < ended < self._ranks.world_size:
+        (ended,) = self.ranks.total([is_last], "end of an epoch")
+        if 0 < ended < self.ranks.world_size:
             more = "has more" if not is_last else "has no more, and another process has"
             raise EmptyLoaderError(
                 f"the {self._name} loader gave {count} batches in epoch {epoch} and {more}. Give "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -24,6 +25,9 @@ _OWN: Final = (
     "Pass loss_fn=lambda model, batch: ... to Trainer, such as "
     "torch.nn.functional.mse_loss(model(batch[0]), batch[1])."
 )
+
+
+_NONE: Final[list[Tensor]] = []
 
 
 class NonFiniteError(RunError):
@@ -133,7 +137,7 @@ class _Sums:
 
 class LossMeter:
     """Means of the training loss over the epoch and over the log interval, summed in float64, over
-    all processes.
+    all processes; one for each name, where several optimizers have losses of their own.
 
     Attributes:
         total: sum of the losses that were read last.
@@ -146,66 +150,87 @@ class LossMeter:
 
     def reset(self) -> None:
         """Forgets everything, also the losses of an update that has failed."""
-        self._sums = _Sums()
-        self._pending: list[Tensor] = []
+        self._sums: defaultdict[str, _Sums] = defaultdict(_Sums)
+        self._pending: dict[str, list[Tensor]] = {}
         self.total: float = 0.0
         self.verdict: float = 0.0
 
-    def add(self, loss: Tensor) -> None:
+    def add(self, loss: Tensor, name: str = "", *, to_last: bool = False) -> None:
         """Takes a 0-dim loss; nothing is copied from its device yet. Its graph is held until
         `fetch` only, and the backward pass before that has freed what took memory.
-        """
-        self._pending.append(loss)
 
-    def fetch(self, verdict: Tensor | float | None = None, *, overflows: bool = False) -> bool:
-        """Reads the losses added since the last call, and `verdict` on their gradients, in one
-        copy. Returns whether both are finite in all processes; if not, the losses are left out.
+        Args:
+            to_last: it is another part of the last one, of the same micro-batch.
+        """
+        pending = self._pending.setdefault(name, [])
+        if to_last and pending:
+            loss = pending.pop().detach() + loss.detach()
+        pending.append(loss)
+
+    def drop(self) -> None:
+        """Forgets the losses that are not read yet."""
+        self._pending = {}
+
+    def fetch(
+        self, verdict: Tensor | float | None = None, name: str = "", *, overflows: bool = False
+    ) -> bool:
+        """Reads the losses of `name`, and those without one, that were added since the last call,
+        and `verdict` on their gradients, in one copy. Returns whether both are finite in all
+        processes; if not, the losses are left out.
 
         Args:
             overflows: a verdict that is not finite speaks of the loss scale: the losses count.
         """
-        pending, self._pending = self._pending, []
-        count = len(pending)
+        names = ("", name) if name else ("",)
+        pending = [self._pending.pop(each, _NONE) for each in names]
+        read = pending[0] if not name else [*pending[0], *pending[1]]
         if isinstance(verdict, Tensor):
-            *values, self.verdict = _read([*pending, verdict])
+            *values, self.verdict = _read([*read, verdict])
         else:
-            values, self.verdict = _read(pending), verdict or 0.0
-        self.total = sum(values)
+            values, self.verdict = _read(read), verdict or 0.0
+        first = len(pending[0])
+        found = [sum(values[:first]), first, sum(values[first:]), len(values) - first]
         if not self._ranks.is_alone:
-            of_all = self._ranks.total([self.total, self.verdict, count], "update")
-            self.total, self.verdict, count = of_all[0], of_all[1], int(of_all[2])
+            *found, self.verdict = self._ranks.total([*found, self.verdict], "update")
+        self.total = found[0] + found[2]
         if not (math.isfinite(self.total) and (overflows or math.isfinite(self.verdict))):
             return False
-        sums = self._sums
-        sums.epoch_sum += self.total
-        sums.epoch_count += count
-        sums.interval_sum += self.total
-        sums.interval_count += count
+        for each, total, count in zip(names, found[::2], found[1::2], strict=False):
+            if count:
+                sums = self._sums[each]
+                sums.epoch_sum += total
+                sums.epoch_count += int(count)
+                sums.interval_sum += total
+                sums.interval_count += int(count)
         return True
 
-    def take_interval(self) -> float | None:
-        """Returns the mean since the last call, or None where nothing was added."""
-        sums = self._sums
-        mean = sums.interval_sum / sums.interval_count if sums.interval_count else None
-        sums.interval_sum, sums.interval_count = 0.0, 0
-        return mean
+    def take_interval(self) -> dict[str, float]:
+        """Returns the mean of each name since the last call; no name where nothing was added."""
+        means = {}
+        for name, sums in self._sums.items():
+            if sums.interval_count:
+                means[name] = sums.interval_sum / sums.interval_count
+            sums.interval_sum, sums.interval_count = 0.0, 0
+        return means
 
-    def epoch_mean(self) -> float:
-        """Returns the mean over the epoch so far; NaN where every update was skipped."""
-        sums = self._sums
-        return sums.epoch_sum / sums.epoch_count if sums.epoch_count else math.nan
+    def epoch_means(self) -> dict[str, float]:
+        """Returns the mean of each name over the epoch so far."""
+        found = self._sums.items()
+        return {name: each.epoch_sum / each.epoch_count for name, each in found if each.epoch_count}
 
     def start_epoch(self) -> None:
         """Forgets the epoch's losses; the log interval goes on."""
-        self._sums.epoch_sum, self._sums.epoch_count = 0.0, 0
+        for sums in self._sums.values():
+            sums.epoch_sum, sums.epoch_count = 0.0, 0
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, dict[str, float]]:
         """Returns the sums as plain data."""
-        return asdict(self._sums)
+        return {name: asdict(sums) for name, sums in self._sums.items()}
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Goes on from the sums of `state`."""
-        self._sums = _Sums(**state)  # type: ignore[arg-type]
+        self._sums.clear()
+        self._sums.update({name: _Sums(**sums) for name, sums in state.items()})
 
 
 def _read(scalars: list[Tensor]) -> list[float]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from .config import ConfigError, TrainerConfig
 
 __all__ = [
     "check_closure",
+    "check_loss_fn",
     "check_optimized",
     "check_parts",
     "check_place",
@@ -38,36 +39,47 @@ def with_article(kind: type) -> str:
 
 
 def check_parts(
-    model: object,
-    optimizer: object,
-    scheduler: object,
+    models: Mapping[str, object],
+    optimizers: Mapping[str, object],
+    schedulers: Mapping[str, object],
     config: object,
-    loss_fn: Callable[..., Any] | None = None,
 ) -> None:
-    """Looks at the objects of a run.
+    """Looks at the objects of a run, each under its name; "" is the name of an only one.
 
     Raises:
         ConfigError: one is of the wrong kind, or they do not belong together.
     """
-    for name, part, kind in (
-        ("model", model, nn.Module),
-        ("optimizer", optimizer, torch.optim.Optimizer),
-        ("config", config, TrainerConfig),
+    for what, parts, kind in (
+        ("model", models, nn.Module),
+        ("optimizer", optimizers, torch.optim.Optimizer),
+        ("config", {"": config}, TrainerConfig),
     ):
-        if not isinstance(part, kind):
-            raise ConfigError(
-                f"Trainer: {name} must be {with_article(kind)}, got {_describe(part)}. Write "
-                "Trainer(model, optimizer, train_loader, val_loader, config=TrainerConfig(...))."
-            )
-    assert isinstance(model, nn.Module)
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    _check_storage(model)
-    _check_steps(optimizer)
-    _check_initialised(model)
-    check_optimized(model.parameters(), optimizer)
-    _check_frozen(model, optimizer)
-    _check_scheduler(scheduler, optimizer)
-    _check_loss(loss_fn)
+        for name, part in parts.items():
+            if not isinstance(part, kind) or (name == "" and len(parts) > 1):
+                raise ConfigError(
+                    f"{what}{f'[{name!r}]' if name else ''} must be {with_article(kind)}, got "
+                    f"{_describe(part)}. Write Trainer(model, optimizer, train_loader, val_loader, "
+                    "config=TrainerConfig(...)), or Run({name: model}, {name: optimizer})."
+                )
+        if not parts:
+            raise ConfigError(f"there is no {what}: the mapping is empty. Give one, or several.")
+    kinds = cast("Mapping[str, nn.Module]", models)
+    for model in kinds.values():
+        _check_storage(model)
+        _check_initialised(model)
+    whole = kinds[""] if "" in kinds else nn.ModuleDict({**kinds})
+    stranger = next((name for name in schedulers if name not in optimizers), None)
+    if stranger is not None:
+        raise ConfigError(
+            f"scheduler[{stranger!r}] has no optimizer: there is "
+            f"{', '.join(map(repr, optimizers))}. Give it the name of the optimizer that it is of."
+        )
+    steppers = cast("Mapping[str, torch.optim.Optimizer]", optimizers)
+    for name, optimizer in steppers.items():
+        _check_steps(optimizer)
+        check_optimized(whole.parameters(), optimizer)
+        _check_scheduler(schedulers.get(name), optimizer)
+    _check_frozen(whole, steppers)
 
 
 def check_optimized(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -88,13 +100,13 @@ def check_optimized(parameters: Iterable[nn.Parameter], optimizer: torch.optim.O
     count = sum(len(group["params"]) for group in optimizer.param_groups)
     if len(strangers) == count:
         raise ConfigError(
-            f"Trainer: none of the parameters of {kind} belongs to the model, so training would "
+            f"none of the parameters of {kind} belongs to the model, so training would "
             "change nothing. Build it from model.parameters(), after fully_shard if the model is "
             "sharded."
         )
     if strangers:
         raise ConfigError(
-            f"Trainer: {kind} has {len(strangers)} of {count} parameters that are not the model's "
+            f"{kind} has {len(strangers)} of {count} parameters that are not the model's "
             f"({strangers[0]}): they would not be saved, clipped or averaged over processes. Put "
             "what is trained together, such as a loss with weights, into one nn.Module and hand "
             "that to Trainer and optimizer."
@@ -126,7 +138,7 @@ def check_place(optimizer: torch.optim.Optimizer) -> None:
         on_cpu = any(parameter.device.type == "cpu" for parameter in group["params"])
         if group.get("capturable") and on_cpu:
             raise ConfigError(
-                f"Trainer: group {index} of {type(optimizer).__name__} has capturable=True, which "
+                f"group {index} of {type(optimizer).__name__} has capturable=True, which "
                 "is for parameters on a GPU, and has some on the CPU. Set it to False."
             )
 
@@ -191,7 +203,7 @@ def _check_storage(model: nn.Module) -> None:
         for name, tensor in tensors:
             if tensor.is_meta:
                 raise ConfigError(
-                    f"Trainer: the {kind} {name} is on the meta device, where tensors have a shape "
+                    f"the {kind} {name} is on the meta device, where tensors have a shape "
                     "and no values. Call model.to_empty(device=...), then load or initialize every "
                     "weight and buffer, and build the optimizer after that."
                 )
@@ -206,12 +218,10 @@ def _check_steps(optimizer: torch.optim.Optimizer) -> None:
     except ValueError:  # it has no signature
         needs_closure = False
     if needs_closure:
-        raise ConfigError(
-            f"Trainer: {type(optimizer).__name__} wants a closure in step(), {_CLOSURE}"
-        )
+        raise ConfigError(f"{type(optimizer).__name__} wants a closure in step(), {_CLOSURE}")
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ConfigError(
-            f"Trainer: {type(optimizer).__name__} has differentiable=True, which is for steps "
+            f"{type(optimizer).__name__} has differentiable=True, which is for steps "
             "through which somebody differentiates; parameters cannot be trained so. Leave it out."
         )
 
@@ -221,22 +231,34 @@ def _check_initialised(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ConfigError(
-                f"Trainer: {name} is not initialised. Run a batch through the model first, and "
+                f"{name} is not initialised. Run a batch through the model first, and "
                 "build the optimizer after that."
             )
 
 
-def _check_frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Refuses an optimizer that has nothing to train, and says what it leaves out."""
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+def _check_frozen(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Refuses an optimizer that has nothing to train, or what another one trains, and says what all
+    of them leave out.
+    """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not any(id(parameter) in known for parameter in trained.values()):
-        raise ConfigError(
-            f"Trainer: every parameter of {type(optimizer).__name__} is frozen (requires_grad is "
-            "False), so training would change nothing. Call requires_grad_() on what is to be "
-            "trained."
-        )
-    left_out = [name for name, parameter in trained.items() if id(parameter) not in known]
+    ids = {id(parameter): name for name, parameter in trained.items()}
+    owners: dict[int, str] = {}
+    for name, optimizer in optimizers.items():
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not known & ids.keys():
+            raise ConfigError(
+                f"every parameter of {type(optimizer).__name__} is frozen (requires_grad is "
+                "False), so training would change nothing. Call requires_grad_() on what is to be "
+                "trained."
+            )
+        twice = next((each for each in known if each in owners), None)
+        if twice is not None:
+            raise ConfigError(
+                f"the optimizers {owners[twice]!r} and {name!r} both have the parameter "
+                f"{ids.get(twice, '(frozen)')}. Give each parameter to one of them."
+            )
+        owners.update(dict.fromkeys(known, name))
+    left_out = [name for name, parameter in trained.items() if id(parameter) not in owners]
     if left_out:
         warn_left_out(left_out, len(trained))
 
@@ -246,25 +268,30 @@ def _check_scheduler(scheduler: object, optimizer: torch.optim.Optimizer) -> Non
         return
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ConfigError(
-            "Trainer: ReduceLROnPlateau waits for a metric, and a scheduler is stepped after each "
+            "ReduceLROnPlateau waits for a metric, and a scheduler is stepped after each "
             "update. Step it in a callback's on_epoch_end: scheduler.step(val_loss)."
         )
     needed = ("step", "state_dict", "load_state_dict")
     if isinstance(scheduler, type) or not all(hasattr(scheduler, name) for name in needed):
         raise ConfigError(
-            f"Trainer: scheduler must be a learning-rate scheduler, got {_describe(scheduler)}. "
+            f"scheduler must be a learning-rate scheduler, got {_describe(scheduler)}. "
             "Write scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 1000), for example."
         )
     other = getattr(scheduler, "optimizer", optimizer)
     if other is not optimizer and other is not getattr(optimizer, "optimizer", optimizer):
         raise ConfigError(
-            f"Trainer: the scheduler {type(scheduler).__name__} belongs to another optimizer "
+            f"the scheduler {type(scheduler).__name__} belongs to another optimizer "
             f"({with_article(type(other))}), so it would not change the rates of this one. Build "
             "it from the optimizer that Trainer is given."
         )
 
 
-def _check_loss(loss_fn: Callable[..., Any] | None) -> None:
+def check_loss_fn(loss_fn: Callable[..., Any] | None) -> None:
+    """Refuses what cannot be called with a model and a batch.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     if loss_fn is None:
         return
     way = (
@@ -273,8 +300,7 @@ def _check_loss(loss_fn: Callable[..., Any] | None) -> None:
     )
     if not callable(loss_fn):
         raise ConfigError(
-            f"Trainer: loss_fn must be a function (model, batch) -> loss, got "
-            f"{_describe(loss_fn)}. {way}"
+            f"loss_fn must be a function (model, batch) -> loss, got {_describe(loss_fn)}. {way}"
         )
     called: Any = loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn
     room = getattr(called, "__module__", None)
@@ -289,7 +315,7 @@ def _check_loss(loss_fn: Callable[..., Any] | None) -> None:
     if not takes_both:
         name = getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
         raise ConfigError(
-            f"Trainer: loss_fn is called with (model, batch), and {name} does not take that. {way}"
+            f"loss_fn is called with (model, batch), and {name} does not take that. {way}"
         )
 
 

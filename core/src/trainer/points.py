@@ -145,6 +145,23 @@ class FixedPoints:
                 *(point, _UNUSUAL),
             )
 
+    def leave(self, what: str) -> None:
+        """Waits a short time for the others to leave their loops by `what`, as this process does.
+
+        Raises:
+            FixedPointError: they do not.
+        """
+        point = f"the end of the loop by {what}"
+        work, found = self._exchange(_Arrival(0, self.is_ahead(), point), _PATIENCE)
+        with contextlib.suppress(RuntimeError):  # nobody came in that time
+            work.wait(_PATIENCE)
+            if all(_Arrival.unpack(each).name == point for each in found):
+                return
+        raise FixedPointError(
+            f"this process has left its loop by {what}, and another one has not. Ask for the end "
+            "by run.stop(reason), which all of them hear."
+        )
+
     def _exchange(
         self, own: _Arrival, patience: timedelta | None = None
     ) -> tuple[dist.Work, list[torch.Tensor]]:

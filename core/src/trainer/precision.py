@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["Precision"]
+__all__ = ["Precision", "wrap_modules"]
 
 _LEAST_SCALE: Final = 2.0**-16
 """A gradient that overflows at this scale, 32 halvings below the first one, is not finite."""
@@ -19,8 +20,13 @@ class Precision:
     fp32 by nothing.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
-        """Makes the precision `fp32`, `bf16` or `fp16` for `device`."""
+    def __init__(self, name: str, device: torch.device, *, several: bool = False) -> None:
+        """Makes the precision `fp32`, `bf16` or `fp16` for `device`.
+
+        Args:
+            several: several optimizers may step in one update, whose end is `end_update`.
+        """
+        self._several = several
         self._device = device.type
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
         self._scales = name == "fp16"
@@ -32,11 +38,23 @@ class Precision:
             torch.amp.GradScaler(self._device) if self._scales else None
         )
         self._scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+        self._has_stepped = self._has_skipped = self._is_too_high = False
 
     @property
     def loss_scale(self) -> float | None:
         """What the loss is multiplied by before its backward pass; None where it is not scaled."""
         return None if self.scaler is None else self._scale
+
+    def context(self) -> contextlib.AbstractContextManager[object]:
+        """Returns what computes in this arithmetic while it is entered."""
+        if self._dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device, self._dtype)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the arithmetic is that of the weights, so that nothing is wrapped."""
+        return self._dtype is None
 
     def wrap(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Returns `forward` in this arithmetic; itself where there is nothing to do."""
@@ -44,9 +62,14 @@ class Precision:
             return forward
         return cast("Callable[..., Tensor]", torch.autocast(self._device, self._dtype)(forward))
 
-    def backward(self, loss: Tensor) -> None:
-        """Backward pass of the scaled loss."""
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+        """Backward pass of the scaled loss.
+
+        Args:
+            inputs: what alone gets gradients; None: everything that the loss depends on.
+        """
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward(inputs=inputs)  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: torch.optim.Optimizer, others: Iterable[Tensor]) -> None:
         """Makes the gradients of the optimizer's parameters, and of `others`, those of the unscaled
@@ -71,23 +94,44 @@ class Precision:
             optimizer.step()
             return False
         self.scaler.step(optimizer)
-        self.scaler.update()
-        before, self._scale = self._scale, self.scaler.get_scale()  # the one fetch of it
-        return self._scale < before
+        self._has_stepped = True
+        return not self._several and self.end_update()
 
-    def skip(self) -> None:
-        """Closes an update whose gradients were unscaled and will not be used."""
+    def skip(self, *, overflow: bool = False) -> None:
+        """Leaves out the step of an optimizer whose gradients were unscaled.
+
+        Args:
+            overflow: they are not finite, and the scale may be to blame: it falls, as
+                `GradScaler.update` lets it fall where it has found that out, for not all gradients
+                are the optimizer's, or of this process.
+        """
+        self._is_too_high = self._is_too_high or overflow
+        self._has_skipped = True
+        if not self._several:
+            self.end_update()
+
+    def drop(self) -> None:
+        """Leaves out an update that was dropped, whose gradients may be unscaled already."""
         if self.scaler is not None:
             self.scaler.update(self._scale)
+        self._has_stepped = self._has_skipped = self._is_too_high = False
 
-    def lower_scale(self) -> None:
-        """Closes an update whose gradients are not finite as `GradScaler.update` does where it has
-        found that out: not all of them are the optimizer's, or of this process.
-        """
-        if self.scaler is not None:
+    def end_update(self) -> bool:
+        """Lets the scale follow what this update has met; returns whether it has fallen."""
+        if self.scaler is None or not (self._has_stepped or self._has_skipped):
+            return False
+        before = self._scale
+        if self._is_too_high:
             self._scale *= self.scaler.get_backoff_factor()
             self.scaler.update(self._scale)
             self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})
+        elif self._has_stepped:
+            self.scaler.update()
+            self._scale = self.scaler.get_scale()  # the one fetch of it
+        else:
+            self.scaler.update(self._scale)
+        self._has_stepped = self._has_skipped = self._is_too_high = False
+        return self._scale < before
 
     def state(self) -> dict[str, Any] | None:
         """Returns the scaler's state, or None."""
@@ -98,3 +142,29 @@ class Precision:
         if self.scaler is not None and state:
             self.scaler.load_state_dict(dict(state))
             self._scale = self.scaler.get_scale()
+
+
+def wrap_modules(called: Any, precision: Precision) -> Any:
+    """Returns what to call in place of a module, or of a mapping of them, so that it computes in
+    `precision`.
+    """
+    if precision.is_full:
+        return called
+    if isinstance(called, Mapping):
+        return {name: _InPrecision(each, precision) for name, each in called.items()}
+    return _InPrecision(called, precision)
+
+
+class _InPrecision:
+    """A module that is called in a run's precision; for the rest it is the module itself."""
+
+    def __init__(self, module: Any, precision: Precision) -> None:
+        self._module, self._context = module, precision.context
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Calls the module."""
+        with self._context():
+            return self._module(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)

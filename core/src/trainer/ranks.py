@@ -13,16 +13,21 @@ import atexit
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from trainer_callback import RunError
+
 from .config import ConfigError
 from .points import FixedPoints
 from .sharding import check_sharding, share_copies, whole_tensors
+
+if TYPE_CHECKING:
+    from .gradients import Gradients
 
 __all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
 
@@ -52,6 +57,8 @@ class Ranks:
         self._points = None if group is None else FixedPoints(group)
         self._parallel: nn.parallel.DistributedDataParallel | None = None
         self._sharded: nn.Module | None = None
+        self._plain: nn.Module | None = None
+        self._is_called = self._notes_calls = False
 
     @property
     def is_alone(self) -> bool:
@@ -117,6 +124,15 @@ class Ranks:
         if self._points is not None:
             self._points.meet(point, by_callback=by_callback)
 
+    def leave(self, what: str) -> None:
+        """Notes that this process leaves its loop by `what`, which the others have to do, too.
+
+        Raises:
+            FixedPointError: they do not, within a few seconds.
+        """
+        if self._points is not None:
+            self._points.leave(what)
+
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
         """While it is open, an exception that leaves it is told to the others, who would wait."""
@@ -126,6 +142,7 @@ class Ranks:
         self._points.start()
         try:
             yield
+            self.watch(lambda: False)
         except BaseException as error:
             self._points.fail(error)
             raise
@@ -142,21 +159,31 @@ class Ranks:
                 dist.broadcast(tensor, 0)
 
     def prepare(
-        self, model: nn.Module, given: nn.Module, *, compiled: bool
-    ) -> tuple[nn.Module, nn.Module]:
-        """Returns what to call in place of `model` in training, and in evaluation. The one for
-        training averages the gradients over all processes, which have the main one's weights now. A
-        model that `fully_shard` has divided does that itself.
+        self, model: nn.Module, given: Any, *, compiled: bool, several: bool = False
+    ) -> tuple[Any, Any]:
+        """Returns what to call in place of `given` in training, and in evaluation; of a mapping of
+        models, a mapping. All processes have the main one's weights then. What is called in
+        training averages the gradients over all of them, unless there are several models or
+        optimizers: `average` does it then. A model that `fully_shard` has divided does that itself.
 
         Args:
-            given: `model`, or what somebody's `torch.compile` has made of it.
+            model: the plain model, with all that is trained.
+            given: `model`, or what somebody's `torch.compile` has made of it; or several of them by
+                their names.
             compiled: compile it, if nobody has.
+            several: several optimizers train it.
 
         Raises:
             ConfigError: it is divided in a way that cannot be trained here.
         """
-        compiles = compiled and given is model
-        evaluated = cast(nn.Module, torch.compile(model)) if compiles else given
+        if isinstance(given, Mapping):
+            evaluated: Any = {
+                name: _compile(each, model[name] is each and compiled)  # type: ignore[index]
+                for name, each in given.items()
+            }
+        else:
+            compiles = compiled and given is model
+            evaluated = _compile(given, compiles)
         if self._group is None:
             return evaluated, evaluated
         device = next(model.parameters()).device
@@ -165,11 +192,59 @@ class Ranks:
             share_copies(model)
             self.share(whole_tensors(model))
             return evaluated, evaluated
+        if several or isinstance(given, Mapping):
+            self._plain = model
+            self.share([*model.parameters(), *model.buffers()])
+            return evaluated, evaluated
         self._parallel = nn.parallel.DistributedDataParallel(
             given, device_ids=None if device.type == "cpu" else [device]
         )
-        trained = torch.compile(self._parallel) if compiles else self._parallel
-        return cast(nn.Module, trained), evaluated
+        if not compiles:  # which would compile the note too
+            self._parallel.register_forward_pre_hook(self._note_call)
+            self._notes_calls = True
+        return _compile(self._parallel, compiles), evaluated
+
+    def _note_call(self, *_: object) -> None:
+        self._is_called = True
+
+    def _check_called(self) -> None:
+        """Looks whether the forward passes of this update went through what averages gradients.
+
+        Raises:
+            RunError: none did.
+        """
+        if self._notes_calls and not self._is_called:
+            raise RunError(
+                "no forward pass of this update went through run.module, so its gradients are not "
+                "averaged over the processes, which would train different models. Call run.module "
+                "in place of the model."
+            )
+        self._is_called = False
+
+    def average(self, gradients: Gradients) -> None:
+        """Sees to it that the gradients of an update are the means over all processes: of several
+        models or optimizers they are averaged here. One that some processes have only counts as 0
+        in the others.
+
+        Raises:
+            RunError: what averages them was gone round.
+        """
+        if self._group is None:
+            return
+        self._check_called()
+        if self._plain is None:
+            return
+        parameters = gradients.own
+        device = parameters[0].device
+        present = torch.tensor([p.grad is not None for p in parameters], device=device)
+        counts = present.to(torch.float32)
+        dist.all_reduce(counts)
+        for parameter, count in zip(parameters, counts.tolist(), strict=True):
+            if count:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
 
     def start_forward(self, *, last: bool) -> None:
         """Prepares a forward pass in training.
@@ -183,8 +258,14 @@ class Ranks:
         self._points.announce()
         if self._parallel is not None:  # what its `no_sync` sets, without a context per batch
             self._parallel.require_backward_grad_sync = last
-        elif self._sharded is not None:  # as DistributedDataParallel does by itself
-            self.share([*self._sharded.buffers()])
+            return
+        for model in (self._sharded, self._plain):
+            if model is not None:  # as DistributedDataParallel does by itself
+                self.share([*model.buffers()])
+
+
+def _compile(module: nn.Module, compiles: bool) -> nn.Module:
+    return cast(nn.Module, torch.compile(module)) if compiles else module
 
 
 ALONE: Final = Ranks()

@@ -1,320 +1,396 @@
-"""What stands around the loop: the output directory, resuming, saving, and the one way a run
-ends.
+"""`Run`: what any loop needs round it. Read it top to bottom: `start`, `epochs`, `batches`,
+`backward`, `step`. What happens where the next batch is asked for is in `passes.py`, what happens
+behind an update and an epoch in `boundary.py`.
+
+Every hook stands where it is called. The room knows no file format, no plugin, and no command.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from trainer_callback import (
-    CallbackError,
-    SaveError,
-    SnapshotError,
-    TrainerCallback,
-    option_text,
-)
-from trainer_callback.errors import text_of
+import torch
+from torch import Tensor, nn
 
-from .agreement import check_same, match_parts
-from .checkpoint import Checkpoint
-from .facts import read_facts, tell_differences
-from .final import describe_unsaveable, save_safetensors
-from .losses import NonFiniteError
-from .parts import check_place, describe_bad_rate
-from .place import Place, Resume, refusing
-from .progress import Progress
+from trainer_callback import UsageError
+
+from .assembly import Parts, assemble
+from .boundary import Boundary, Validate
+from .config import TrainerConfig
+from .counters import Position
+from .loaders import EpochLoader
+from .losses import check_loss
+from .memory import explain_memory
+from .passes import Loader, Passes, refuse
+from .precision import wrap_modules
 from .result import Stop, TrainResult
-from .rng import seed_rng
-from .sharding import gather_state, gather_weights, holds_sharded
-from .snapshot import save_bytes
-from .state_table import Deal, collect_states, deal_out
+from .session import Resume
+from .signals import SignalFlags
+from .view import View
 
-if TYPE_CHECKING:
-    from .host import Host
+__all__ = ["Run"]
 
-__all__ = ["Resume", "Run"]
 
-logger: logging.Logger = logging.getLogger("trainer")
+class _Turns(Iterator[Any]):
+    """An iterator whose whole state is the run's: it may be held, left or dropped at any place."""
+
+    def __init__(self, take: Callable[[], Any]) -> None:
+        self._take = take
+
+    def __next__(self) -> Any:
+        return self._take()
 
 
 class Run:
-    """One trainer's run outside its loop."""
+    """Drives one run of any loop: hooks, snapshots, signals, exact resume.
+
+    Attributes:
+        parts: what the run is made of.
+        view: what callbacks see of it.
+        position: where it stands: `epoch`, `step`, `batch` and others; read-only.
+        module: what to call in place of the model: it averages gradients over the processes and
+            computes in the run's precision. A mapping where there are several.
+        result: how the run ended, also where it failed; None before its end.
+    """
 
     def __init__(
-        self, trainer: Host, checkpoint: Checkpoint, artifacts: Mapping[str, bytes]
+        self,
+        model: nn.Module | Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer],
+        *,
+        scheduler: Any = None,
+        validate: Validate | None = None,
+        config: TrainerConfig | None = None,
+        callbacks: Sequence[object] = (),
+        discover: bool = True,
+        artifacts: Mapping[str, bytes] | None = None,
     ) -> None:
-        self._trainer = trainer
-        self._callbacks = trainer.callbacks
-        self._keeper = trainer.keeper
-        self._ranks = trainer.ranks
-        self._checkpoint = checkpoint
-        self._place = Place(trainer.config, trainer.keeper, checkpoint, artifacts, self._ranks)
-        self._files = {name: save_bytes(content) for name, content in artifacts.items()}
-        self._deal = Deal()
-        self._saved: tuple[int, bool, bool] | None = None
-        self._untold: Callable[[], None] | None = None
-
-    @property
-    def _hook(self) -> TrainerCallback:
-        return self._callbacks.hook
-
-    @contextlib.contextmanager
-    def open(self, resume: Resume) -> Iterator[None]:
-        """Holds the output directory while the run lasts, and closes the callbacks at its end; see
-        `Place.open`.
-        """
-        with self._ranks.run(), self._place.open(resume), contextlib.ExitStack() as held:
-            held.callback(self._callbacks.close)  # while the directory is still held
-            yield
-
-    def restore(self, resume: Resume) -> bool:
-        """Loads the snapshot that `resume` means and lets every callback load its state.
-
-        Returns:
-            Whether there was one; a fresh start has its generators seeded.
-
-        Raises:
-            ConfigError: there is nothing to resume.
-            SnapshotError: the snapshot cannot be trusted or does not fit.
-            PluginError: a callback refuses its state.
-        """
-        trainer = self._trainer
-        trainer.queue.start()
-        self._deal = Deal()
-        self._saved, self._untold = None, None
-        with refusing():
-            found = self._place.find(resume)
-            check_same(found, self._ranks)
-        if self._callbacks.plugins:
-            names = ", ".join(plugin.label for plugin in self._callbacks.plugins)
-            logger.info("callbacks in call order: %s.", names)
-        if found is None:
-            trainer.progress = Progress()
-            self._checkpoint.check_schedule(trainer.progress, trainer.config)
-            seed_rng(trainer.config.seed + trainer.rank)  # as for dropout, not twice the same
-            self._keeper.finite.start(trainer.model, trainer.optimizer, self._ranks)
-            return False
-        path, state, manifest = found
-        with refusing():
-            trainer.progress = progress = self._load(path, state)
-        check_place(trainer.optimizer)  # whose settings are those of the snapshot now
-        self._keeper.finite.start(trainer.model, trainer.optimizer, self._ranks)
-        logger.info(
-            "resumed from %s: %d epochs done, update %d.", path, progress.epochs_done, progress.step
-        )
-        self._checkpoint.check_schedule(progress, trainer.config)
-        tell_differences(manifest, trainer.config, self._callbacks.plugins, progress)
-        self._deal = deal_out(
-            state["callback_state"],
-            manifest.get("plugins", {}),
-            self._callbacks,
-            progress.step,
-        )
-        checkpoint = {**state, "epoch": progress.epoch, "step": progress.step}
-        checkpoint["callback_state"] = self._deal.states
-        try:
-            self._hook.on_snapshot_load(
-                trainer=trainer, checkpoint=checkpoint, state=self._deal.states
-            )
-        except BaseException as error:  # the others have loaded, and must hear of the end
-            self.end(None, error)
-            raise
-        if self._place.holds_found:
-            self._saved = progress.position
-            if trainer.is_main_process:
-                self._untold = self._make_report(progress, path)
-                self._keeper.retain(path)
-        return True
-
-    def _load(self, path: Path, state: Mapping[str, Any]) -> Progress:
-        """Puts the objects of the run into `state`; returns its counters."""
-        progress = Progress.from_state(state["progress"])
-        try:
-            self._checkpoint.load(state, path)
-            return progress
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise SnapshotError(f"{path} is no snapshot of such a run: {error!r}.") from error
-
-    def keep(self, progress: Progress | None) -> None:
-        """Hears of the write that has ended; collects the state of everything and starts the next
-        write.
+        """Checks everything that can be checked before the first step.
 
         Args:
-            progress: None where no snapshot is due. A step that is saved already is not saved
-                again.
+            model: moved to the device here; several as a mapping of names.
+            optimizer: over parameters of `model`; several as a mapping of names, each with
+                parameters of its own. What it remembers follows them to the device.
+            scheduler: a learning-rate scheduler, stepped once per update; of several optimizers a
+                mapping with their names.
+            validate: returns metrics; called where `eval_interval` or the end of an epoch asks for
+                it, in evaluation mode, without gradients, in the run's precision. The means over
+                all processes count.
+            config: the settings; default `TrainerConfig()`.
+            callbacks: called in this order, before discovered ones.
+            discover: use the installed plugins that are live in every run.
+            artifacts: files (name -> content) to be written to the output directory, into each
+                snapshot, and beside the finished model in `final/`.
 
         Raises:
-            CallbackError: a callback failed, or its state cannot be saved.
-            SnapshotError: the third failed write in a row; in all processes.
-            NonFiniteError: what was to be written is not finite; in all processes.
+            ConfigError: an unknown device, a part of the wrong kind.
+            PluginError: a callback that cannot be used.
         """
-        if not self._keeper.can_write:
-            return
-        self._trainer.queue.check_process()
-        due = progress is not None and progress.position != self._saved
-        # Waited for, so that no state depends on how fast the disk was. Callbacks are told of the
-        # write here, outside the point at which all processes hear of its failure.
-        self._keeper.collect(wait=due, may_raise=self._ranks.is_alone)
-        if due:
-            self._ranks.on_main(self._keeper.collect, "snapshot")
-        if self._untold is not None:
-            report, self._untold = self._untold, None
-            report()
-        if progress is None or not due:
-            return
-        self._trainer.check_replicas()
-        state = self._collect(progress)
-        facts = read_facts(progress, self._trainer.config, self._callbacks.plugins)
-        facts["plugins"] = {**facts["plugins"], **self._deal.carried_writers}
-        if self._trainer.is_main_process:
-            report = self._make_report(progress)
-            self._keeper.save(progress.step, state, facts, report, self._files)
-        self._saved = progress.position
+        parts = assemble(
+            *(model, optimizer, scheduler, TrainerConfig() if config is None else config),
+            callbacks=callbacks,
+            discover=discover,
+            artifacts=artifacts or {},
+        )
+        self.parts: Parts = parts
+        self.view: View = parts.view
+        self.position: Position = parts.view.position
+        self.module: Any = wrap_modules(parts.trained, parts.precision)
+        self.result: TrainResult | None = None
+        self._config, self._callbacks = parts.view.config, parts.view.callbacks
+        self._boundary = Boundary(parts)
+        self._passes = Passes(parts, self._boundary)
+        self._held: contextlib.ExitStack | None = None
+        self.use_validation(validate)
 
-    def _make_report(self, progress: Progress, path: Path | None = None) -> Callable[..., None]:
-        """Returns what tells every callback that the snapshot of `progress` is durable. A resumed
-        run tells it again of the one it resumed from: the killed one may not have come to it.
-        """
-        epoch, step = progress.epoch, progress.step
+    @property
+    def model(self) -> nn.Module:
+        """The module that is trained, as callbacks see it; a `ModuleDict` of several."""
+        return self.view.model
 
-        def report(path: Path | None = path) -> None:
-            assert path is not None
-            self._place.note_snapshot()
-            self._hook.on_snapshot_saved(trainer=self._trainer, path=path, epoch=epoch, step=step)
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Returns a context in the run's precision, for what the loop computes beside `module`."""
+        return self.parts.precision.context()
 
-        return report
-
-    def end(self, stop: Stop | None, error: BaseException | None) -> TrainResult:
-        """Tells every callback how the run ended, writes the final model, waits for the disk.
+    def keep(self, name: str, thing: Any) -> None:
+        """Adds something with `state_dict` and `load_state_dict` to the snapshots, per process: a
+        replay buffer, an environment, a counter. To be called before `start`.
 
         Raises:
-            BaseException: what ended the run, if it was an exception; KeyboardInterrupt after
-                Ctrl-C.
+            ConfigError: it has no such methods, or the name is taken.
+            RunOrderError: the run has started.
         """
-        self._trainer.queue.check_process()
-        result, error = self._close(stop, error)
-        if error is None:
-            return result
+        refuse(self._held is not None, "keep()", "call it before start()")
+        self.parts.checkpoint.keep(name, thing)
+
+    def use_validation(self, validate: Validate | None) -> None:
+        """Takes the function that validates, in place of the constructor's; None for none.
+
+        Raises:
+            UsageError: it is no function.
+        """
+        if validate is not None and not callable(validate):
+            raise UsageError(f"validate must be a function without arguments, got {validate!r}.")
+        self._boundary.validate = validate
+        self.view.expect_validation(is_there=validate is not None)
+
+    def use_loader(self, loader: Loader, *, validates: bool = False) -> EpochLoader:
+        """Returns `loader` as the run goes through it, seeded by epoch and shared by the processes.
+        A run that knows its loader before it starts can check a snapshot against it.
+
+        Args:
+            validates: a validation goes through it.
+
+        Raises:
+            ConfigError: it is no loader, or known to be empty.
+        """
+        return self._passes.use_validated(loader) if validates else self._passes.use(loader)
+
+    def validation_batches(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """Yields the batches of a validation, on the device: of several processes each gets its
+        share, and a signal cuts it.
+        """
+        return self._passes.validate(loader)
+
+    # Inside `start`
+
+    def start(self, resume: Resume = False) -> contextlib.AbstractContextManager[Run]:
+        """Returns the run as a context; inside it, the run holds the directory and the signals.
+
+        Args:
+            resume: False: start. True: go on from the newest sound snapshot of `output_dir`.
+                `auto`: the same, or start where there is none. A path: go on from that snapshot.
+
+        Raises:
+            UsageError: refused before the first step.
+            CallbackError: a callback failed; it names plugin, distribution, version and hook.
+            KeyboardInterrupt: after Ctrl-C, when the step is finished and the snapshot is durable.
+        """
+        return _Started(self, resume)
+
+    def epochs(self) -> Iterator[int]:
+        """Yields the number of each epoch; where the next is asked for, the one before ends.
+
+        Raises:
+            RunOrderError: outside `start`, or inside an epoch.
+        """
+        self._check_outside("epochs()")
+        return _Turns(self._passes.next_epoch)
+
+    def batches(self, loader: Loader, limit: int | None = None) -> Iterator[Any]:
+        """Yields the micro-batches of this epoch, on the device; where the next is asked for, the
+        one before ends.
+
+        Args:
+            loader: an iterable that can be started again each epoch.
+            limit: go through so many batches at most.
+
+        Raises:
+            RunOrderError: outside an epoch, or a second time in one.
+            ConfigError: the loader is empty.
+        """
+        passes = self._passes
+        way = "call it inside `for epoch in run.epochs():`"
+        refuse(not passes.in_epoch, "batches()", way)
+        way = "an epoch has one pass over one loader: chain loaders, or begin another epoch"
+        refuse(passes.loader is not None, "batches()", way)
+        passes.loader = passes.use(loader, limit)
+        return _Turns(passes.next_batch)
+
+    def updates(self) -> Iterator[int]:
+        """Yields the number of each micro-batch of a loop without a loader, until the steps or the
+        time are used up; for callbacks it is one epoch without an end.
+
+        Raises:
+            RunOrderError: outside `start`, or inside an epoch.
+        """
+        self._check_outside("updates()")
+        return _Turns(self._passes.next_turn)
+
+    def backward(self, loss: Tensor, name: str | None = None) -> None:
+        """Takes the loss of a micro-batch, or a part of it, and runs its backward pass.
+
+        Args:
+            loss: 0-dim, unscaled, undivided; divided by `gradient_accumulation_steps` here.
+            name: of the optimizer whose parameters get gradients; None: all that are trained.
+
+        Raises:
+            LossError: it is no loss.
+            RunOrderError: outside a batch, or with a name beside a backward pass without one.
+        """
+        passes, parts = self._passes, self.parts
+        if not passes.in_batch or name is not None or passes.loss is not None:
+            passes.check_name(name)
+        check_loss(loss)
+        if "on_forward_end" in self._callbacks.table.used:
+            passes.hook.on_forward_end(trainer=self.view, loss=loss.detach().clone())
+        is_part = name in passes.named
+        parts.losses.add(loss, name or "", to_last=is_part)
+        steps = self._config.gradient_accumulation_steps
+        inputs = None if name is None else parts.updaters[name].gradients.own
+        parts.precision.backward(loss if steps == 1 else loss / steps, inputs)
+        passes.take(loss, name)
+
+    def step(self, name: str | None = None) -> bool:
+        """Takes the step of an optimizer where its window of micro-batches ends; returns whether
+        it was taken, and not skipped.
+
+        Args:
+            name: of the optimizer, where there are several.
+
+        Raises:
+            RunOrderError: without a backward pass before, or twice.
+            NonFiniteError: the loss or a gradient is not finite, and that ends the run.
+        """
+        passes, parts, config = self._passes, self.parts, self._config
+        updater = passes.find_updater(name)
+        if not passes.closes_window:
+            return False
+        view, hook, position, gradients = self.view, passes.hook, self.position, updater.gradients
+        view.updater = updater
+        position.step = position.update - 1
+        gradients.check_reached()
+        parts.precision.unscale(updater.optimizer, gradients.outside)
+        if position.window != config.gradient_accumulation_steps:  # the last window may be short
+            gradients.multiply(config.gradient_accumulation_steps / position.window)
+        parts.ranks.average(gradients)
+        hook.on_backward_end(trainer=view)
+        gradients.follow()
+        if config.max_grad_norm is not None:
+            updater.total_norm, clipped = gradients.clip(config.max_grad_norm)
+            own = updater.total_norm.clone()
+            hook.on_gradients_clipped(trainer=view, total_norm=own, clipped=clipped)
+        verdict: Tensor | float | None = updater.total_norm
+        trusted = verdict is not None and "on_gradients_clipped" not in self._callbacks.table.used
+        if parts.checks_gradients and not trusted:
+            verdict = gradients.check(verdict)
+        skipped = updater.step(position, verdict)
+        position.step = position.update
+        hook.on_step_end(trainer=view, skipped=skipped)
+        gradients.finish()
+        view.updater = parts.first
+        return not skipped
+
+    def discard(self) -> None:
+        """Drops the gradients of the update under way, as after an out-of-memory in it; its batches
+        do not come again.
+        """
+        self._passes.drop_update()
+
+    def stop(self, reason: str, detail: str = "") -> None:
+        """Asks for the end of the run at the next boundary, in all processes.
+
+        Args:
+            reason: one word for programs: `result.stop_reason`.
+            detail: one sentence for people.
+
+        Raises:
+            UsageError: the reason is no word.
+        """
+        if not isinstance(reason, str) or not reason:
+            raise UsageError(f"stop: reason must be a str that is not empty, got {reason!r}.")
+        self.parts.decider.asked = Stop("stopped", reason, str(detail))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run ends at this boundary, or the next."""
+        return self._boundary.stop is not None or self.parts.decider.asked is not None
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Sends metrics to `on_log` of every callback; see `TrainerProtocol.log`."""
+        self.view.log(metrics)
+
+    def log_text(self, name: str, text: str) -> None:
+        """Sends a text to `on_log_text` of every callback; see `TrainerProtocol.log_text`."""
+        self.view.log_text(name, text)
+
+    def request_snapshot(self) -> None:
+        """Asks for a snapshot at the next boundary."""
+        self.view.request_snapshot()
+
+    # The start and the end
+
+    def _check_outside(self, what: str) -> None:
+        refuse(self._held is None, what, "call it inside `with run.start():`")
+        refuse(self._passes.in_epoch, what, "an epoch is under way, and epochs cannot be nested")
+
+    def _enter(self, resume: Resume) -> None:
+        """Starts the run: directory, signals, snapshot, `on_train_start`."""
+        refuse(self._held is not None, "start()", "this run has started already")
+        parts, session = self.parts, self.parts.session
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(session.open(resume))
+            signals = stack.enter_context(SignalFlags())
+            parts.decider.start(signals)
+            parts.reset()
+            self.result = self._boundary.stop = None
+            resumed = session.restore(resume)
+            for updater in parts.updaters.values():
+                updater.gradients.start(of_run=True)
+            self._passes.start(resumed=resumed)
+            self._held = stack.pop_all()
         try:
-            if isinstance(error, SnapshotError):
-                raise SaveError(str(error)) from error
-            raise error
+            self._passes.hook.on_train_start(trainer=self.view, resumed=resumed)
+            self._callbacks.check_late()
+            self.view.queue.open()
+            if resumed:
+                parts.checkpoint.restore_rng()
+            self._boundary.start(resumed=resumed)
+        except BaseException as error:  # Ctrl-C and SystemExit end a run like any other
+            self._exit(error)
+            raise
+
+    def _exit(self, error: BaseException | None) -> None:
+        """Ends the run, and raises what has ended it, or has failed at its end."""
+        held, self._held = self._held, None
+        assert held is not None
+        passes, position, session = self._passes, self.position, self.parts.session
+        try:
+            with held:
+                try:
+                    if error is None:
+                        self._leave_loop()
+                except BaseException as caught:
+                    error = caught
+                if error is not None:
+                    error = explain_memory(error, position.epoch, position.step)
+                passes.close()
+                final = passes.is_begun
+                self.result, error = session.end(self._boundary.stop, error, final=final)
+                if error is not None:
+                    raise error
         finally:
+            passes.in_epoch = passes.in_batch = False
             del error  # it holds this frame and the loop's, and so the loader's workers
 
-    def _close(
-        self, stop: Stop | None, error: BaseException | None
-    ) -> tuple[TrainResult, BaseException | None]:
-        """Does what `end` says, and returns the result and what is to be raised."""
-        trainer, hook = self._trainer, self._hook
-        unsent = self._tell(trainer.queue.open)
-        error = error or unsent
-        decided = error is None  # by all processes; an exception is one's own
-        resumable = stop is not None and stop.status in ("terminated", "interrupted")
-        if error is None and stop is not None and stop.status == "interrupted":
-            error = KeyboardInterrupt()
-        if error is not None:
-            raised = error
-            self._tell(lambda: hook.on_exception(trainer=trainer, exception=raised))
-        write = partial(self._keeper.collect, wait=True, must_succeed=resumable)
-        unsaved = self._tell(partial(self._ranks.on_main, write, "end") if decided else write)
-        if error is None or (resumable and unsaved is not None):
-            error = unsaved
-        if error is None:
-            error = self._tell(self._check_finite)
-        result = self._conclude(stop, error)
-        late = self._tell(lambda: hook.on_train_end(trainer=trainer, result=result))
-        unsent = self._tell(trainer.queue.close)
-        late = late or unsent
-        result = replace(result, switched_off=tuple(self._callbacks.switched_off))
-        if error is None and late is None and result.exit_code == 0 and self._keeper.can_write:
-            late = self._tell(self._save_final)
-        return result, error or late
+    def _leave_loop(self) -> None:
+        """Deals with a loop that was left before its end, by `break` or `return`."""
+        passes = self._passes
+        if passes.is_over:
+            return
+        if self._boundary.stop is not None:  # which the loop has seen itself
+            if passes.in_epoch:
+                passes.end_epoch()
+            return
+        self.parts.ranks.leave("break")
+        if passes.is_begun:
+            passes.leave_batches()
+        self._boundary.leave()
+        if passes.is_begun:  # else what the directory holds stays as it is
+            self.parts.session.save(due=True)
 
-    def _collect(self, progress: Progress) -> dict[str, Any]:
-        self._check_rates()
-        state = self._checkpoint.read(mid_epoch=progress.is_mid_epoch)
-        state["progress"] = progress.state()
-        states = collect_states(self._callbacks, self._deal, self._trainer)
-        self._ranks.meet("the states of the callbacks")  # where the others hear of a failure
-        state["callback_state"] = states
-        if self._ranks.is_sharded:
-            off = self._callbacks.switched_off
-            failed = {each.state_key for each in self._callbacks.plugins if each.name in off}
-            match_parts(states, failed, self._ranks)
-            kept = {key: each for key, each in self._deal.carried.items() if key in failed}
-            states.update({key: each for key, each in kept.items() if not holds_sharded(each)})
-        return cast(dict[str, Any], gather_state(state, keep=self._ranks.is_main))
 
-    def _conclude(self, stop: Stop | None, error: BaseException | None) -> TrainResult:
-        progress = self._trainer.progress
-        stop = stop or Stop("finished", "epochs")
-        if isinstance(error, KeyboardInterrupt):
-            stop = Stop("interrupted", "SIGINT")
-        elif error is not None:
-            stop = Stop("failed", type(error).__name__, text_of(error))
-        return TrainResult(
-            status=stop.status,
-            stop_reason=stop.reason,
-            stop_detail=stop.detail,
-            stopped_by=stop.by,
-            epochs=progress.epochs_done,
-            steps=progress.step,
-            train_loss=progress.metrics.get("train_loss"),
-            val_loss=progress.metrics.get("val_loss"),
-            history=[dict(entry) for entry in progress.history],
-            callback_costs=self._callbacks.costs(),
-            switched_off=tuple(self._callbacks.switched_off),
-        )
+class _Started(contextlib.AbstractContextManager[Run]):
+    """A run from its start to its end."""
 
-    def _check_finite(self) -> None:
-        """Refuses to call a run finished whose weights, or learning rates, have become NaN or
-        infinite.
+    def __init__(self, run: Run, resume: Resume) -> None:
+        self._run, self._resume = run, resume
 
-        Raises:
-            NonFiniteError: they have; in all processes, where one of them has such a part.
-        """
-        self._check_rates()
-        state = {"model": self._trainer.model.state_dict()}
-        faults = self._ranks.gather(self._keeper.finite.describe_fault(state), "end")
-        fault = next(filter(None, faults), None)
-        if fault is not None:
-            raise NonFiniteError(
-                f"{fault} at the end of the run, and was not at its start. Lower the learning "
-                f"rate, or clip with {option_text('max_grad_norm')}."
-            )
+    def __enter__(self) -> Run:
+        self._run._enter(self._resume)
+        return self._run
 
-    def _check_rates(self) -> None:
-        fault = describe_bad_rate(self._trainer.optimizer)
-        if fault is not None:
-            raise NonFiniteError(f"{fault}. That was found behind update {self._trainer.step}.")
-
-    def _save_final(self) -> None:
-        weights = gather_weights(self._trainer.model, keep=self._ranks.is_main)
-        self._ranks.on_main(partial(self._write_final, weights), "final")
-
-    def _write_final(self, weights: Mapping[str, Any]) -> None:
-        trainer = self._trainer
-        files = dict(self._files)
-        if describe_unsaveable(weights) is None:
-            files["model.safetensors"] = save_safetensors(weights)
-        facts = read_facts(trainer.progress, trainer.config, self._callbacks.plugins)
-        path = self._keeper.save_final(weights, trainer.progress.state(), files, facts)
-        logger.info("wrote the finished model to %s.", path)
-
-    def _tell(self, call: Callable[[], object]) -> BaseException | None:
-        """Calls and returns what it raises, logged: at the end of a run one failure must not hide
-        another.
-        """
-        try:
-            call()
-        except (CallbackError, NonFiniteError, SnapshotError, KeyboardInterrupt) as error:
-            logger.error("%s", str(error))
-            return error
-        return None
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._run._exit(error)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy
 import torch
 
-from .progress import Progress
+from .counters import Position
 
 __all__ = ["describe_fault"]
 
@@ -31,14 +31,15 @@ _PARTS: Final[Mapping[str, tuple[type, ...]]] = {
 _COUNTERS: Final[Mapping[str, type]] = {
     "epoch": int,
     "step": int,
-    "batch_in_epoch": int,
-    "skipped_in_a_row": int,
+    "batch": int,
+    "skipped": dict,
+    "body_done": bool,
     "epoch_done": bool,
     "validation_pending": bool,
     "metrics": dict,
     "history": list,
 }
-_TOLD: Final = ("step", "epoch", "epoch_done", "batch_in_epoch")
+_TOLD: Final = ("step", "epoch", "epoch_done", "batch")
 """Counters that the manifest has too."""
 
 
@@ -76,6 +77,9 @@ def _find_in_progress(progress: Mapping[str, Any], manifest: Mapping[str, Any]) 
         value: Any = progress[name]
         if type(value) is not kind or (type(value) is int and value < 0):
             yield f"its 'progress.{name}' is {value!r}"
+    for name, count in progress["skipped"].items():
+        if type(count) is not int or count < 0:
+            yield f"its 'progress.skipped.{name}' is {count!r}"
     if not all(isinstance(entry, dict) for entry in progress["history"]):
         yield "its 'progress.history' is no list of metrics"
     for name in _TOLD:
@@ -83,7 +87,7 @@ def _find_in_progress(progress: Mapping[str, Any], manifest: Mapping[str, Any]) 
         if value != progress[name]:
             yield f"its 'progress.{name}' is {progress[name]}, and {value} in its manifest"
     try:
-        Progress.from_state(progress)
+        Position().load(progress)
     except TypeError as error:
         yield f"its 'progress' cannot be read: {error}"
 

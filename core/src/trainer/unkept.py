@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy
@@ -30,14 +30,12 @@ class Unkept:
     they were when training began. A run looks a few times at its beginning, and tells once of each.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Iterable[Any]
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Looks at nothing yet."""
         self._model = model
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._built: dict[str, str] | None = None
-        self._loader = loader
+        self._loader: Iterable[Any] = ()
         self._buffers: dict[str, Tensor] = {}
         self._data: dict[str, str] = {}
         self._changed: list[str] = []
@@ -46,7 +44,11 @@ class Unkept:
 
     def start(self) -> None:
         """Remembers what a snapshot has to fit, before any callback is called."""
-        self._built = _list_parts(self._model, self._optimizer)
+        self._built = _list_parts(self._model, self._optimizers)
+
+    def use(self, loader: Iterable[Any]) -> None:
+        """Looks at `loader` from here on."""
+        self._loader, self._data, self._epochs = loader, {}, 0
 
     def start_epoch(self) -> None:
         """Remembers, before the first epoch of this process, how all is; compares the data side
@@ -89,7 +91,7 @@ class Unkept:
         """
         if self._built is None:
             return
-        now = _list_parts(self._model, self._optimizer)
+        now = _list_parts(self._model, self._optimizers)
         new = [name for name in {**self._built, **now} if now.get(name) != self._built.get(name)]
         if new:
             names = f"{new[0]}{f' (and {len(new) - 1} more)' if len(new) > 1 else ''}"
@@ -103,11 +105,13 @@ class Unkept:
             )
 
 
-def _list_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
-    """Returns what a snapshot has to fit: tensors of the model, and the optimizer's groups."""
+def _list_parts(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, str]:
+    """Returns what a snapshot has to fit: tensors of the model, and the groups of optimizers."""
     found = {repr(name): describe_form(value) for name, value in model.state_dict().items()}
-    for index, names in enumerate(name_parameters(model, optimizer)):
-        found[f"group {index} of the optimizer"] = f"of {len(names)} parameters"
+    for number, optimizer in enumerate(optimizers):
+        which = "the optimizer" if len(optimizers) == 1 else f"optimizer {number}"
+        for index, names in enumerate(name_parameters(model, optimizer)):
+            found[f"group {index} of {which}"] = f"of {len(names)} parameters"
     return found
 
 

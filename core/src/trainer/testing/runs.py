@@ -158,7 +158,7 @@ def read_state(trainer: Trainer, callback: object) -> Any:
     assert trainer.output_dir is not None
     newest = max((trainer.output_dir / "snapshots").glob("step-*"))
     state = torch.load(newest / "state.pt", weights_only=True)
-    key = next(p.state_key for p in trainer.callbacks.plugins if p.callback is callback)
+    key = next(p.state_key for p in trainer.run.view.callbacks.plugins if p.callback is callback)
     return state["callback_state"].get(key)
 
 

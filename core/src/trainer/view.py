@@ -1,9 +1,10 @@
-"""The trainer as callbacks see it: `trainer_callback.TrainerProtocol`, and nothing of the loop."""
+"""What a callback sees of a run: `trainer_callback.TrainerProtocol`, built from plain parts. It
+drives nothing.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -16,81 +17,78 @@ from trainer_callback import GradientStats, SnapshotError
 from trainer_callback.calls.manager import CallbackManager
 from trainer_callback.errors import show
 
-from .alike import check_alike
 from .config import TrainerConfig
-from .device import choose_precision, find_device
-from .gradients import Gradients
+from .counters import Position
 from .keeper import SnapshotKeeper
 from .loop_queue import LoopQueue
 from .metrics_file import to_floats
 from .model_state import load_model_state
-from .parts import check_place, move_state
 from .precision import Precision
-from .progress import Progress
-from .ranks import Ranks, join_ranks
+from .ranks import Ranks
 from .replicas import check_replicas
-from .sharding import check_offload, gather_weights, whole_tensors
+from .sharding import gather_weights, whole_tensors
+from .update import Updater
 
-__all__ = ["Host"]
+__all__ = ["View"]
 
 _MOST_WITHIN: Final = 20
 
 
-class Host:
-    """What a callback may use of a trainer."""
+class View:
+    """The `trainer` of every hook.
+
+    Attributes:
+        position: where the run stands.
+        callbacks: who hears of what is logged.
+        keeper: writes snapshots and weights.
+        ranks: the processes of the run.
+        queue: what other threads have sent.
+        updater: the optimizer at hand: in the hooks of its step the one that steps, else the first.
+        snapshot_requested: a callback has asked for a snapshot that is not taken yet.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Any,
-        config: TrainerConfig,
-        callbacks: CallbackManager,
+        updater: Updater,
         *,
-        data: tuple[Iterable[Any], Iterable[Any] | None],
+        config: TrainerConfig,
+        device: torch.device,
+        callbacks: CallbackManager,
+        keeper: SnapshotKeeper,
+        ranks: Ranks,
+        precision: Precision,
     ) -> None:
-        self._device = find_device(config.device)
-        self.ranks: Ranks = join_ranks(self.device.type)
-        place = self.ranks.on_main(
-            lambda: config.output_dir, "output_dir"
-        )  # each may have a fresh one
-        precision: Any = choose_precision(config.precision, self.device)
-        self._config = dataclasses.replace(config, output_dir=place, precision=precision)
-        check_offload(model)  # before `to`, which would move what is kept on the host
-        self._model = model.to(self.device)
-        self._optimizer = optimizer
-        check_place(optimizer)
-        move_state(optimizer)
-        self._scheduler = scheduler
-        self.callbacks = callbacks
-        self._output_dir = place
-        self.progress: Progress = Progress()
-        self._has_validation = False
-        self.last_update_of_epoch: bool = False
-        self.keeper: SnapshotKeeper = SnapshotKeeper(self.config)
-        self.queue: LoopQueue = LoopQueue()
-        self._gradients = Gradients(model, optimizer, fixed=not self.ranks.is_alone)
-        self._precision = Precision(precision, self.device)
-        self._update_step = 0
+        """Keeps references."""
+        self._model = model
+        self._config = config
+        self._device = device
+        self._precision = precision
         self._logs_within = 0
-        self._snapshot_requested = False
         self._told_buffers: set[str] = set()
-        check_alike(self, {"train": data[0], "validation": data[1]})
+        self.updater = updater
+        self.callbacks = callbacks
+        self.keeper = keeper
+        self.ranks = ranks
+        self.position: Position = Position()
+        self.queue: LoopQueue = LoopQueue()
+        self.snapshot_requested: bool = False
+        self._has_validation = False
 
     @property
     def model(self) -> nn.Module:
-        """The module that is trained, never a compiled wrapper."""
+        """The module that is trained, never a compiled wrapper; a `ModuleDict` of several."""
         return self._model
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of `model`."""
-        return self._optimizer
+        """The optimizer at hand."""
+        return self.updater.optimizer
 
     @property
     def scheduler(self) -> Any:
-        """The learning-rate scheduler, stepped once per update, or None."""
-        return self._scheduler
+        """The learning-rate scheduler of the optimizer at hand, or None."""
+        return self.updater.scheduler
 
     @property
     def config(self) -> TrainerConfig:
@@ -105,12 +103,16 @@ class Host:
     @property
     def output_dir(self) -> Path | None:
         """Where the run writes; None for a run that writes nothing."""
-        return self._output_dir
+        return self._config.output_dir
 
     @property
     def has_validation(self) -> bool:
-        """Whether there is a validation set."""
+        """Whether there is a validation."""
         return self._has_validation
+
+    def expect_validation(self, *, is_there: bool) -> None:
+        """Takes note of whether there is a validation."""
+        self._has_validation = is_there
 
     @property
     def rank(self) -> int:
@@ -130,22 +132,27 @@ class Host:
     @property
     def epoch(self) -> int:
         """The current epoch, 0-based."""
-        return self.progress.epoch
+        return self.position.epoch
 
     @property
     def step(self) -> int:
         """Optimizer updates done so far, over all epochs and resumes."""
-        return self.progress.step
+        return self.position.step
 
     @property
     def batch_in_epoch(self) -> int:
         """Micro-batches of this epoch that are done."""
-        return self.progress.batch_in_epoch
+        return self.position.batch
+
+    @property
+    def last_update_of_epoch(self) -> bool:
+        """Whether the micro-batch at hand ends the epoch."""
+        return self.position.is_last
 
     @property
     def metrics(self) -> Mapping[str, float]:
         """The last known value of every metric; read-only."""
-        return MappingProxyType(self.progress.metrics)
+        return MappingProxyType(self.position.metrics)
 
     @property
     def loss_scale(self) -> float | None:
@@ -157,16 +164,16 @@ class Host:
         """Known before backward: a snapshot will follow the update now under way, or just done. The
         same in all processes: where there are several, they hear of a request at the boundary.
         """
-        config, step, is_last = self.config, self._update_step, self.last_update_of_epoch
-        if self.output_dir is None:
+        config, position = self._config, self.position
+        if config.output_dir is None:
             return False
-        every = config.snapshot_interval
+        every, update, is_last = config.snapshot_interval, position.update, position.is_last
         return (
-            (self._snapshot_requested and self.ranks.is_alone)
-            or (every is not None and step % every == 0)
+            (self.snapshot_requested and self.ranks.is_alone)
+            or (every is not None and update % every == 0)
             or (config.snapshot_epochs and is_last)
-            or step == config.max_steps
-            or (is_last and self.epoch + 1 == config.epochs)
+            or update == config.max_steps
+            or (is_last and position.epoch + 1 == config.epochs)
         )
 
     def log(self, metrics: Mapping[str, float]) -> None:
@@ -175,12 +182,12 @@ class Host:
         """
         values = to_floats(metrics)
         if not self.queue.is_elsewhere:
-            self.progress.metrics.update(values)
+            self.position.metrics.update(values)
         self.queue.send(partial(self._send_metrics, values))
 
     def _send_metrics(self, values: Mapping[str, float]) -> None:
         self._check_within("log")
-        self.progress.metrics.update(values)
+        self.position.metrics.update(values)
         self._logs_within += 1
         try:
             self.callbacks.hook.on_log(trainer=self, metrics=values, step=self.step)
@@ -219,18 +226,18 @@ class Host:
         self, groups: Mapping[str, Sequence[str]] | None = None, *, norm_type: float = 2.0
     ) -> GradientStats:
         """Statistics of the gradients as they are now; see `TrainerProtocol`."""
-        return self._gradients.stats(groups, norm_type)
+        return self.updater.gradients.stats(groups, norm_type)
 
     def request_snapshot(self) -> None:
         """Asks for a snapshot at the next boundary."""
         self.queue.send(self._request_snapshot)
 
     def _request_snapshot(self) -> None:
-        self._snapshot_requested = True
+        self.snapshot_requested = True
 
     def check_replicas(self) -> None:
         """Raises a `ReplicaError`, in all processes, where they have come to train other models."""
-        check_replicas(self.model, self.ranks, self.callbacks, self.step, self._told_buffers)
+        check_replicas(self._model, self.ranks, self.callbacks, self.step, self._told_buffers)
 
     def save_weights(self, name: str) -> str:
         """See `TrainerProtocol`."""
@@ -238,17 +245,17 @@ class Host:
         facts = {"step": self.step, "epoch": self.epoch}
         point = f"save_weights {name!r}"
         self.ranks.meet(point, by_callback=True)
-        weights = gather_weights(self.model, keep=self.is_main_process)
+        weights = gather_weights(self._model, keep=self.is_main_process)
         return self.ranks.on_main(
             lambda: self.keeper.save_weights(name, weights, facts), point, by_callback=True
         )
 
     def load_weights(self, name: str, digest: str, *, fallback_step: int | None = None) -> str:
         """See `TrainerProtocol`."""
-        own, weights = self.model.state_dict(), {}
+        own, weights = self._model.state_dict(), {}
 
         def read() -> str:
-            source, state = self.keeper.read_weights(name, digest, fallback_step, self.model, own)
+            source, state = self.keeper.read_weights(name, digest, fallback_step, self._model, own)
             weights.update(state)
             return source
 
@@ -256,13 +263,13 @@ class Host:
         source = self.ranks.on_main(read, point, by_callback=True)
         fault = None
         try:
-            load_model_state(self.model, own, weights, source)
+            load_model_state(self._model, own, weights, source)
         except SnapshotError as error:  # the main process alone has what may not fit
             fault = str(error)
         fault = next(filter(None, self.ranks.gather(fault, point)), None)
         if fault is not None:
             raise SnapshotError(fault)
-        self.ranks.share(whole_tensors(self.model))
+        self.ranks.share(whole_tensors(self._model))
         return source
 
     def delete_weights(self, name: str) -> None:

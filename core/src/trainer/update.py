@@ -1,4 +1,4 @@
-"""The step of an update, and what keeps a number that is not finite from the weights."""
+"""The step of one optimizer, and what keeps a number that is not finite from the weights."""
 
 from __future__ import annotations
 
@@ -7,62 +7,73 @@ import math
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_callback import option_text
 
 from .buffers import KeptBuffers
 from .config import TrainerConfig
+from .counters import Position
 from .gradients import Gradients
 from .losses import LossMeter, NonFiniteError
 from .parts import check_closure, describe_bad_rate
 from .precision import Precision
-from .progress import Progress
 from .schedules import step_schedule
 
-__all__ = ["Stepper"]
+__all__ = ["Updater"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
 _MOST_SKIPPED: Final = 10
 
 
-class Stepper:
-    """Steps optimizer and scheduler, unless the loss or a gradient is NaN or infinite.
+class Updater:
+    """Steps an optimizer and its scheduler, unless the loss or a gradient is NaN or infinite.
 
     Attributes:
+        name: of the optimizer; "" where it is the only one.
+        optimizer, scheduler, gradients: what it steps, and steps by.
         rate: the learning rate of the last update that a log event follows; None where the
             optimizer's first group has none.
+        total_norm: of the gradients of the last update, before clipping; 0-dim. None: not clipped.
+        is_pending: a backward pass has reached the optimizer, and no step has used it.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        name: str,
         optimizer: torch.optim.Optimizer,
         scheduler: Any,
-        config: TrainerConfig,
+        gradients: Gradients,
         *,
+        config: TrainerConfig,
         precision: Precision,
         losses: LossMeter,
-        gradients: Gradients,
+        buffers: KeptBuffers | None,
     ) -> None:
-        """Keeps references."""
-        self._optimizer = optimizer
-        self._scheduler = scheduler
+        """Keeps references.
+
+        Args:
+            buffers: those of the model as they were before the update, if it may be skipped.
+        """
+        self.name = name
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.gradients = gradients
         self._config = config
         self._precision = precision
         self._losses = losses
-        self._gradients = gradients
-        self._buffers = KeptBuffers(model) if config.on_nonfinite == "skip" else None
+        self._buffers = buffers
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the updates of an earlier run."""
         self.rate: float | None = None
+        self.total_norm: Tensor | None = None
+        self.is_pending: bool = False
 
-    def start(self) -> None:
-        """Prepares for an update that may be skipped."""
-        if self._buffers is not None:
-            self._buffers.keep()
-
-    def step(self, progress: Progress, verdict: Tensor | float | None) -> bool:
-        """Takes the step of the update that follows `progress`; returns whether it was skipped.
+    def step(self, position: Position, verdict: Tensor | float | None) -> bool:
+        """Takes the optimizer's step in the update of `position`; returns whether it was skipped.
 
         Args:
             verdict: a number that is not finite where a gradient is not; None: nobody has looked.
@@ -72,46 +83,49 @@ class Stepper:
                 learning rate.
             ConfigError: the optimizer wants a closure.
         """
-        if (progress.step + 1) % self._config.log_interval == 0:
-            self._check_rates(progress)
-            rate = self._optimizer.param_groups[0].get("lr")
+        if position.update % self._config.log_interval == 0:
+            self._check_rates(position)
+            rate = self.optimizer.param_groups[0].get("lr")
             self.rate = float(rate) if isinstance(rate, (int, float, Tensor)) else None
         searching = self._precision.is_searching
-        if not self._losses.fetch(verdict, overflows=searching):
-            self._skip(progress)
+        if not self._losses.fetch(verdict, self.name, overflows=searching):
+            self._skip(position)
             return True
-        progress.skipped_in_a_row = 0
+        if position.skipped:
+            position.skipped.pop(self.name, None)
         if searching and not math.isfinite(self._losses.verdict):
-            self._precision.lower_scale()
+            self._precision.skip(overflow=True)
             return True
         try:
-            skipped = self._precision.step(self._optimizer)
+            skipped = self._precision.step(self.optimizer)
         except Exception as error:
-            check_closure(self._optimizer, error)
-            self._check_rates(progress, error)
+            check_closure(self.optimizer, error)
+            self._check_rates(position, error)
             raise
-        if self._scheduler is not None and not skipped:
-            step_schedule(self._scheduler)
+        if self.scheduler is not None and not skipped:
+            step_schedule(self.scheduler)
         return skipped
 
-    def _check_rates(self, progress: Progress, cause: Exception | None = None) -> None:
-        fault = describe_bad_rate(self._optimizer)
+    def _check_rates(self, position: Position, cause: Exception | None = None) -> None:
+        fault = describe_bad_rate(self.optimizer)
         if fault is not None:
-            where = f"epoch {progress.epoch}, update {progress.step + 1}"
+            where = f"epoch {position.epoch}, update {position.update}"
             raise NonFiniteError(f"{fault}. That was found at {where}.") from cause
 
-    def _skip(self, progress: Progress) -> None:
+    def _skip(self, position: Position) -> None:
         """Deals with a loss or a gradient that is not finite, before it can reach the weights."""
-        where = f"epoch {progress.epoch}, update {progress.step + 1}"
+        of_name = f" of {self.name!r}" if self.name else ""
+        where = f"epoch {position.epoch}, update {position.update}{of_name}"
         what = self._describe()
-        progress.skipped_in_a_row += 1
+        count = position.skipped.get(self.name, 0) + 1
+        position.skipped[self.name] = count
         if self._config.on_nonfinite == "stop":
             clip, skip = option_text("max_grad_norm"), option_text("on_nonfinite", "skip")
             raise NonFiniteError(
                 f"{what} at {where}. The weights are those before it. Lower the learning rate, "
                 f"clip with {clip}, or use {skip} where it happens now and then."
             )
-        if progress.skipped_in_a_row >= _MOST_SKIPPED:
+        if count >= _MOST_SKIPPED:
             raise NonFiniteError(
                 f"{_MOST_SKIPPED} updates in a row had a loss or a gradient that is not finite, "
                 f"the last at {where}: {what}. Lower the learning rate, or clip with "
@@ -124,7 +138,7 @@ class Stepper:
 
     def _describe(self) -> str:
         """Says what is not finite, and where it may come from."""
-        fault = describe_bad_rate(self._optimizer)
+        fault = describe_bad_rate(self.optimizer)
         cause = "" if fault is None else f", and {fault}"
         return f"{self._describe_number()}{cause}"
 
@@ -134,5 +148,5 @@ class Stepper:
         what = f"the gradient norm is not finite ({self._losses.verdict}"
         bad = None
         if self._config.max_grad_norm is None:  # clipping by NaN makes all of them NaN
-            bad = self._gradients.find_bad()
+            bad = self.gradients.find_bad()
         return f"{what})" if bad is None else f"{what}; the first such gradient is that of {bad})"

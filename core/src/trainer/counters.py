@@ -1,0 +1,85 @@
+"""Where a run stands: the numbers that a snapshot carries beside tensors, and those of the update
+that is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+__all__ = ["Position"]
+
+
+@dataclass
+class Position:
+    """Counters of a run, over all resumes. There is one per run; everybody reads the same.
+
+    Attributes:
+        epoch: the current epoch, 0-based.
+        step: optimizer updates done.
+        batch: micro-batches of this epoch that are done.
+        body_done: the epoch's batches, and what the loop does behind them, have passed; its
+            validation and its end may be left.
+        epoch_done: the epoch's end has passed, the next epoch has not started.
+        validation_pending: a validation is due at this update and has not been completed.
+        skipped: optimizer -> updates skipped for a non-finite loss or norm, since its last good
+            one; an optimizer that is alone has the name "".
+        metrics: the last value of each metric.
+        history: one mapping of metrics per validation or epoch end.
+        update: the number that `step` has behind the update under way; not saved, as the next two.
+        window: micro-batches of that update that had their backward pass.
+        is_last: the micro-batch at hand is the epoch's last.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    body_done: bool = False
+    epoch_done: bool = False
+    validation_pending: bool = False
+    skipped: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    update: int = field(default=0, metadata={"kept": False})
+    window: int = field(default=0, metadata={"kept": False})
+    is_last: bool = field(default=False, metadata={"kept": False})
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs whose end has passed."""
+        return self.epoch + int(self.epoch_done)
+
+    @property
+    def is_mid_epoch(self) -> bool:
+        """Whether the loader stands inside an epoch."""
+        return self.batch > 0 and not self.epoch_done
+
+    @property
+    def boundary(self) -> tuple[int, bool, bool]:
+        """What tells two boundaries apart: behind one update there may be several."""
+        return (self.step, self.epoch_done, self.validation_pending)
+
+    def start_epoch(self) -> int:
+        """Returns the number of the epoch to train: the next one where this is done."""
+        if self.epoch_done:
+            self.epoch, self.batch = self.epoch + 1, 0
+            self.body_done = self.epoch_done = False
+        return self.epoch
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a snapshot keeps as plain data, independent of this."""
+        state = {each.name: getattr(self, each.name) for each in _KEPT}
+        for name in ("skipped", "metrics"):
+            state[name] = dict(state[name])
+        return {**state, "history": [dict(entry) for entry in self.history]}
+
+    def load(self, state: Mapping[str, Any] | None = None) -> None:
+        """Goes to the place of `state`, or of the beginning; no update is under way there."""
+        fresh = Position(**state) if state is not None else Position()
+        self.__dict__.update(fresh.__dict__)
+        self.__dict__.update(fresh.state())
+        self.update = self.step
+
+
+_KEPT = [each for each in fields(Position) if each.metadata.get("kept", True)]
