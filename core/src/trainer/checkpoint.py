@@ -4,13 +4,12 @@ callback.
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,31 +21,24 @@ from .config import ConfigError, TrainerConfig
 from .counters import Position
 from .facts import describe_data, tell_other_data
 from .final import describe_unsaveable
+from .kept import check_kept, load_kept, read_kept
 from .loaders import EpochLoader
 from .losses import LossMeter
 from .model_state import check_model_state, load_model_state
-from .parameters import match_parameters, name_frozen, name_parameters, tell_frozen
-from .parts import check_place, describe_bad_rate, with_article
+from .optimizer_state import load_updater, read_updaters
+from .parameters import name_frozen, tell_frozen
+from .parts import check_place, describe_bad_rate
 from .precision import Precision
 from .ranks import ALONE, Ranks
 from .rng import read_rng, restore_rng
-from .schedules import (
-    compare_functions,
-    describe_schedule,
-    fixed_settings,
-    list_ends,
-    list_unused,
-    name_schedule,
-)
-from .sharding import check_optimizer_state, gather_weights, scatter_optimizer_state
+from .schedules import list_ends
+from .sharding import gather_weights
 from .unkept import Unkept
 from .update import Updater
 
 __all__ = ["Checkpoint", "UnsaveableError"]
 
 logger: logging.Logger = logging.getLogger("trainer")
-
-_SET_LATER: Final = "To change it, set it in a callback's on_train_start."
 
 
 class UnsaveableError(ConfigError, StateError):
@@ -92,19 +84,7 @@ class Checkpoint:
         Raises:
             ConfigError: it has no such methods, or the name is taken.
         """
-        if not isinstance(name, str) or not name or name in self._kept:
-            raise ConfigError(
-                f"run.keep: the name must be a str that nothing else has, got {name!r}. "
-                f"There is {', '.join(self._kept) or 'none yet'}."
-            )
-        if isinstance(thing, type) or not all(
-            callable(getattr(thing, each, None)) for each in ("state_dict", "load_state_dict")
-        ):
-            raise ConfigError(
-                f"run.keep: {name!r} is {with_article(type(thing))} and has no state_dict() and "
-                "load_state_dict(state). Give it both, and let the first return plain data and "
-                "tensors."
-            )
+        check_kept(name, thing, self._kept)
         self._kept[name] = thing
 
     def use(self, loader: EpochLoader) -> None:
@@ -157,8 +137,7 @@ class Checkpoint:
                     "torch.optim.Optimizer does, or train without output_dir."
                 )
         model = self._model.state_dict()
-        parts = {"model": model, "optimizer": self.optimizer_state()}
-        parts["scheduler"] = self._each(_scheduler_state)
+        parts = {"model": model, **read_updaters(self._updaters, self._model)}
         kept = {f"keep({name!r})": thing.state_dict() for name, thing in self._kept.items()}
         for name, part in {**parts, **kept}.items():
             try:
@@ -175,7 +154,7 @@ class Checkpoint:
 
     def optimizer_state(self) -> Any:
         """Returns the state of the only optimizer, or of each by its name."""
-        return self._each(_optimizer_state)
+        return read_updaters(self._updaters, self._model)["optimizer"]
 
     def read(self, *, mid_epoch: bool) -> dict[str, Any]:
         """Returns the state now; tensors are those of the run, for the caller to copy. What the
@@ -192,10 +171,7 @@ class Checkpoint:
         own = self._own_parts(mid_epoch=mid_epoch)
         parts = {
             "model": gather_weights(self._model, keep=self._ranks.is_main),
-            "optimizer": self._each(_checked_optimizer_state),
-            "scheduler": self._each(_scheduler_state),
-            "classes": self._each(_name_classes),
-            "parameters": self._each(lambda each: name_parameters(self._model, each.optimizer)),
+            **read_updaters(self._updaters, self._model),
             "frozen": self._frozen,
             "data": None if self._loader is None else describe_data(self._loader.given),
             "scaler": self._precision.state(),
@@ -229,61 +205,19 @@ class Checkpoint:
         _check_names(own, state["model"], path)
         check_model_state(self._model, own, state["model"], path)
         load_model_state(self._model, own, state["model"], path)
-        for updater in self._updaters.values():
-            self._load_updater(updater, state, path)
+        for name in self._updaters:
+            is_other = load_updater(self._updaters, name, self._model, state, path)
+            self._other_schedule = self._other_schedule or is_other
         self._precision.load_state(state["scaler"])
         tell_frozen(state.get("frozen", self._frozen), self._frozen)
         self._losses.load_state(state["losses"])
         mine = state if self._ranks.is_main else others[self._ranks.rank - 1]
         self._rng, self._epoch_rng = mine["rng"], mine.get("epoch_rng")
         self._loader_state, self._in_place = mine["loader"], False
-        self._load_kept(mine.get("kept", {}), path)
+        load_kept(self._kept, mine.get("kept", {}), path)
         self._resumed_data = (state.get("data"), state["progress"], path)
         if self._loader is not None:
             self._compare_data(self._loader)
-
-    def _load_updater(self, updater: Updater, state: Mapping[str, Any], path: Path) -> None:
-        name, optimizer = updater.name, updater.optimizer
-        parts = ("classes", "optimizer", "parameters", "scheduler")
-        theirs: dict[str, Any] = {part: state.get(part) for part in parts}
-        if set(self._updaters) != {""}:
-            _check_same_names(theirs["optimizer"], self._updaters, path)
-            theirs = {part: each and each[name] for part, each in theirs.items()}
-        elif "param_groups" not in theirs["optimizer"]:
-            _check_same_names(theirs["optimizer"], {}, path)
-        built = [dict(group) for group in optimizer.param_groups]
-        _check_classes(updater, theirs["classes"], path)
-        ordered = match_parameters(
-            theirs["optimizer"], theirs["parameters"], self._model, optimizer, path
-        )
-        try:
-            optimizer.load_state_dict(dict(scatter_optimizer_state(ordered, optimizer)))
-            self._load_schedule(updater.scheduler, theirs["scheduler"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise SnapshotError(
-                f"{path} does not fit the optimizer or scheduler of this run: {error}. Build them "
-                "as the run that wrote it did."
-            ) from error
-        _tell_unused(updater, built)
-
-    def _load_kept(self, saved: Mapping[str, Any], path: Path) -> None:
-        for name in saved.keys() - self._kept.keys():
-            logger.warning(
-                "%s has the state of %r, which this run does not keep: it is lost. Call "
-                "run.keep(%r, ...) before run.start.",
-                *(path, name, name),
-            )
-        for name, thing in self._kept.items():
-            if name not in saved:
-                logger.warning("%s has no state of %r: it starts fresh.", path, name)
-                continue
-            try:
-                thing.load_state_dict(copy.deepcopy(saved[name]))
-            except Exception as error:
-                raise SnapshotError(
-                    f"{path}: {name!r} does not take its state back: {error!r}. Build it as the "
-                    "run that wrote it did."
-                ) from error
 
     def check_schedule(self, position: Position) -> None:
         """Tells, before the first step, of a schedule that ends before the run.
@@ -350,13 +284,8 @@ class Checkpoint:
             "loader": place,
             "rng": read_rng(self._device),
             "epoch_rng": self._epoch_rng if mid_epoch else None,
-            "kept": {name: thing.state_dict() for name, thing in self._kept.items()},
+            "kept": read_kept(self._kept),
         }
-
-    def _each(self, read: Callable[[Updater], Any]) -> Any:
-        """Returns what `read` says of the only optimizer, or of each by its name."""
-        found = {name: read(updater) for name, updater in self._updaters.items()}
-        return found.get("", found)
 
     def _check_place(self, loader: EpochLoader, progress: Mapping[str, Any], path: Path) -> None:
         """Refuses a place inside an epoch that the epoch does not have."""
@@ -367,83 +296,6 @@ class Checkpoint:
                 f"the training loader has {length} batches. Give it the data and the batch size of "
                 "the run that wrote it, or name a snapshot of an epoch's end."
             )
-
-    def _load_schedule(self, scheduler: Any, state: Any) -> None:
-        """Puts the scheduler into `state`, and says which of its own settings have no effect."""
-        if scheduler is None:
-            return
-        built = describe_schedule(scheduler)
-        scheduler.load_state_dict(state)
-        unused = [*list_unused(built, describe_schedule(scheduler))]
-        self._other_schedule = self._other_schedule or bool(unused)
-        for text in unused:
-            logger.warning("%s %s", text, _SET_LATER)
-        compared = compare_functions(scheduler)
-        if compared is not None:
-            text, differ = compared
-            logger.log(logging.WARNING if differ else logging.INFO, "%s", text)
-
-
-def _optimizer_state(updater: Updater) -> Any:
-    return updater.optimizer.state_dict()
-
-
-def _checked_optimizer_state(updater: Updater) -> Any:
-    state = updater.optimizer.state_dict()
-    check_optimizer_state(state, updater.optimizer)
-    return state
-
-
-def _scheduler_state(updater: Updater) -> Any:
-    return None if updater.scheduler is None else updater.scheduler.state_dict()
-
-
-def _name_classes(updater: Updater) -> dict[str, str]:
-    return {
-        "optimizer": type(updater.optimizer).__name__,
-        "scheduler": name_schedule(updater.scheduler),
-    }
-
-
-def _check_classes(updater: Updater, saved: Mapping[str, str], path: Path) -> None:
-    none = type(None).__name__
-    for part, name in _name_classes(updater).items():
-        if saved[part] in (name, name.partition("(")[0]):
-            continue
-        before = f"with the {part} {saved[part]}" if saved[part] != none else f"without a {part}"
-        raise SnapshotError(
-            f"{path} was written {before}, and this run has "
-            f"{name if name != none else 'none'}. Build it as the run that wrote it did."
-        )
-
-
-def _tell_unused(updater: Updater, built: list[dict[str, Any]]) -> None:
-    """Says which settings that the optimizer was built with have no effect: it goes on with those
-    of the snapshot.
-    """
-    for index, (old, new) in enumerate(zip(built, updater.optimizer.param_groups, strict=False)):
-        of_group = f" (group {index})" if len(built) > 1 else ""
-        before, after = (fixed_settings(group, updater.scheduler) for group in (old, new))
-        for name, value in before.items():
-            if repr(after.get(name, value)) != repr(value):
-                logger.warning(
-                    "the optimizer%s goes on with %s %r of the snapshot; %r has no effect. %s",
-                    *(of_group, name, after[name], value, _SET_LATER),
-                )
-
-
-def _check_same_names(saved: Mapping[str, Any], own: Collection[str], path: Path) -> None:
-    """Refuses a snapshot of other optimizers."""
-    before = set() if "param_groups" in saved else set(saved)
-    if before != set(own):
-        raise SnapshotError(
-            f"{path} was written with {_list_names(before)}, and this run has "
-            f"{_list_names(own)}. Build them, and name them, as the run that wrote it did."
-        )
-
-
-def _list_names(names: Collection[str]) -> str:
-    return f"the optimizers {', '.join(sorted(names))}" if names else "one optimizer without a name"
 
 
 def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias, cast
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from .sharding import fsdp_modules, reshard
 from .update import Updater
 from .validation import ValidationBatches
 
-__all__ = ["Loader", "Passes", "RunOrderError", "refuse"]
+__all__ = ["Loader", "Passes", "RunOrderError", "Turns", "refuse"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -38,6 +38,16 @@ def refuse(is_wrong: bool, what: str, way: str) -> None:
     """Raises a RunOrderError where `what` is called and `is_wrong`; `way` says what to do."""
     if is_wrong:
         raise RunOrderError(f"run.{what} has no meaning here: {way}.")
+
+
+class Turns(Iterator[Any]):
+    """An iterator whose whole state is the run's: it may be held, left or dropped at any place."""
+
+    def __init__(self, take: Callable[[], Any]) -> None:
+        self._take = take
+
+    def __next__(self) -> Any:
+        return self._take()
 
 
 class Passes:

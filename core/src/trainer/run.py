@@ -8,7 +8,7 @@ Every hook stands where it is called. The room knows no file format, no plugin, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,27 +20,16 @@ from .assembly import Parts, assemble
 from .boundary import Boundary, Validate
 from .config import TrainerConfig
 from .counters import Position
+from .lifetime import Lifetime, Started
 from .loaders import EpochLoader
 from .losses import check_loss
-from .memory import explain_memory
-from .passes import Loader, Passes, refuse
+from .passes import Loader, Passes, Turns, refuse
 from .precision import wrap_modules
 from .result import Stop, TrainResult
 from .session import Resume
-from .signals import SignalFlags
 from .view import View
 
 __all__ = ["Run"]
-
-
-class _Turns(Iterator[Any]):
-    """An iterator whose whole state is the run's: it may be held, left or dropped at any place."""
-
-    def __init__(self, take: Callable[[], Any]) -> None:
-        self._take = take
-
-    def __next__(self) -> Any:
-        return self._take()
 
 
 class Run:
@@ -52,7 +41,6 @@ class Run:
         position: where it stands: `epoch`, `step`, `batch` and others; read-only.
         module: what to call in place of the model: it averages gradients over the processes and
             computes in the run's precision. A mapping where there are several.
-        result: how the run ended, also where it failed; None before its end.
     """
 
     def __init__(
@@ -98,17 +86,21 @@ class Run:
         self.view: View = parts.view
         self.position: Position = parts.view.position
         self.module: Any = wrap_modules(parts.trained, parts.precision)
-        self.result: TrainResult | None = None
         self._config, self._callbacks = parts.view.config, parts.view.callbacks
         self._boundary = Boundary(parts)
         self._passes = Passes(parts, self._boundary)
-        self._held: contextlib.ExitStack | None = None
+        self._lifetime = Lifetime(parts, self._boundary, self._passes)
         self.use_validation(validate)
 
     @property
     def model(self) -> nn.Module:
         """The module that is trained, as callbacks see it; a `ModuleDict` of several."""
         return self.view.model
+
+    @property
+    def result(self) -> TrainResult | None:
+        """How the run ended, also where it failed; None before its end."""
+        return self._lifetime.result
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Returns a context in the run's precision, for what the loop computes beside `module`."""
@@ -122,7 +114,7 @@ class Run:
             ConfigError: it has no such methods, or the name is taken.
             RunOrderError: the run has started.
         """
-        refuse(self._held is not None, "keep()", "call it before start()")
+        refuse(self._lifetime.is_open, "keep()", "call it before start()")
         self.parts.checkpoint.keep(name, thing)
 
     def use_validation(self, validate: Validate | None) -> None:
@@ -168,7 +160,7 @@ class Run:
             CallbackError: a callback failed; it names plugin, distribution, version and hook.
             KeyboardInterrupt: after Ctrl-C, when the step is finished and the snapshot is durable.
         """
-        return _Started(self, resume)
+        return Started(self, self._lifetime, resume)
 
     def epochs(self) -> Iterator[int]:
         """Yields the number of each epoch; where the next is asked for, the one before ends.
@@ -177,7 +169,7 @@ class Run:
             RunOrderError: outside `start`, or inside an epoch.
         """
         self._check_outside("epochs()")
-        return _Turns(self._passes.next_epoch)
+        return Turns(self._passes.next_epoch)
 
     def batches(self, loader: Loader, limit: int | None = None) -> Iterator[Any]:
         """Yields the micro-batches of this epoch, on the device; where the next is asked for, the
@@ -197,7 +189,7 @@ class Run:
         way = "an epoch has one pass over one loader: chain loaders, or begin another epoch"
         refuse(passes.loader is not None, "batches()", way)
         passes.loader = passes.use(loader, limit)
-        return _Turns(passes.next_batch)
+        return Turns(passes.next_batch)
 
     def updates(self) -> Iterator[int]:
         """Yields the number of each micro-batch of a loop without a loader, until the steps or the
@@ -207,7 +199,7 @@ class Run:
             RunOrderError: outside `start`, or inside an epoch.
         """
         self._check_outside("updates()")
-        return _Turns(self._passes.next_turn)
+        return Turns(self._passes.next_turn)
 
     def backward(self, loss: Tensor, name: str | None = None) -> None:
         """Takes the loss of a micro-batch, or a part of it, and runs its backward pass.
@@ -310,87 +302,6 @@ class Run:
         """Asks for a snapshot at the next boundary."""
         self.view.request_snapshot()
 
-    # The start and the end
-
     def _check_outside(self, what: str) -> None:
-        refuse(self._held is None, what, "call it inside `with run.start():`")
+        refuse(not self._lifetime.is_open, what, "call it inside `with run.start():`")
         refuse(self._passes.in_epoch, what, "an epoch is under way, and epochs cannot be nested")
-
-    def _enter(self, resume: Resume) -> None:
-        """Starts the run: directory, signals, snapshot, `on_train_start`."""
-        refuse(self._held is not None, "start()", "this run has started already")
-        parts, session = self.parts, self.parts.session
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(session.open(resume))
-            signals = stack.enter_context(SignalFlags())
-            parts.decider.start(signals)
-            parts.reset()
-            self.result = self._boundary.stop = None
-            resumed = session.restore(resume)
-            for updater in parts.updaters.values():
-                updater.gradients.start(of_run=True)
-            self._passes.start(resumed=resumed)
-            self._held = stack.pop_all()
-        try:
-            self._passes.hook.on_train_start(trainer=self.view, resumed=resumed)
-            self._callbacks.check_late()
-            self.view.queue.open()
-            if resumed:
-                parts.checkpoint.restore_rng()
-            self._boundary.start(resumed=resumed)
-        except BaseException as error:  # Ctrl-C and SystemExit end a run like any other
-            self._exit(error)
-            raise
-
-    def _exit(self, error: BaseException | None) -> None:
-        """Ends the run, and raises what has ended it, or has failed at its end."""
-        held, self._held = self._held, None
-        assert held is not None
-        passes, position, session = self._passes, self.position, self.parts.session
-        try:
-            with held:
-                try:
-                    if error is None:
-                        self._leave_loop()
-                except BaseException as caught:
-                    error = caught
-                if error is not None:
-                    error = explain_memory(error, position.epoch, position.step)
-                passes.close()
-                final = passes.is_begun
-                self.result, error = session.end(self._boundary.stop, error, final=final)
-                if error is not None:
-                    raise error
-        finally:
-            passes.in_epoch = passes.in_batch = False
-            del error  # it holds this frame and the loop's, and so the loader's workers
-
-    def _leave_loop(self) -> None:
-        """Deals with a loop that was left before its end, by `break` or `return`."""
-        passes = self._passes
-        if passes.is_over:
-            return
-        if self._boundary.stop is not None:  # which the loop has seen itself
-            if passes.in_epoch:
-                passes.end_epoch()
-            return
-        self.parts.ranks.leave("break")
-        if passes.is_begun:
-            passes.leave_batches()
-        self._boundary.leave()
-        if passes.is_begun:  # else what the directory holds stays as it is
-            self.parts.session.save(due=True)
-
-
-class _Started(contextlib.AbstractContextManager[Run]):
-    """A run from its start to its end."""
-
-    def __init__(self, run: Run, resume: Resume) -> None:
-        self._run, self._resume = run, resume
-
-    def __enter__(self) -> Run:
-        self._run._enter(self._resume)
-        return self._run
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._run._exit(error)

@@ -58,10 +58,7 @@ def _find_faults(state: Mapping[str, Any], manifest: Mapping[str, Any]) -> Itera
         elif not isinstance(state[name], kinds):
             yield f"its {name!r} is a {type(state[name]).__name__}"
     yield from _find_in_progress(state["progress"], manifest)
-    yield from _find_in_optimizer(state["optimizer"])
-    for name in ("optimizer", "scheduler"):
-        if not isinstance(state["classes"].get(name), str):
-            yield f"its 'classes.{name}' is no name"
+    yield from _find_in_optimizers(state["optimizer"], state["classes"])
     for key, value in state["callback_state"].items():
         if not isinstance(key, str) or not isinstance(value, dict):
             yield f"its 'callback_state.{key}' is no state of a callback"
@@ -90,6 +87,17 @@ def _find_in_progress(progress: Mapping[str, Any], manifest: Mapping[str, Any]) 
         Position().load(progress)
     except TypeError as error:
         yield f"its 'progress' cannot be read: {error}"
+
+
+def _find_in_optimizers(optimizer: Mapping[str, Any], classes: Mapping[str, Any]) -> Iterator[str]:
+    """Looks at the only optimizer, or at several by their names."""
+    if "param_groups" in optimizer or not all(isinstance(v, dict) for v in optimizer.values()):
+        optimizer, classes = {"": optimizer}, {"": classes}
+    for key, part in optimizer.items():
+        yield from _find_in_optimizer(part)
+        for name in ("optimizer", "scheduler"):
+            if not isinstance(classes.get(key, {}).get(name), str):
+                yield f"its 'classes.{name}' is no name"
 
 
 def _find_in_optimizer(optimizer: Mapping[str, Any]) -> Iterator[str]:
