@@ -65,7 +65,6 @@ class Gradients:
         fixed: bool = False,
         only_optimized: bool = False,
     ) -> None:
-        self._only_optimized = only_optimized
         self._model = model
         self._optimizer = optimizer
         self._only_optimized = only_optimized
