@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from trainer import Trainer, TrainerConfig
+from trainer import Run, Trainer, TrainerConfig
 from trainer.snapshot import list_snapshots
 from trainer.state_file import load_state
 from trainer_callback import TrainerCallback
@@ -213,6 +213,53 @@ def make_trainer(
         discover=False,
         artifacts={"config.yaml": b"epochs: 3\n"},
     )
+
+
+class ByHand:
+    """The training of a `Trainer`, by a loop of one's own over `Run`."""
+
+    def __init__(
+        self, model, optimizer, train_loader, val_loader=None, *, loss_fn, scheduler=None, **settings
+    ):
+        self.train_loader, self.val_loader, self.loss_fn = train_loader, val_loader, loss_fn
+        validate = None if val_loader is None else self.validate
+        self.run = Run(model, optimizer, scheduler=scheduler, validate=validate, **settings)
+
+    def __getattr__(self, name):
+        return getattr(self.run.view, name)
+
+    def validate(self):
+        total = count = 0
+        for batch in self.run.validation_batches(self.val_loader):
+            total += float(self.loss_fn(self.run.module, batch)) * len(batch)
+            count += len(batch)
+        return {"val_loss": total / count}
+
+    def train(self, resume=False):
+        run = self.run
+        with run.start(resume):
+            for _ in run.epochs():
+                for batch in run.batches(self.train_loader):
+                    with run.autocast():
+                        loss = self.loss_fn(run.module, batch)
+                    run.backward(loss)
+                    run.step()
+        return run.result
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.definition.get_closest_marker("any_loop"):
+        metafunc.fixturenames.append("any_loop")
+        metafunc.parametrize("any_loop", ["Trainer", "by hand"], indirect=True)
+
+
+@pytest.fixture
+def any_loop(request, monkeypatch):
+    """Puts a loop of one's own where a test of the mark `any_loop` builds a Trainer."""
+    if request.param == "by hand":
+        monkeypatch.setitem(globals(), "Trainer", ByHand)
+        if hasattr(request.module, "Trainer"):
+            monkeypatch.setattr(request.module, "Trainer", ByHand)
 
 
 class Child:

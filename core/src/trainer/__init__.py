@@ -10,11 +10,15 @@ if TYPE_CHECKING:
     from .config import ConfigError, TrainerConfig
     from .loop import Trainer
     from .losses import NonFiniteError, default_loss
+    from .passes import RunOrderError
     from .result import TrainResult
+    from .run import Run
 
 __all__ = [
     "ConfigError",
     "NonFiniteError",
+    "Run",
+    "RunOrderError",
     "TrainResult",
     "Trainer",
     "TrainerConfig",
@@ -25,6 +29,8 @@ __all__ = [
 _LAZY = {
     "ConfigError": "config",
     "NonFiniteError": "losses",
+    "Run": "run",
+    "RunOrderError": "passes",
     "TrainResult": "result",
     "Trainer": "loop",
     "TrainerConfig": "config",
