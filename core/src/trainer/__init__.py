@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from .config import ConfigError, TrainerConfig
     from .loop import Trainer
     from .losses import NonFiniteError, default_loss
-    from .passes import RunOrderError
     from .result import TrainResult
     from .run import Run
+    from .turns import RunOrderError
 
 __all__ = [
     "ConfigError",
@@ -30,7 +30,7 @@ _LAZY = {
     "ConfigError": "config",
     "NonFiniteError": "losses",
     "Run": "run",
-    "RunOrderError": "passes",
+    "RunOrderError": "turns",
     "TrainResult": "result",
     "Trainer": "loop",
     "TrainerConfig": "config",

@@ -8,10 +8,11 @@ from typing import Generic, TypeVar
 from .assembly import Parts
 from .boundary import Boundary
 from .memory import explain_memory
-from .passes import Passes, refuse
+from .passes import Passes
 from .result import TrainResult
 from .session import Resume
 from .signals import SignalFlags
+from .turns import refuse
 
 __all__ = ["Lifetime", "Started"]
 

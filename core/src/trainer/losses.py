@@ -134,6 +134,12 @@ class _Sums:
     interval_sum: float = 0.0
     interval_count: int = 0
 
+    def add(self, total: float, count: int) -> None:
+        self.epoch_sum += total
+        self.epoch_count += count
+        self.interval_sum += total
+        self.interval_count += count
+
 
 class LossMeter:
     """Means of the training loss over the epoch and over the log interval, summed in float64, over
@@ -181,27 +187,24 @@ class LossMeter:
         Args:
             overflows: a verdict that is not finite speaks of the loss scale: the losses count.
         """
-        names = ("", name) if name else ("",)
-        pending = [self._pending.pop(each, _NONE) for each in names]
-        read = pending[0] if not name else [*pending[0], *pending[1]]
+        read = self._pending.pop("", _NONE)
+        first = len(read)
+        if name:
+            read = [*read, *self._pending.pop(name, _NONE)]
         if isinstance(verdict, Tensor):
             *values, self.verdict = _read([*read, verdict])
         else:
             values, self.verdict = _read(read), verdict or 0.0
-        first = len(pending[0])
         found = [sum(values[:first]), first, sum(values[first:]), len(values) - first]
         if not self._ranks.is_alone:
             *found, self.verdict = self._ranks.total([*found, self.verdict], "update")
         self.total = found[0] + found[2]
         if not (math.isfinite(self.total) and (overflows or math.isfinite(self.verdict))):
             return False
-        for each, total, count in zip(names, found[::2], found[1::2], strict=False):
-            if count:
-                sums = self._sums[each]
-                sums.epoch_sum += total
-                sums.epoch_count += int(count)
-                sums.interval_sum += total
-                sums.interval_count += int(count)
+        if found[1]:
+            self._sums[""].add(found[0], int(found[1]))
+        if found[3]:
+            self._sums[name].add(found[2], int(found[3]))
         return True
 
     def take_interval(self) -> dict[str, float]:

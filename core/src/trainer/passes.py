@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias, cast
 
 from torch import Tensor
 
-from trainer_callback import TrainerCallback, UsageError
+from trainer_callback import TrainerCallback
 
 from .alike import check_alike_loader
 from .assembly import Parts
@@ -19,35 +19,16 @@ from .batches import move_to_device
 from .boundary import Boundary
 from .loaders import EpochLoader
 from .sharding import fsdp_modules, reshard
+from .turns import RunOrderError, refuse
 from .update import Updater
 from .validation import ValidationBatches
 
-__all__ = ["Loader", "Passes", "RunOrderError", "Turns", "refuse"]
+__all__ = ["Loader", "Passes"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
 
 Loader: TypeAlias = Iterable[Any] | EpochLoader
-
-
-class RunOrderError(UsageError, RuntimeError):
-    """A method of `Run` was called where it has no meaning."""
-
-
-def refuse(is_wrong: bool, what: str, way: str) -> None:
-    """Raises a RunOrderError where `what` is called and `is_wrong`; `way` says what to do."""
-    if is_wrong:
-        raise RunOrderError(f"run.{what} has no meaning here: {way}.")
-
-
-class Turns(Iterator[Any]):
-    """An iterator whose whole state is the run's: it may be held, left or dropped at any place."""
-
-    def __init__(self, take: Callable[[], Any]) -> None:
-        self._take = take
-
-    def __next__(self) -> Any:
-        return self._take()
 
 
 class Passes:
@@ -59,6 +40,7 @@ class Passes:
         named: the optimizers that the backward passes of that batch named; None where it did not.
         stepped: those whose step was called in that batch.
         in_epoch, in_batch: whether an epoch, and a micro-batch, is under way.
+        ends_update: whether the micro-batch at hand ends an update, if it has its backward pass.
         is_begun: an epoch has begun in this process.
         is_over: the loop has come to its end.
     """
@@ -71,6 +53,10 @@ class Passes:
         self._position = parts.view.position
         self._device = parts.view.device
         self._moves = self._device.type != "cpu"
+        self._steps = self._config.gradient_accumulation_steps
+        self._scales = parts.precision.scaler is not None
+        self._is_alone = parts.ranks.is_alone
+        self._only = parts.first if len(parts.updaters) == 1 else None
         self._shards = [*fsdp_modules(parts.view.model)]
         self._source: Iterator[tuple[Any, bool]] | None = None
         self.loader: EpochLoader | None = None
@@ -92,7 +78,9 @@ class Passes:
         self.in_batch: bool = False
         self.is_begun: bool = False
         self.is_over: bool = False
+        self.ends_update: bool = False
         self._resumes = resumed
+        self._is_counted = False
         self._source = self.loader = self.loss = None
         self.named.clear()
         self.stepped.clear()
@@ -146,10 +134,18 @@ class Passes:
             return
         self.loss = loss
         self._position.window += 1
-        self._position.batch += 1
+        self._count_batch()
+
+    def _count_batch(self) -> None:
+        if not self._is_counted:
+            self._is_counted = True
+            self._position.batch += 1
 
     def find_updater(self, name: str | None) -> Updater:
         """Returns what `step(name)` steps."""
+        if self._only is not None and name is None and self.loss is not None and not self.stepped:
+            self.stepped.add(self._only.name)
+            return self._only
         way = "call run.backward(loss) before it"
         refuse(self.loss is None, "step()", way)
         updaters = self._parts.updaters
@@ -162,12 +158,6 @@ class Passes:
         refuse(name in self.stepped, "step()", "it is called once for an optimizer in a batch")
         self.stepped.add(name)
         return updaters[name]
-
-    @property
-    def closes_window(self) -> bool:
-        """Whether the micro-batch at hand, which had its backward pass, ends an update."""
-        position = self._position
-        return position.is_last or position.window == self._config.gradient_accumulation_steps
 
     def next_epoch(self) -> int:
         """Ends the epoch under way; returns the number of the next.
@@ -214,10 +204,11 @@ class Passes:
             batch = move_to_device(batch, self._device)
         if position.window == 0:
             self._start_update()
-        self.in_batch = True
+        self.in_batch, self._is_counted = True, False
         self.hook.on_batch_start(trainer=self._view, batch_idx=position.batch, batch=batch)
-        ends = position.is_last or position.window + 1 == self._config.gradient_accumulation_steps
-        self._parts.ranks.start_forward(last=ends)
+        self.ends_update = position.is_last or position.window + 1 == self._steps
+        if not self._is_alone:
+            self._parts.ranks.start_forward(last=self.ends_update)
         if self._shards:
             reshard(self._shards)
         return batch
@@ -256,7 +247,7 @@ class Passes:
         """
         position = self._position
         if self.in_batch and self.loss is not None:
-            position.is_last = position.is_last or self.closes_window  # its boundary is another
+            position.is_last = position.is_last or self.ends_update  # its boundary is another
             self._end_batch()
         self.in_batch = False
         if position.window:
@@ -322,26 +313,27 @@ class Passes:
         """Ends the micro-batch at hand, and the update where it was its last."""
         position, loss = self._position, self.loss
         self.in_batch = False
+        self._count_batch()
         if loss is None:  # passed over, or dropped
-            position.batch += 1
             return
         self.loss = None
-        closes = self.closes_window
+        ends = self.ends_update
         self.named.clear()
         self.stepped.clear()
-        if closes and position.step != position.update:
+        if ends and position.step != position.update:
             raise RunOrderError(
                 f"batch {position.batch - 1} of epoch {position.epoch} had run.backward() and no "
                 "run.step(). Call run.step() behind it, which steps where an update ends, or "
                 "run.discard() to leave it out."
             )
         if "on_batch_end" in self._callbacks.table.used:
-            own = loss.detach() if closes else loss.detach().clone()  # which is yet to be read
+            own = loss.detach() if ends else loss.detach().clone()  # which is yet to be read
             self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)
-        if not closes:
+        if not ends:
             return
         position.window = 0
-        self._parts.precision.end_update()
+        if self._scales:
+            self._parts.precision.end_update()
         self._boundary.log_update()
         if not position.is_last:
             self._boundary.follow_update()

@@ -23,10 +23,11 @@ from .counters import Position
 from .lifetime import Lifetime, Started
 from .loaders import EpochLoader
 from .losses import check_loss
-from .passes import Loader, Passes, Turns, refuse
+from .passes import Loader, Passes
 from .precision import wrap_modules
 from .result import Stop, TrainResult
 from .session import Resume
+from .turns import Turns, refuse
 from .view import View
 
 __all__ = ["Run"]
@@ -86,6 +87,7 @@ class Run:
         self.view: View = parts.view
         self.position: Position = parts.view.position
         self.module: Any = wrap_modules(parts.trained, parts.precision)
+        self._first, self._checks = parts.first, parts.checks_gradients
         self._config, self._callbacks = parts.view.config, parts.view.callbacks
         self._boundary = Boundary(parts)
         self._passes = Passes(parts, self._boundary)
@@ -238,7 +240,7 @@ class Run:
         """
         passes, parts, config = self._passes, self.parts, self._config
         updater = passes.find_updater(name)
-        if not passes.closes_window:
+        if not passes.ends_update:
             return False
         view, hook, position, gradients = self.view, passes.hook, self.position, updater.gradients
         view.updater = updater
@@ -247,7 +249,8 @@ class Run:
         parts.precision.unscale(updater.optimizer, gradients.outside)
         if position.window != config.gradient_accumulation_steps:  # the last window may be short
             gradients.multiply(config.gradient_accumulation_steps / position.window)
-        parts.ranks.average(gradients)
+        if not parts.ranks.is_alone:
+            parts.ranks.average(gradients)
         hook.on_backward_end(trainer=view)
         gradients.follow()
         if config.max_grad_norm is not None:
@@ -256,13 +259,13 @@ class Run:
             hook.on_gradients_clipped(trainer=view, total_norm=own, clipped=clipped)
         verdict: Tensor | float | None = updater.total_norm
         trusted = verdict is not None and "on_gradients_clipped" not in self._callbacks.table.used
-        if parts.checks_gradients and not trusted:
+        if self._checks and not trusted:
             verdict = gradients.check(verdict)
         skipped = updater.step(position, verdict)
         position.step = position.update
         hook.on_step_end(trainer=view, skipped=skipped)
         gradients.finish()
-        view.updater = parts.first
+        view.updater = self._first
         return not skipped
 
     def discard(self) -> None:
