@@ -46,7 +46,7 @@ class Boundary:
 
     @property
     def _hook(self) -> TrainerCallback:
-        return self._callbacks.table.plain
+        return self._callbacks.hook
 
     @property
     def is_signalled(self) -> bool:
@@ -132,11 +132,7 @@ class Boundary:
         self._session.save(due=due)
 
     def _decide(self) -> Stop | None:
-        table = self._callbacks.table
-        asks = "should_stop_training" in table.used
-        return self._decider.decide(
-            self._position, table.ask_stop(trainer=self._view) if asks else ()
-        )
+        return self._decider.decide(self._position, self._callbacks.ask_stop(trainer=self._view))
 
     def _validate(self) -> dict[str, float] | None:
         """Returns the metrics, or None if a signal cut the validation short."""

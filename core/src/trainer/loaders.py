@@ -322,7 +322,9 @@ def _works_by_indices(loader: Iterable[Any]) -> TypeGuard[DataLoader[Any]]:
 def _pass_over_indices(loader: DataLoader[Any], skip: int) -> Iterator[Any]:
     assert loader.batch_sampler is not None
     indices = itertools.islice(iter(loader.batch_sampler), skip, None)
-    return (loader.collate_fn(_fetch(loader.dataset, chosen)) for chosen in indices)
+    data: Any = loader.dataset
+    fetch = getattr(data, "__getitems__", lambda chosen: [data[index] for index in chosen])
+    return (loader.collate_fn(fetch(chosen)) for chosen in indices)
 
 
 def _mark_last(
@@ -341,12 +343,6 @@ def _mark_last(
         following = next(batches, _END)
         yield batch, following is _END
         batch = following
-
-
-def _fetch(dataset: Any, indices: list[int]) -> Any:
-    if hasattr(dataset, "__getitems__"):
-        return dataset.__getitems__(indices)
-    return [dataset[index] for index in indices]
 
 
 def _make_seed(seed: int, epoch: int, purpose: str) -> int:

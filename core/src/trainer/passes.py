@@ -73,7 +73,7 @@ class Passes:
         Args:
             resumed: it goes on from a snapshot, to whose place the first pass goes.
         """
-        self.hook: TrainerCallback = self._callbacks.table.plain
+        self.hook: TrainerCallback = self._callbacks.hook
         self.in_epoch: bool = False
         self.in_batch: bool = False
         self.is_begun: bool = False
@@ -300,7 +300,7 @@ class Passes:
             self._boundary.follow_update()
 
     def _start_update(self) -> None:
-        self.hook, _ = self._callbacks.start_update()
+        self._callbacks.start_update()
         self._position.update = self._position.step + 1
         updaters = self._parts.updaters
         if self._callbacks.plugins or len(updaters) > 1:
@@ -326,7 +326,7 @@ class Passes:
                 "run.step(). Call run.step() behind it, which steps where an update ends, or "
                 "run.discard() to leave it out."
             )
-        if "on_batch_end" in self._callbacks.table.used:
+        if "on_batch_end" in self._callbacks.used:
             own = loss.detach() if ends else loss.detach().clone()  # which is yet to be read
             self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)
         if not ends:

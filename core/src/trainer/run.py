@@ -218,7 +218,7 @@ class Run:
         if not passes.in_batch or name is not None or passes.loss is not None:
             passes.check_name(name)
         check_loss(loss)
-        if "on_forward_end" in self._callbacks.table.used:
+        if "on_forward_end" in self._callbacks.used:
             passes.hook.on_forward_end(trainer=self.view, loss=loss.detach().clone())
         is_part = name in passes.named
         parts.losses.add(loss, name or "", to_last=is_part)
@@ -258,7 +258,7 @@ class Run:
             own = updater.total_norm.clone()
             hook.on_gradients_clipped(trainer=view, total_norm=own, clipped=clipped)
         verdict: Tensor | float | None = updater.total_norm
-        trusted = verdict is not None and "on_gradients_clipped" not in self._callbacks.table.used
+        trusted = verdict is not None and "on_gradients_clipped" not in self._callbacks.used
         if self._checks and not trusted:
             verdict = gradients.check(verdict)
         skipped = updater.step(position, verdict)

@@ -55,7 +55,7 @@ class Session:
 
     @property
     def _hook(self) -> TrainerCallback:
-        return self._callbacks.table.plain
+        return self._callbacks.hook
 
     @contextlib.contextmanager
     def open(self, resume: Resume) -> Iterator[None]:
