@@ -15,6 +15,7 @@ from torch import nn
 from trainer_callback.manager import CallbackManager
 from trainer_callback.plugins import find_live
 
+from .accelerated import AcceleratedPrecision, settle
 from .alike import check_alike
 from .buffers import KeptBuffers
 from .checkpoint import Checkpoint
@@ -99,6 +100,7 @@ def assemble(
     callbacks: Sequence[object],
     discover: bool,
     artifacts: Mapping[str, bytes],
+    accelerator: Any = None,
 ) -> Parts:
     """Checks everything that can be checked before the first step, and puts it together.
 
@@ -109,6 +111,11 @@ def assemble(
     several = isinstance(optimizer, Mapping)
     optimizers = _by_name(optimizer)
     schedulers = {} if scheduler is None else _by_name(scheduler)
+    given = model
+    if accelerator is not None:
+        models = {name: accelerator.unwrap_model(each) for name, each in _by_name(model).items()}
+        model = models if isinstance(model, Mapping) else models[""]
+        config = settle(config, accelerator)
     check_parts(_by_name(model), optimizers, schedulers, config)
     whole = _join(model)
     live = find_live() if discover else []
@@ -125,6 +132,8 @@ def assemble(
         check_place(each)
         move_state(each)
     precision = Precision(arithmetic, device, several=several)
+    if accelerator is not None:
+        precision = AcceleratedPrecision(accelerator)
     losses = LossMeter(ranks)
     buffers = KeptBuffers(whole) if config.on_nonfinite == "skip" else None
     updaters = {
@@ -152,7 +161,9 @@ def assemble(
         precision=precision,
     )
     check_alike(view, [*updaters.values()])
-    trained, evaluated = ranks.prepare(whole, model, compiled=config.compile, several=several)
+    trained, evaluated = given, model
+    if accelerator is None:
+        trained, evaluated = ranks.prepare(whole, model, compiled=config.compile, several=several)
     checkpoint = Checkpoint(
         model=whole,
         updaters=[*updaters.values()],

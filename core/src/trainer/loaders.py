@@ -214,6 +214,7 @@ class EpochLoader:
         loader = self._loader
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
+        loader = getattr(loader, "seeded", loader)
         if not isinstance(loader, DataLoader):
             return
         loader.generator = torch.Generator().manual_seed(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainer_callback import TrainerCallback
 
+from .accelerated import PreparedLoader, is_prepared
 from .alike import check_alike_loader
 from .assembly import Parts
 from .batches import move_to_device
@@ -91,6 +92,7 @@ class Passes:
         if used is None:
             given = cast("Iterable[Any]", loader)
             check_alike_loader(given, "train", self._parts.ranks)
+            given = PreparedLoader(given) if is_prepared(given) else given
             used = EpochLoader(given, self._config.seed, "train", self._parts.ranks)
             self._loaders[id(loader)] = used
         used.limit = limit
@@ -104,6 +106,7 @@ class Passes:
             given = cast("Iterable[Any]", loader)
             seed, ranks = self._config.seed, self._parts.ranks
             check_alike_loader(given, "validation", ranks)
+            given = PreparedLoader(given) if is_prepared(given) else given
             used = EpochLoader(given, seed, "validation", ranks, in_step=False)
             self._validated[id(loader)] = used
         return used

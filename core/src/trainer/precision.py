@@ -62,13 +62,17 @@ class Precision:
             return forward
         return cast("Callable[..., Tensor]", torch.autocast(self._device, self._dtype)(forward))
 
-    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+    def backward(
+        self, loss: Tensor, steps: int = 1, inputs: Sequence[Tensor] | None = None
+    ) -> None:
         """Backward pass of the scaled loss.
 
         Args:
+            steps: micro-batches of an update, by which it is divided.
             inputs: what alone gets gradients; None: everything that the loss depends on.
         """
-        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        part = loss if steps == 1 else loss / steps
+        scaled = part if self.scaler is None else self.scaler.scale(part)
         scaled.backward(inputs=inputs)  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: torch.optim.Optimizer, others: Iterable[Tensor]) -> None:

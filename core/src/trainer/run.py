@@ -55,6 +55,7 @@ class Run:
         callbacks: Sequence[object] = (),
         discover: bool = True,
         artifacts: Mapping[str, bytes] | None = None,
+        accelerator: Any = None,
     ) -> None:
         """Checks everything that can be checked before the first step.
 
@@ -72,6 +73,8 @@ class Run:
             discover: use the installed plugins that are live in every run.
             artifacts: files (name -> content) to be written to the output directory, into each
                 snapshot, and beside the finished model in `final/`.
+            accelerator: the `accelerate.Accelerator` that has prepared model, optimizer, scheduler
+                and loaders; its processes, device, precision and accumulation are the run's.
 
         Raises:
             ConfigError: an unknown device, a part of the wrong kind.
@@ -82,6 +85,7 @@ class Run:
             callbacks=callbacks,
             discover=discover,
             artifacts=artifacts or {},
+            accelerator=accelerator,
         )
         self.parts: Parts = parts
         self.view: View = parts.view
@@ -224,7 +228,7 @@ class Run:
         parts.losses.add(loss, name or "", to_last=is_part)
         steps = self._config.gradient_accumulation_steps
         inputs = None if name is None else parts.updaters[name].gradients.own
-        parts.precision.backward(loss if steps == 1 else loss / steps, inputs)
+        parts.precision.backward(loss, steps, inputs)
         passes.take(loss, name)
 
     def step(self, name: str | None = None) -> bool:

@@ -124,7 +124,10 @@ def samplers_of(loader: DataLoader[Any]) -> list[Any]:
 
 
 def is_divided(loader: Iterable[Any]) -> bool:
-    """Whether somebody has divided `loader` over the processes, by a DistributedSampler."""
-    return isinstance(loader, DataLoader) and any(
-        isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader)
+    """Whether somebody has divided `loader` over the processes: a DistributedSampler, or what says
+    so itself.
+    """
+    return getattr(loader, "is_divided", False) or (
+        isinstance(loader, DataLoader)
+        and any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader))
     )
