@@ -79,5 +79,5 @@ class Fetches(TorchDispatchMode):
 def test_asking_for_the_scale_copies_nothing_from_the_device() -> None:
     trainer = train("fp16", Scales())
     with Fetches() as fetches:
-        assert trainer.loss_scale == 16384.0
+        assert trainer.run.view.loss_scale == 16384.0
     assert fetches.count == 0

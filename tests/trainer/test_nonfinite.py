@@ -139,7 +139,7 @@ def test_a_norm_that_is_not_finite_leaves_the_losses_of_its_update_out():
     assert meter.fetch(torch.tensor(3.0))
     meter.add(torch.tensor(7.0))
     assert not meter.fetch(torch.tensor(math.inf))
-    assert meter.epoch_mean() == 1.5
+    assert meter.epoch_means() == {"": 1.5}
 
 
 class Spoil(TrainerCallback):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from trainer_callback.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager
 from trainer_callback.plugins import find_live
 
 from .accelerated import AcceleratedPrecision, settle
