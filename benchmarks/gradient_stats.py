@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.gradients import Gradients
+from trainer.step.gradients import Gradients
 
 WIDTH = 768
 LAYERS = 12

@@ -32,7 +32,7 @@ from nanogpt import NanoGPT, train
 from torch import Tensor, nn
 
 from trainer import Trainer, TrainerConfig
-from trainer.rng import seed_rng
+from trainer.processes.rng import seed_rng
 from trainer_callback import TrainerCallback
 from trainer_lm.data import Batch, make_loaders
 from trainer_lm.memory import keep_freed_memory

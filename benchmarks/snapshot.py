@@ -26,15 +26,15 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-
-from trainer.checkpoint import Checkpoint
-from trainer.config import TrainerConfig
-from trainer.facts import read_facts
-from trainer.keeper import SnapshotKeeper
-from trainer.loaders import EpochLoader
-from trainer.losses import LossMeter
-from trainer.precision import Precision
 from trainer.progress import Progress
+
+from trainer.config import TrainerConfig
+from trainer.data.loaders import EpochLoader
+from trainer.snapshots.checkpoint import Checkpoint
+from trainer.snapshots.facts import read_facts
+from trainer.snapshots.keeper import SnapshotKeeper
+from trainer.step.losses import LossMeter
+from trainer.step.precision import Precision
 
 Times = dict[str, list[float]]
 

@@ -132,7 +132,7 @@ class Gan:
 
     def gradient_stats(self, groups: Any, *, norm_type: float = 2.0) -> Any:
         """Refuses names that are not those of the optimizer at hand."""
-        from trainer.gradients import Gradients
+        from trainer.step.gradients import Gradients
 
         gradients = Gradients(self.model, self.optimizer, only_optimized=True)
         assert {name for names in groups.values() for name in names} <= {*gradients.names}

@@ -24,25 +24,13 @@ FLOORS = {
         {"plugins"},
     ],
     "trainer": [
-        {"config", "counters", "result", "signals", "rng", "precision", "gradient_stats"}
-        | {"manifest", "batches", "modes", "state_table", "loop_queue", "durable"}
-        | {"named_file", "output", "turns"},
-        {"sharding", "batch_size", "schedules", "compiled", "parameters", "points", "state_form"}
-        | {"parts", "memory", "buffers", "accelerated"},
-        {"device", "ranks", "gradients", "snapshot", "metrics_file", "writer", "model_state"}
-        | {"kept"},
-        {"final", "state_file", "run_record", "decision", "losses", "shares", "console", "replicas"}
-        | {"finite"},
-        {"rundir", "update"},
-        {"keeper", "unkept", "loader_check", "facts", "optimizer_state"},
-        {"loaders", "view"},
-        {"checkpoint", "validation", "alike"},
-        {"place", "agreement"},
-        {"session"},
-        {"assembly"},
-        {"boundary"},
-        {"passes"},
-        {"lifetime"},
+        {"config", "counters", "result"},
+        {"processes"},
+        {"data", "writers"},
+        {"step"},
+        {"snapshots"},
+        {"view"},
+        {"engine"},
         {"run"},
         {"loop"},
         {"testing"},

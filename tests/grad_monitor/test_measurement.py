@@ -369,7 +369,7 @@ def test_gradients_of_float64_are_measured_in_their_own_width(
 
 @pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, math.inf])
 def test_statistics_of_float64_are_those_of_float64(norm_type: float) -> None:
-    from trainer.gradients import Gradients
+    from trainer.step.gradients import Gradients
 
     model = nn.Linear(300, 7, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -406,7 +406,7 @@ def test_index_tensors_are_made_at_the_first_measurement_only(
             super().on_step_end(trainer, skipped)
             monkeypatch.undo()
 
-    from trainer.gradient_stats import _index
+    from trainer.step.gradient_stats import _index
     from trainer_gradient_monitor import arithmetic
 
     _index.cache_clear()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.metrics_file import read_logged
+from trainer.writers.metrics_file import read_logged
 from trainer_callback import TrainerCallback
 from trainer_gradient_monitor import GradientMonitorCallback
 from trainer_tensorboard import TensorBoardCallback

@@ -23,8 +23,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from trainer import Run, Trainer, TrainerConfig
-from trainer.snapshot import list_snapshots
-from trainer.state_file import load_state
+from trainer.snapshots.snapshot import list_snapshots
+from trainer.snapshots.state_file import load_state
 from trainer_callback import TrainerCallback
 
 torch.set_num_threads(1)
@@ -219,11 +219,19 @@ class ByHand:
     """The training of a `Trainer`, by a loop of one's own over `Run`."""
 
     def __init__(
-        self, model, optimizer, train_loader, val_loader=None, *, loss_fn, scheduler=None, **settings
+        self,
+        model,
+        optimizer,
+        train_loader,
+        val_loader=None,
+        *,
+        loss_fn,
+        scheduler=None,
+        **settings,
     ):
         self.train_loader, self.val_loader, self.loss_fn = train_loader, val_loader, loss_fn
         validate = None if val_loader is None else self.validate
-        self.run = Run(model, optimizer, scheduler=scheduler, validate=validate, **settings)
+        self.run = Run(model, optimizer, scheduler=scheduler, validate=validate, **rest)
 
     def __getattr__(self, name):
         return getattr(self.run.view, name)

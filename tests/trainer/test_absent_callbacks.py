@@ -92,8 +92,8 @@ def test_a_stale_state_is_not_migrated_where_it_is_not_used(tiny, tmp_path):
 
 
 def test_a_manifest_that_knows_no_updates_means_its_own(tiny, tmp_path, caplog):
-    from trainer.manifest import seal
-    from trainer.snapshot import list_snapshots
+    from trainer.snapshots.manifest import seal
+    from trainer.snapshots.snapshot import list_snapshots
 
     run(tiny, tmp_path, 4, Counts(), resume=False)
     file = list_snapshots(tmp_path / "snapshots")[0] / "manifest.json"

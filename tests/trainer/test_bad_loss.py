@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.memory import OutOfMemoryError
+from trainer.engine.memory import OutOfMemoryError
 from trainer_callback import RunError, TrainerCallback, UsageError
 
 

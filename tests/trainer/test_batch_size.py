@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pack_sequence, pad_sequence
 from torch.utils.data import DataLoader, default_collate
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.batch_size import BatchSizes
-from trainer.loaders import EpochLoader
+from trainer.data.batch_size import BatchSizes
+from trainer.data.loaders import EpochLoader
 
 X = torch.arange(30.0).reshape(10, 3)
 TRUE = [4, 4, 2]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from trainer import Trainer, TrainerConfig
-from trainer.batches import move_to_device
+from trainer.data.batches import move_to_device
 
 META = torch.device("meta")  # a device that every machine has
 Pair = collections.namedtuple("Pair", ["x", "y"])

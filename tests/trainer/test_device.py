@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.device import choose_precision
+from trainer.processes.device import choose_precision
 
 CPU = torch.device("cpu")
 

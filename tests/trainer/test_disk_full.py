@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from trainer.config import TrainerConfig
-from trainer.durable import explain, save_bytes
-from trainer.keeper import SnapshotKeeper
-from trainer.metrics_file import read_logged
-from trainer.state_file import load_state
+from trainer.snapshots.durable import explain, save_bytes
+from trainer.snapshots.keeper import SnapshotKeeper
+from trainer.snapshots.state_file import load_state
+from trainer.writers.metrics_file import read_logged
 from trainer_callback import SaveError, SnapshotError, TrainerCallback
 
 FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {"val_loss": 0.5}}

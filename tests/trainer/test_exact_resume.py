@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
-import trainer.checkpoint
-import trainer.loaders
-from trainer.metrics_file import read_logged
+import trainer.data.loaders
+import trainer.snapshots.checkpoint
+from trainer.writers.metrics_file import read_logged
 
 CASES = {
     "shuffled map": {},
@@ -158,7 +158,7 @@ def test_kill_9_at_any_step_repeats_at_most_the_updates_since_the_last_snapshot(
 
 
 def forget_rng(monkeypatch):
-    monkeypatch.setattr(trainer.checkpoint, "restore_rng", lambda state, device: None)
+    monkeypatch.setattr(trainer.snapshots.checkpoint, "restore_rng", lambda state, device: None)
 
 
 def forget_position(monkeypatch):

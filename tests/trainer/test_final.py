@@ -6,9 +6,9 @@ from safetensors.torch import load_file, load_model
 from torch import nn
 
 from trainer import Trainer, TrainerConfig
-from trainer.final import save_safetensors
-from trainer.manifest import verify
-from trainer.state_file import load_state
+from trainer.snapshots.final import save_safetensors
+from trainer.snapshots.manifest import verify
+from trainer.snapshots.state_file import load_state
 from trainer_callback import TrainerCallback
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from trainer import NonFiniteError, Trainer, TrainerConfig
-from trainer.snapshot import list_snapshots
-from trainer.state_file import load_state
+from trainer.snapshots.snapshot import list_snapshots
+from trainer.snapshots.state_file import load_state
 from trainer_callback import CallbackError, TrainerCallback
 from trainer_tool.cli import main
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from trainer import ConfigError, TrainerConfig
-from trainer.metrics_file import read_logged
-from trainer.run_record import RECORD, RunRecord
-from trainer.rundir import RunDirectory
-from trainer.snapshot import list_snapshots
+from trainer.snapshots.run_record import RECORD, RunRecord
+from trainer.snapshots.rundir import RunDirectory
+from trainer.snapshots.snapshot import list_snapshots
+from trainer.writers.metrics_file import read_logged
 from trainer_callback import TrainerCallback
 
 

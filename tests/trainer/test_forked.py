@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from trainer.snapshot import list_snapshots
+from trainer.snapshots.snapshot import list_snapshots
 from trainer_callback import TrainerCallback
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from trainer import Trainer, TrainerConfig
-from trainer.manifest import FORMAT, read_manifest
-from trainer.state_file import load_state
+from trainer.snapshots.manifest import FORMAT, read_manifest
+from trainer.snapshots.state_file import load_state
 
 DATA = Path(__file__).parent / "data"
 

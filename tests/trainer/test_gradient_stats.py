@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer import gradient_stats
-from trainer.gradients import Gradients
+from trainer.step.gradients import Gradients
 
 LARGE = 1000
 """Elements: fewer are those of a table, or of a bias."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer import ConfigError
-from trainer.gradients import Gradients
+from trainer.step.gradients import Gradients
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from trainer import ConfigError, Trainer
-from trainer.loaders import EmptyLoaderError, EpochLoader
+from trainer.data.loaders import EmptyLoaderError, EpochLoader
 
 DATA = TensorDataset(torch.arange(10.0))
 
@@ -140,7 +140,9 @@ def test_a_validation_loader_that_dries_up_gives_no_mean_over_zero_batches(tiny)
     )
     with pytest.raises(EmptyLoaderError, match="the validation loader gave no batch"):
         trainer.train()
-    assert [entry["val_loss"] for entry in trainer.run.position.history if "val_loss" in entry] != [0.0]
+    assert [entry["val_loss"] for entry in trainer.run.position.history if "val_loss" in entry] != [
+        0.0
+    ]
 
 
 def test_a_loader_that_promised_more(tiny):

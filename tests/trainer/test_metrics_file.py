@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from trainer.metrics_file import read_logged
+from trainer.writers.metrics_file import read_logged
 from trainer_callback import TrainerCallback, hookimpl
 
 

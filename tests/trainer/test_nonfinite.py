@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from trainer import NonFiniteError
-from trainer.buffers import KeptBuffers
-from trainer.losses import LossMeter
+from trainer.step.buffers import KeptBuffers
+from trainer.step.losses import LossMeter
 from trainer_callback import TrainerCallback
 
 BAD = [math.nan, math.inf, -math.inf]

@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from trainer import ConfigError, NonFiniteError, Trainer
-from trainer.loaders import EmptyLoaderError
-from trainer.metrics_file import read_logged
-from trainer.points import FixedPointError
-from trainer.snapshot import list_snapshots
-from trainer.state_file import load_state
+from trainer.data.loaders import EmptyLoaderError
+from trainer.processes.points import FixedPointError
+from trainer.snapshots.snapshot import list_snapshots
+from trainer.snapshots.state_file import load_state
+from trainer.writers.metrics_file import read_logged
 from trainer_callback import CallbackError, SnapshotError, TrainerCallback
 
 

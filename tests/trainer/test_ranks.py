@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.snapshot import list_snapshots
+from trainer.snapshots.snapshot import list_snapshots
 from trainer_callback import StopRequest, TrainerCallback
 
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.config import TrainerConfig as Config
-from trainer.keeper import SnapshotKeeper
-from trainer.snapshot import list_snapshots, write_snapshot
-from trainer.state_file import load_state, save_state
+from trainer.snapshots.keeper import SnapshotKeeper
+from trainer.snapshots.snapshot import list_snapshots, write_snapshot
+from trainer.snapshots.state_file import load_state, save_state
 from trainer_callback import (
     CallbackError,
     ResumeError,
@@ -377,7 +377,7 @@ def test_manifests_and_what_the_command_prints_are_strict_json(tmp_path, capsys)
 
 
 def test_an_older_manifest_with_nan_is_read_and_shown_as_strict_json(run, tmp_path, capsys, caplog):
-    from trainer.manifest import MANIFEST, _seal, read_manifest
+    from trainer.snapshots.manifest import MANIFEST, _seal, read_manifest
 
     place = tmp_path / "run"
     os.system(f"cp -r '{run}' '{place}'")

@@ -8,10 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer import Trainer, TrainerConfig
-from trainer.ranks import join_ranks
-from trainer.replicas import ReplicaError, check_replicas
-from trainer.snapshot import list_snapshots
-from trainer.state_file import load_state
+from trainer.processes.ranks import join_ranks
+from trainer.processes.replicas import ReplicaError, check_replicas
+from trainer.snapshots.snapshot import list_snapshots
+from trainer.snapshots.state_file import load_state
 from trainer_callback import TrainerCallback
 from trainer_callback.calls.manager import CallbackManager
 

@@ -15,9 +15,9 @@ from torch.utils.data import (
 )
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.facts import describe_data, tell_other_data
-from trainer.loaders import EmptyLoaderError
-from trainer.schedules import ScheduleError
+from trainer.data.loaders import EmptyLoaderError
+from trainer.snapshots.facts import describe_data, tell_other_data
+from trainer.step.schedules import ScheduleError
 from trainer_callback import SnapshotError, TrainerCallback
 
 

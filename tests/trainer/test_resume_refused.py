@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.snapshot import list_snapshots
+from trainer.snapshots.snapshot import list_snapshots
 from trainer_callback import SnapshotError, StateError, TrainerCallback
 
 

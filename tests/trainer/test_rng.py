@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from trainer.rng import RandomStream, read_rng, restore_rng
+from trainer.processes.rng import RandomStream, read_rng, restore_rng
 
 CPU = torch.device("cpu")
 DRAWS = {

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainer.signals import SignalFlags
-from trainer.snapshot import list_snapshots
-from trainer.state_file import load_state
+from trainer.processes.signals import SignalFlags
+from trainer.snapshots.snapshot import list_snapshots
+from trainer.snapshots.state_file import load_state
 from trainer_callback import SnapshotError, TrainerCallback
 
 
@@ -166,7 +166,7 @@ def test_a_worker_ends_when_its_own_parent_says_so(tiny):
         def __getitem__(self, index):
             time.sleep(600)
 
-    from trainer.signals import WorkerShield
+    from trainer.processes.signals import WorkerShield
 
     def work():
         batches = iter(DataLoader(Stuck(), num_workers=1, worker_init_fn=WorkerShield(None)))

@@ -16,10 +16,10 @@ import torch
 
 from trainer import state_file
 from trainer.config import TrainerConfig
-from trainer.keeper import SnapshotKeeper
-from trainer.manifest import FORMAT, MANIFEST, read_manifest, seal, verify
-from trainer.snapshot import list_snapshots, remove_leftovers, save_bytes, write_snapshot
-from trainer.state_file import load_state, save_state
+from trainer.snapshots.keeper import SnapshotKeeper
+from trainer.snapshots.manifest import FORMAT, MANIFEST, read_manifest, seal, verify
+from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, save_bytes, write_snapshot
+from trainer.snapshots.state_file import load_state, save_state
 from trainer_callback import SnapshotError
 
 STATE = {"x": torch.arange(3), "name": "ä", "numbers": [1, 2.5, None, True]}

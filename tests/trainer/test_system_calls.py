@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from trainer.config import TrainerConfig
-from trainer.keeper import SnapshotKeeper
-from trainer.snapshot import list_snapshots, remove_leftovers, write_snapshot
-from trainer.state_file import load_state, save_state
+from trainer.snapshots.keeper import SnapshotKeeper
+from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, write_snapshot
+from trainer.snapshots.state_file import load_state, save_state
 from trainer_callback import SnapshotError
 
 pytestmark = pytest.mark.skipif(

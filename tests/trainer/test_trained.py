@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.parts import move_state, with_article
+from trainer.step.parts import move_state, with_article
 from trainer_callback import TrainerCallback, UsageError
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer.manifest import verify
-from trainer.snapshot import list_snapshots
+from trainer.snapshots.manifest import verify
+from trainer.snapshots.snapshot import list_snapshots
 from trainer_callback import SnapshotError, TrainerCallback
 
 

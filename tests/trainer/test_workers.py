@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from trainer.signals import WorkerShield, held_signals
+from trainer.processes.signals import WorkerShield, held_signals
 
 
 class Lines(torch.utils.data.Dataset):

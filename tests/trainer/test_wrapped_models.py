@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.snapshot import list_snapshots, write_snapshot
-from trainer.state_file import load_state, save_state
+from trainer.snapshots.snapshot import list_snapshots, write_snapshot
+from trainer.snapshots.state_file import load_state, save_state
 from trainer_callback import SnapshotError, TrainerCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's imports

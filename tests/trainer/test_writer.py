@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from trainer.config import TrainerConfig
-from trainer.keeper import SnapshotKeeper
-from trainer.snapshot import list_snapshots
-from trainer.state_file import load_state
-from trainer.writer import BackgroundWriter, HostCopier
+from trainer.snapshots.keeper import SnapshotKeeper
+from trainer.snapshots.snapshot import list_snapshots
+from trainer.snapshots.state_file import load_state
+from trainer.snapshots.writer import BackgroundWriter, HostCopier
 from trainer_callback import SnapshotError, TrainerCallback
 
 FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {}}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer import Trainer
-from trainer.metrics_file import read_logged
+from trainer.writers.metrics_file import read_logged
 from trainer_callback import TrainerCallback, hookimpl
 from trainer_callback.calls.manager import CallbackManager
 

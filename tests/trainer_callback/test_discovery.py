@@ -108,7 +108,9 @@ def test_discover_false_imports_no_plugin_and_true_imports_it(
         model = nn.Linear(4, 1)
         trainer = Trainer(model, SGD(model.parameters(), 0.1), [1], discover=discover)
         assert (name in sys.modules) is discover
-        assert [p.label for p in trainer.run.view.callbacks.plugins] == ["a (dist-a 1.0)"] * discover
+        assert [p.label for p in trainer.run.view.callbacks.plugins] == [
+            "a (dist-a 1.0)"
+        ] * discover
     monkeypatch.delitem(sys.modules, name)
 
 

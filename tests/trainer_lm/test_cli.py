@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from trainer.metrics_file import read_logged
+from trainer.writers.metrics_file import read_logged
 from trainer_lm.cli import main
 
 ROOT = Path(__file__).parent.parent.parent

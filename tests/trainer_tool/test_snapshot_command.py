@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from trainer.manifest import MANIFEST, read_manifest, seal
-from trainer.rundir import RunDirectory
-from trainer.snapshot import list_snapshots
+from trainer.snapshots.manifest import MANIFEST, read_manifest, seal
+from trainer.snapshots.rundir import RunDirectory
+from trainer.snapshots.snapshot import list_snapshots
 from trainer_tool.cli import main
 
 

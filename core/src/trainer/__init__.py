@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from trainer_callback import plugins
 
     from .config import ConfigError, TrainerConfig
+    from .engine.turns import RunOrderError
     from .loop import Trainer
-    from .losses import NonFiniteError, default_loss
     from .result import TrainResult
     from .run import Run
-    from .turns import RunOrderError
+    from .step.losses import NonFiniteError, default_loss
 
 __all__ = [
     "ConfigError",
@@ -28,13 +28,13 @@ __all__ = [
 
 _LAZY = {
     "ConfigError": "config",
-    "NonFiniteError": "losses",
+    "NonFiniteError": "step.losses",
     "Run": "run",
-    "RunOrderError": "turns",
+    "RunOrderError": "engine.turns",
     "TrainResult": "result",
     "Trainer": "loop",
     "TrainerConfig": "config",
-    "default_loss": "losses",
+    "default_loss": "step.losses",
 }
 
 

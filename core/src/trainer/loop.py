@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batch_size import BatchSizes
 from .config import TrainerConfig
-from .losses import default_loss
-from .parts import check_loss_fn
+from .data.batch_size import BatchSizes
+from .engine.session import Resume
 from .result import TrainResult
 from .run import Run
-from .session import Resume
-from .validation import MeanLoss
+from .step.losses import default_loss
+from .step.parts import check_loss_fn
+from .step.validation import MeanLoss
 
 __all__ = ["Trainer"]
 
@@ -77,7 +77,7 @@ class Trainer:
             train_loader: an iterable of batches (tensors, tuples or dicts) that can be started
                 again each epoch.
             val_loader: the same for validation, or None for none.
-            loss_fn: `(model, batch) -> 0-dim tensor`; default `trainer.losses.default_loss`.
+            loss_fn: `(model, batch) -> 0-dim tensor`; default `trainer.default_loss`.
             batch_size: batch -> number of items, its weight in `val_loss`; default: guessed.
             scheduler: a learning-rate scheduler; stepped once per update.
             config: the settings; default `TrainerConfig()`.

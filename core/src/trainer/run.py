@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 from trainer_callback import UsageError
 
-from .assembly import Parts, assemble
-from .boundary import Boundary, Validate
 from .config import TrainerConfig
 from .counters import Position
-from .lifetime import Lifetime, Started
-from .loaders import EpochLoader
-from .losses import check_loss
-from .passes import Loader, Passes
-from .precision import wrap_modules
+from .data.loaders import EpochLoader
+from .engine.assembly import Parts, assemble
+from .engine.boundary import Boundary, Validate
+from .engine.lifetime import Lifetime, Started
+from .engine.passes import Loader, Passes
+from .engine.session import Resume
+from .engine.turns import Turns, refuse
 from .result import Stop, TrainResult
-from .session import Resume
-from .turns import Turns, refuse
+from .step.losses import check_loss
+from .step.precision import wrap_modules
 from .view import View
 
 __all__ = ["Run"]

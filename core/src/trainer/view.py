@@ -19,15 +19,15 @@ from trainer_callback.errors import show
 
 from .config import TrainerConfig
 from .counters import Position
-from .keeper import SnapshotKeeper
-from .loop_queue import LoopQueue
-from .metrics_file import to_floats
-from .model_state import load_model_state
-from .precision import Precision
-from .ranks import Ranks
-from .replicas import check_replicas
-from .sharding import gather_weights, whole_tensors
-from .update import Updater
+from .processes.loop_queue import LoopQueue
+from .processes.ranks import Ranks
+from .processes.replicas import check_replicas
+from .processes.sharding import gather_weights, whole_tensors
+from .snapshots.keeper import SnapshotKeeper
+from .snapshots.model_state import load_model_state
+from .step.precision import Precision
+from .step.update import Updater
+from .writers.metrics_file import to_floats
 
 __all__ = ["View"]
 

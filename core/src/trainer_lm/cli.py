@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.config import TrainerConfig
-from trainer.output import printing
+from trainer.writers.output import printing
 from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.errors import closest

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from trainer.named_file import read_named
+from trainer.writers.named_file import read_named
 from trainer_callback import UsageError
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from trainer import Trainer, TrainResult
-from trainer.console import ProgressCallback
-from trainer.device import choose_precision, find_device
-from trainer.memory import OutOfMemoryError
-from trainer.output import printing
-from trainer.ranks import join_ranks, leave_ranks
-from trainer.rng import seed_rng
+from trainer.engine.memory import OutOfMemoryError
+from trainer.processes.device import choose_precision, find_device
+from trainer.processes.ranks import join_ranks, leave_ranks
+from trainer.processes.rng import seed_rng
+from trainer.writers.console import ProgressCallback
+from trainer.writers.output import printing
 from trainer_callback import RunError, UsageError
 from trainer_callback.calls.manager import Plugin
 from trainer_callback.discovery import find_version

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from trainer.output import printing
+from trainer.writers.output import printing
 from trainer_callback import UsageError
 from trainer_callback.hints import to_bool
 

@@ -13,7 +13,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from trainer.manifest import MANIFEST, verify
+from trainer.snapshots.manifest import MANIFEST, verify
 from trainer_callback import UsageError
 
 from .model import GPT

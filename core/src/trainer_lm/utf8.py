@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from trainer.named_file import read_named
+from trainer.writers.named_file import read_named
 from trainer_callback import UsageError
 
 __all__ = ["pieces", "read_utf8"]

@@ -19,7 +19,7 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from trainer.output import write_out
+from trainer.writers.output import write_out
 from trainer_callback import UsageError
 from trainer_callback.discovery import find_entries, find_version
 from trainer_callback.plugins import discover

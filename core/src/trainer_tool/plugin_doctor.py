@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from trainer.named_file import read_named
+from trainer.writers.named_file import read_named
 from trainer_callback import PluginError, UsageError
 from trainer_callback.calls.order import arrange
 from trainer_callback.discovery import canonical, find_distribution, find_version, read_names

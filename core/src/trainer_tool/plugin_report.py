@@ -12,8 +12,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from trainer.manifest import to_json_data
-from trainer.output import write_out
+from trainer.snapshots.manifest import to_json_data
+from trainer.writers.output import write_out
 from trainer_callback import PluginError
 from trainer_callback.calls.order import arrange
 from trainer_callback.command_line.options import Option

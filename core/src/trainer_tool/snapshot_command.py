@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from trainer.manifest import to_json_data
-from trainer.output import printing, write_out
+from trainer.snapshots.manifest import to_json_data
+from trainer.writers.output import printing, write_out
 
 from .snapshot_report import Report, find_snapshots, prune, report
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.manifest import MANIFEST, read_manifest
-from trainer.rundir import RunDirectory
-from trainer.snapshot import list_snapshots, remove_leftovers, remove_snapshot, step_of
+from trainer.snapshots.manifest import MANIFEST, read_manifest
+from trainer.snapshots.rundir import RunDirectory
+from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, remove_snapshot, step_of
 from trainer_callback import SnapshotError, UsageError
 
 __all__ = ["Report", "find_snapshots", "prune", "report"]
@@ -68,7 +68,7 @@ def report(path: Path, *, check: bool) -> Report:
 
 
 def _check(path: Path) -> dict[str, Any]:
-    from trainer.state_file import load_resumable, load_state  # which import torch
+    from trainer.snapshots.state_file import load_resumable, load_state  # which import torch
 
     _, manifest = load_resumable(path) if step_of(path) >= 0 else load_state(path)
     return manifest

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.ranks import join_ranks
-from trainer.sharding import check_sharding
+from trainer.processes.ranks import join_ranks
+from trainer.processes.sharding import check_sharding
 
 
 def test_a_validation_without_a_batch_for_each_process_is_refused(tiny, sharded):

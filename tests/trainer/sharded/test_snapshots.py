@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainer import Trainer, TrainerConfig
-from trainer.state_file import load_state
+from trainer.snapshots.state_file import load_state
 from trainer_callback import CallbackError, SnapshotError, StateError, TrainerCallback
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.gradients import Gradients
-from trainer.ranks import join_ranks
+from trainer.processes.ranks import join_ranks
+from trainer.step.gradients import Gradients
 
 SHAPES = {
     "even": (40, 30),

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from trainer import Trainer, TrainerConfig
-from trainer.loaders import EmptyLoaderError
-from trainer.losses import NonFiniteError
-from trainer.ranks import join_ranks
-from trainer.replicas import ReplicaError
-from trainer.snapshot import list_snapshots
+from trainer.data.loaders import EmptyLoaderError
+from trainer.processes.ranks import join_ranks
+from trainer.processes.replicas import ReplicaError
+from trainer.snapshots.snapshot import list_snapshots
+from trainer.step.losses import NonFiniteError
 from trainer_callback import TrainerCallback
 from trainer_ema import EMACallback
 from trainer_gradient_monitor import GradientMonitorCallback

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from trainer import Trainer, TrainResult
-from trainer.metrics_file import read_logged
+from trainer.writers.metrics_file import read_logged
 from trainer_callback import CallbackError, PluginError, StateError, UsageError
 
 from .compare import find_difference, read_attributes

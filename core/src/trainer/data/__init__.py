@@ -1,0 +1,1 @@
+"""Loaders and batches: an order that depends on the epoch, a share for each process."""

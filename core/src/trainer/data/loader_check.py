@@ -1,0 +1,114 @@
+"""What is handed over as a loader: refused where it is none, or known to have too little."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
+
+import numpy
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from trainer_callback import option_text
+
+from ..config import ConfigError
+from ..processes.signals import WorkerShield
+from .shares import samplers_of
+
+__all__ = ["check_loader", "check_whole"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+
+def check_loader(loader: object, name: str, least: int) -> None:
+    """Checks that `loader` gives batches, and at least `least` where it says how many.
+
+    Args:
+        name: how messages call it.
+        least: batches that it has to have.
+
+    Raises:
+        ConfigError: it is something else, or has fewer.
+    """
+    _check_kind(loader, name)
+    _tell_generator(loader, name)
+    try:
+        length = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return
+    if length < least:
+        sizes = ""
+        if isinstance(loader, DataLoader):
+            sizes = f" (batch size {loader.batch_size}, drop_last={loader.drop_last})"
+            if isinstance(loader.dataset, Sized):
+                sizes = f" ({len(loader.dataset)} items, {sizes[2:]}"
+        what = "is empty" if length == 0 else f"has {length} batches for {least} processes"
+        raise ConfigError(
+            f"the {name} loader {what}{sizes}. Give it more data or a smaller batch size."
+        )
+
+
+def _tell_generator(loader: object, name: str) -> None:
+    """Says that a generator which somebody has given has no effect; one of an earlier run over the
+    same loader is none.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.worker_init_fn, WorkerShield):
+        return
+    samplers = [each for each in samplers_of(loader) if not hasattr(each, "set_epoch")]
+    if any(getattr(each, "generator", None) is not None for each in (loader, *samplers)):
+        logger.warning(
+            "the generator of the %s loader is not used: its numbers are drawn from %s and the "
+            "epoch, so that a resume finds its place. Leave it out, and set the seed.",
+            name,
+            option_text("seed"),
+        )
+
+
+def check_whole(loader: Iterable[Any], name: str) -> None:
+    """Checks that nobody has divided `loader` so that items are counted twice, or left out.
+
+    Raises:
+        ConfigError: a DistributedSampler has.
+    """
+    if not isinstance(loader, DataLoader):
+        return
+    for sampler in samplers_of(loader):
+        if isinstance(sampler, DistributedSampler) and isinstance(sampler.dataset, Sized):
+            items, visits = len(sampler.dataset), sampler.total_size
+            if items != visits:
+                raise ConfigError(
+                    f"the {name} loader has a DistributedSampler, which makes {visits} items of "
+                    f"{items} so that {sampler.num_replicas} processes get as many. The mean would "
+                    "be that of other data. Leave the sampler out: each process gets its share by "
+                    "itself, and every item counts once."
+                )
+
+
+def _check_kind(loader: object, name: str) -> None:
+    kind = type(loader).__name__
+    if isinstance(loader, Mapping) or (
+        isinstance(loader, (list, tuple)) and any(isinstance(each, DataLoader) for each in loader)
+    ):
+        raise ConfigError(
+            f"the {name} loader is a {kind} of {len(loader)}, and has to be one loader. Join the "
+            "data with torch.utils.data.ConcatDataset; or pass one, and go through other "
+            "validation loaders in a callback's on_validation_end, whose numbers trainer.log takes."
+        )
+    if isinstance(loader, (torch.Tensor, numpy.ndarray)):
+        raise ConfigError(
+            f"the {name} loader is a {kind} of shape {tuple(loader.shape)}, whose rows would be "
+            "taken for batches. Wrap it: DataLoader(TensorDataset(tensor), batch_size=32)."
+        )
+    if isinstance(loader, Dataset) or hasattr(loader, "__getitems__"):
+        raise ConfigError(
+            f"the {name} loader is the data set {kind}, whose items are no batches. Wrap it in a "
+            "DataLoader: DataLoader(dataset, batch_size=32), or batch_size=None if each of its "
+            "items is a batch."
+        )
+    if isinstance(loader, (type, str, bytes)) or not isinstance(loader, Iterable):
+        what = f"the class {loader.__name__}" if isinstance(loader, type) else f"a {kind}"
+        raise ConfigError(
+            f"the {name} loader is {what}, which cannot be iterated over batches. Pass a "
+            "DataLoader, or an iterable of batches that can be started again."
+        )

@@ -1,0 +1,1 @@
+"""The course of a run, from its start to its end, whatever loop it is that drives it."""

@@ -1,0 +1,210 @@
+"""What a run is made of: models, optimizers and settings, checked, moved to their device, and put
+together. Trains nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from trainer_callback.calls.manager import CallbackManager
+from trainer_callback.plugins import find_live
+
+from ..config import ConfigError, TrainerConfig
+from ..processes.device import choose_precision, find_device
+from ..processes.ranks import Ranks, join_ranks
+from ..processes.sharding import check_offload
+from ..snapshots.checkpoint import Checkpoint
+from ..snapshots.keeper import SnapshotKeeper
+from ..step.buffers import KeptBuffers
+from ..step.compiled import plain_model
+from ..step.gradients import Gradients
+from ..step.losses import LossMeter
+from ..step.modes import Modes
+from ..step.parts import check_parts, check_place, move_state
+from ..step.precision import Precision
+from ..step.update import Updater
+from ..view import View
+from ..writers.metrics_file import core_callbacks
+from .accelerated import AcceleratedPrecision, settle
+from .alike import check_alike
+from .decision import Decider
+from .session import Session
+
+__all__ = ["Parts", "assemble"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    Attributes:
+        view: what callbacks see.
+        session: directory, snapshots and the end of a run.
+        trained, evaluated: what to call in place of the model, or of each by its name.
+        updaters: optimizer -> its step, in the order of the call; "" is one without a name.
+        buffers: those that a skipped update puts back; None where none is skipped.
+    """
+
+    view: View
+    session: Session
+    checkpoint: Checkpoint
+    decider: Decider
+    ranks: Ranks
+    precision: Precision
+    losses: LossMeter
+    modes: Modes
+    updaters: Mapping[str, Updater]
+    buffers: KeptBuffers | None
+    trained: Any
+    evaluated: Any
+
+    @property
+    def first(self) -> Updater:
+        """The optimizer that callbacks see outside the hooks of a step."""
+        return next(iter(self.updaters.values()))
+
+    @property
+    def checks_gradients(self) -> bool:
+        """Whether gradients are looked at before a step; with several optimizers nobody else would
+        tell whose gradients are too large for the loss scale.
+        """
+        is_shared = len(self.updaters) > 1 and self.precision.scaler is not None
+        return self.view.config.check_gradients or is_shared
+
+    def reset(self) -> None:
+        """Puts whatever changes in a run where a new one has it."""
+        self.losses.reset()
+        self.precision.reset()
+        self.checkpoint.reset()
+        for updater in self.updaters.values():
+            updater.reset()
+        self.modes.leave_evaluation()
+        self.view.updater = self.first
+        self.view.snapshot_requested = False
+
+
+def assemble(
+    model: nn.Module | Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer],
+    scheduler: Any,
+    config: TrainerConfig,
+    *,
+    callbacks: Sequence[object],
+    discover: bool,
+    artifacts: Mapping[str, bytes],
+    accelerator: Any = None,
+) -> Parts:
+    """Checks everything that can be checked before the first step, and puts it together.
+
+    Raises:
+        ConfigError: an unknown device, a part of the wrong kind.
+        PluginError: a callback that cannot be used.
+    """
+    several = isinstance(optimizer, Mapping)
+    optimizers = _by_name(optimizer)
+    schedulers = {} if scheduler is None else _by_name(scheduler)
+    given = model
+    if accelerator is not None:
+        models = {name: accelerator.unwrap_model(each) for name, each in _by_name(model).items()}
+        model = models if isinstance(model, Mapping) else models[""]
+        config = settle(config, accelerator)
+    check_parts(_by_name(model), optimizers, schedulers, config)
+    whole = _join(model)
+    live = find_live() if discover else []
+    manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
+    device = find_device(config.device)
+    ranks = join_ranks(device.type)
+    # each process may have chosen a fresh directory
+    place = ranks.on_main(lambda: config.output_dir, "output_dir")
+    arithmetic: Any = choose_precision(config.precision, device)
+    config = dataclasses.replace(config, output_dir=place, precision=arithmetic)
+    check_offload(whole)  # before `to`, which would move what is kept on the host
+    whole.to(device)
+    for each in optimizers.values():
+        check_place(each)
+        move_state(each)
+    precision = Precision(arithmetic, device, several=several)
+    if accelerator is not None:
+        precision = AcceleratedPrecision(accelerator)
+    losses = LossMeter(ranks)
+    buffers = KeptBuffers(whole) if config.on_nonfinite == "skip" else None
+    updaters = {
+        name: Updater(
+            name,
+            each,
+            schedulers.get(name),
+            Gradients(whole, each, fixed=not ranks.is_alone, only_optimized=several),
+            config=config,
+            precision=precision,
+            losses=losses,
+            buffers=buffers,
+        )
+        for name, each in optimizers.items()
+    }
+    keeper = SnapshotKeeper(config)
+    view = View(
+        whole,
+        next(iter(updaters.values())),
+        config=config,
+        device=device,
+        callbacks=manager,
+        keeper=keeper,
+        ranks=ranks,
+        precision=precision,
+    )
+    check_alike(view, [*updaters.values()])
+    trained, evaluated = given, model
+    if accelerator is None:
+        trained, evaluated = ranks.prepare(whole, model, compiled=config.compile, several=several)
+    checkpoint = Checkpoint(
+        model=whole,
+        updaters=[*updaters.values()],
+        precision=precision,
+        losses=losses,
+        device=device,
+        config=config,
+        ranks=ranks,
+    )
+    return Parts(
+        view=view,
+        session=Session(view, checkpoint, artifacts),
+        checkpoint=checkpoint,
+        decider=Decider(config, manager, ranks),
+        ranks=ranks,
+        precision=precision,
+        losses=losses,
+        modes=Modes(whole),
+        updaters=updaters,
+        buffers=buffers,
+        trained=trained,
+        evaluated=evaluated,
+    )
+
+
+def _by_name(value: T | Mapping[str, T]) -> dict[str, T]:
+    return dict(value) if isinstance(value, Mapping) else {"": value}
+
+
+def _join(model: nn.Module | Mapping[str, nn.Module]) -> nn.Module:
+    """Returns the plain model, or one whose parts are the plain models under their names.
+
+    Raises:
+        ConfigError: a name that no part of a module can have.
+    """
+    if not isinstance(model, Mapping):
+        return plain_model(model)
+    try:
+        return nn.ModuleDict({name: plain_model(each) for name, each in model.items()})
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the models {', '.join(map(repr, model))} need other names: {error}. Name them as "
+            "Python names attributes, such as 'generator'."
+        ) from error

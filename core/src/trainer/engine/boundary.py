@@ -1,0 +1,162 @@
+"""What happens behind an update, and behind an epoch: its metrics are logged, the validation that
+is due takes place, whether the run ends is decided, and a snapshot is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+from trainer_callback import TrainerCallback
+
+from ..processes.sharding import fsdp_modules, reshard
+from ..result import Stop
+from ..step.validation import CutError, agree_on_metrics, without_trace
+from .assembly import Parts
+
+__all__ = ["Boundary", "Validate"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+Validate: TypeAlias = Callable[[], Mapping[str, Any]]
+
+
+class Boundary:
+    """The places at which a run may end and be saved.
+
+    Attributes:
+        validate: returns the metrics of a validation; None: there is none.
+        stop: the end that all processes have agreed on, or None.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        """Keeps references."""
+        self._parts = parts
+        self._view, self._session, self._decider = parts.view, parts.session, parts.decider
+        self._callbacks, self._config = parts.view.callbacks, parts.view.config
+        self._position = parts.view.position
+        self._shards = [*fsdp_modules(parts.view.model)]
+        self.validate: Validate | None = None
+        self.stop: Stop | None = None
+
+    @property
+    def _hook(self) -> TrainerCallback:
+        return self._callbacks.hook
+
+    @property
+    def is_signalled(self) -> bool:
+        """Whether a signal has asked for the end, in any process; all of them have to ask."""
+        return self._decider.is_signalled()
+
+    def start(self, *, resumed: bool) -> None:
+        """Decides, before the first epoch, whether the run ends where it begins."""
+        stop = self._decide() if resumed else self._decider.read_signals()
+        self.stop, _ = self._decider.agree(stop, snapshot_due=False)
+        if self.stop is not None:
+            self._session.save(due=True)
+
+    def leave(self) -> None:
+        """Ends the run here, where the loop was left before its end."""
+        stop = self._decider.read_signals() or Stop("stopped", "break")
+        self.stop, _ = self._decider.agree(stop, snapshot_due=True)
+
+    def log_update(self) -> None:
+        """Logs the update that has ended, where it is time, and sets what is due behind it."""
+        position, config = self._position, self._config
+        if position.step % config.log_interval == 0:
+            metrics: dict[str, float | None] = {}
+            for name, updater in self._parts.updaters.items():
+                of = f"/{name}" if name else ""
+                metrics[f"learning_rate{of}"] = updater.rate
+                if updater.total_norm is not None:
+                    metrics[f"grad_norm{of}"] = float(updater.total_norm)
+            for name, mean in self._parts.losses.take_interval().items():
+                metrics[f"loss/{name}" if name else "loss"] = mean
+            self._view.log({name: value for name, value in metrics.items() if value is not None})
+        every = config.eval_interval
+        if every is not None and self.validate is not None and not position.is_last:
+            position.validation_pending = position.step % every == 0
+
+    def follow_update(self) -> None:
+        """Validates, decides and saves behind an update inside an epoch."""
+        if self._position.validation_pending and (metrics := self._validate()) is not None:
+            self._position.validation_pending = False
+            self._record(metrics)
+        self.close()
+
+    def end_epoch(self) -> None:
+        """Validates, decides and saves at an epoch's end, also of one that was cut short, whose
+        snapshot is taken already.
+        """
+        position, cut = self._position, self.stop is not None
+        position.body_done = not cut
+        if self.is_signalled:  # the end of the epoch comes after the resume
+            if not cut:
+                self.close()
+            return
+        position.is_last = not cut  # after a resume behind the last update, too
+        metrics = {} if self.validate is None else self._validate()
+        if metrics is None:
+            self.close()
+            return
+        means = self._parts.losses.epoch_means()
+        train_loss = sum(means.values()) if means else math.nan
+        named = {f"train_loss/{name}": mean for name, mean in means.items() if name}
+        self._record({"train_loss": train_loss, **named, **metrics})
+        self._decider.agree_on_callbacks()
+        self._hook.on_epoch_end(
+            trainer=self._view,
+            epoch=position.epoch,
+            train_loss=train_loss,
+            val_loss=metrics.get("val_loss"),
+            metrics=position.metrics,
+        )
+        if not cut:
+            position.epoch_done = True
+            self.close()
+
+    def close(self) -> None:
+        """Decides whether the run ends here, then takes the snapshot that is due."""
+        view = self._view
+        view.queue.make_calls()
+        wanted = view.snapshot_due or view.snapshot_requested
+        self.stop, due = self._decider.agree(self._decide(), snapshot_due=wanted)
+        if self._config.output_dir is None:
+            return
+        view.snapshot_requested = view.snapshot_requested and not due
+        self._session.save(due=due)
+
+    def _decide(self) -> Stop | None:
+        return self._decider.decide(self._position, self._callbacks.ask_stop(trainer=self._view))
+
+    def _validate(self) -> dict[str, float] | None:
+        """Returns the metrics, or None if a signal cut the validation short."""
+        view, parts, validate = self._view, self._parts, self.validate
+        assert validate is not None
+        view.check_replicas()
+        parts.ranks.share([*view.model.buffers()])
+        reshard(self._shards)
+        with without_trace(parts.modes, view.device):
+            self._hook.on_validation_start(trainer=view)
+            found: dict[str, float] | None = None
+            with contextlib.suppress(CutError), torch.no_grad(), parts.precision.context():
+                found = agree_on_metrics(validate(), parts.ranks)
+            reshard(self._shards)
+            metrics = {} if found is None else found
+            for name, value in metrics.items():
+                if not math.isfinite(value):
+                    what = "validation loss" if name == "val_loss" else f"metric {name!r}"
+                    logger.warning("the %s at update %d is %s.", what, view.step, value)
+            self._position.metrics.update(metrics)
+            self._hook.on_validation_end(trainer=view, metrics=metrics)
+        return found
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        position = self._position
+        self._view.log(metrics)
+        position.history.append({"epoch": position.epoch, "step": position.step, **metrics})

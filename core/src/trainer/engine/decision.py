@@ -1,0 +1,149 @@
+"""Whether and why a run ends: the one place where that is decided."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import numpy
+
+from trainer_callback import StopRequest
+from trainer_callback.calls.dispatch import Answer
+from trainer_callback.calls.manager import CallbackManager, Plugin
+from trainer_callback.errors import show
+
+from ..config import TrainerConfig
+from ..counters import Position
+from ..processes.ranks import ALONE, Ranks
+from ..processes.signals import SignalFlags
+from ..result import Status, Stop
+
+__all__ = ["Decider"]
+
+_GRAVEST_FIRST: Final[tuple[Status, ...]] = ("terminated", "interrupted", "stopped", "finished")
+
+
+class Decider:
+    """Reads signals, limits and the callbacks' answers. Nothing is latched: each decision is made
+    afresh.
+
+    Attributes:
+        asked: the end that the loop itself has asked for, or None.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        callbacks: CallbackManager,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Keeps references."""
+        self._ranks = ranks
+        self._config = config
+        self._callbacks = callbacks
+        self.start(SignalFlags())
+
+    def start(self, signals: SignalFlags) -> None:
+        """A run begins: the clock of `max_time` starts, and nobody has asked for the end.
+
+        Args:
+            signals: those of the run.
+        """
+        self._signals = signals
+        self.asked: Stop | None = None
+        self._switched_off = len(self._callbacks.switched_off)
+        self._ranks.watch(lambda: self._has_switched_off)
+        self._started = time.monotonic()
+
+    def is_signalled(self) -> bool:
+        """Returns whether a signal has asked for the end, in any process; asked between the batches
+        of a validation.
+        """
+        return bool(self._ranks.highest(self._signals.raised, "signals"))
+
+    def agree(self, stop: Stop | None, *, snapshot_due: bool) -> tuple[Stop | None, bool]:
+        """Returns the end, and whether a snapshot is taken, that all processes agree on: what any
+        of them wants. Of several ends it is the gravest, of the lowest rank. Callbacks that one of
+        them has switched off are off in all.
+        """
+        if self._ranks.is_alone:
+            return stop, snapshot_due or stop is not None
+        news = stop is not None or self._has_switched_off
+        wanted = self._ranks.highest(2 if news else int(snapshot_due), "decision")
+        if wanted < 2:
+            return None, bool(wanted)
+        own = (stop, snapshot_due, self._callbacks.switched_off)
+        answers = self._ranks.gather(own, "decision")
+        self._switch_off([names for _, _, names in answers])
+        stops = [each for each, _, _ in answers if each is not None]
+        if not stops:
+            return None, any(due for _, due, _ in answers)
+        return min(stops, key=lambda each: _GRAVEST_FIRST.index(each.status)), True
+
+    def agree_on_callbacks(self) -> None:
+        """Switches off, in all processes, the callbacks that one of them has switched off: some of
+        their hooks wait for each other.
+        """
+        if self._ranks.highest(self._has_switched_off, "callbacks"):
+            self._switch_off(self._ranks.gather(self._callbacks.switched_off, "callbacks"))
+
+    @property
+    def _has_switched_off(self) -> bool:
+        return len(self._callbacks.switched_off) > self._switched_off
+
+    def _switch_off(self, failed: Sequence[Sequence[str]]) -> None:
+        self._callbacks.switch_off([name for names in failed for name in names])
+        self._switched_off = len(self._callbacks.switched_off)
+
+    def read_signals(self) -> Stop | None:
+        """Returns the end that a signal asks for, or None; nobody else is asked."""
+        if self._signals.terminated:
+            return Stop("terminated", "SIGTERM")
+        if self._signals.interrupted:
+            return Stop("interrupted", "SIGINT")
+        return None
+
+    def decide(self, position: Position, answers: Sequence[Answer]) -> Stop | None:
+        """Returns why the run ends here, or None. A signal goes before the loop itself, that before
+        a callback, a callback before a limit.
+
+        Args:
+            answers: what `should_stop_training` returned, of every callback.
+
+        Raises:
+            CallbackError: an answer is no answer.
+        """
+        asked = self._read(answers) if answers else None
+        config = self._config
+        signalled = self.read_signals()
+        if signalled is not None:
+            return signalled
+        if self.asked is not None:
+            return self.asked
+        if asked is not None and position.epochs_done >= config.min_epochs:
+            return asked
+        if config.max_steps is not None and position.step >= config.max_steps:
+            return Stop("finished", "max_steps")
+        if config.max_time is not None and time.monotonic() - self._started >= config.max_time:
+            return Stop("finished", "max_time")
+        return None
+
+    def _read(self, answers: Sequence[Answer]) -> Stop | None:
+        """Returns the first request among `answers`; a wrong one is its callback's failure."""
+        first: Stop | None = None
+        for plugin, answer in answers:
+            request = self._read_one(plugin, answer)
+            if request is not None and first is None:
+                first = Stop("stopped", request.reason, request.detail, plugin.name)
+        return first
+
+    def _read_one(self, plugin: Plugin, answer: object) -> StopRequest | None:
+        if isinstance(answer, StopRequest):
+            return answer
+        if isinstance(answer, (bool, numpy.bool_)):
+            return StopRequest("callback") if answer else None
+        error = TypeError(f"answered {show(answer)}; it must answer a bool, None or a StopRequest")
+        self._callbacks.caught(plugin, "should_stop_training", error)
+        self._callbacks.finish()
+        return None

@@ -1,0 +1,117 @@
+"""One run from its start to its end, whichever way its loop is left."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Generic, TypeVar
+
+from ..processes.signals import SignalFlags
+from ..result import TrainResult
+from .assembly import Parts
+from .boundary import Boundary
+from .memory import explain_memory
+from .passes import Passes
+from .session import Resume
+from .turns import refuse
+
+__all__ = ["Lifetime", "Started"]
+
+T = TypeVar("T")
+
+
+class Lifetime:
+    """Starts and ends the runs of one `Run`, one after the other.
+
+    Attributes:
+        result: how the last one ended, also where it failed; None before its end.
+    """
+
+    def __init__(self, parts: Parts, boundary: Boundary, passes: Passes) -> None:
+        """Keeps references."""
+        self._parts, self._boundary, self._passes = parts, boundary, passes
+        self._held: contextlib.ExitStack | None = None
+        self.result: TrainResult | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a run has started, and not ended."""
+        return self._held is not None
+
+    def start(self, resume: Resume) -> None:
+        """Starts a run: directory, signals, snapshot, `on_train_start`."""
+        refuse(self.is_open, "start()", "this run has started already, and has not ended")
+        parts, view, passes = self._parts, self._parts.view, self._passes
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(parts.session.open(resume))
+            signals = stack.enter_context(SignalFlags())
+            parts.decider.start(signals)
+            parts.reset()
+            self.result = self._boundary.stop = None
+            resumed = parts.session.restore(resume)
+            for updater in parts.updaters.values():
+                updater.gradients.start(of_run=True)
+            passes.start(resumed=resumed)
+            self._held = stack.pop_all()
+        try:
+            passes.hook.on_train_start(trainer=view, resumed=resumed)
+            view.callbacks.check_late()
+            view.queue.open()
+            if resumed:
+                parts.checkpoint.restore_rng()
+            self._boundary.start(resumed=resumed)
+        except BaseException as error:  # Ctrl-C and SystemExit end a run like any other
+            self.end(error)
+            raise
+
+    def end(self, error: BaseException | None) -> None:
+        """Ends the run, and raises what has ended it, or has failed at its end."""
+        held, self._held = self._held, None
+        assert held is not None
+        parts, passes, position = self._parts, self._passes, self._parts.view.position
+        try:
+            with held:
+                try:
+                    if error is None:
+                        self._leave_loop()
+                except BaseException as caught:
+                    error = caught
+                if error is not None:
+                    error = explain_memory(error, position.epoch, position.step)
+                passes.close()
+                stop, final = self._boundary.stop, passes.is_begun
+                self.result, error = parts.session.end(stop, error, final=final)
+                if error is not None:
+                    raise error
+        finally:
+            passes.in_epoch = passes.in_batch = False
+            del error  # it holds this frame and the loop's, and so the loader's workers
+
+    def _leave_loop(self) -> None:
+        """Deals with a loop that was left before its end, by `break` or `return`."""
+        passes = self._passes
+        if passes.is_over:
+            return
+        if self._boundary.stop is not None:  # which the loop has seen itself
+            if passes.in_epoch:
+                passes.end_epoch()
+            return
+        self._parts.ranks.leave("break")
+        if passes.is_begun:
+            passes.leave_batches()
+        self._boundary.leave()
+        if passes.is_begun:  # else what the directory holds stays as it is
+            self._parts.session.save(due=True)
+
+
+class Started(contextlib.AbstractContextManager[T], Generic[T]):
+    """A run as a context, which is entered as `run`."""
+
+    def __init__(self, run: T, lifetime: Lifetime, resume: Resume) -> None:
+        self._run, self._lifetime, self._resume = run, lifetime, resume
+
+    def __enter__(self) -> T:
+        self._lifetime.start(self._resume)
+        return self._run
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._lifetime.end(error)

@@ -1,0 +1,342 @@
+"""The passes of a loop over its data: epochs, and the micro-batches in them. What the loop asks for
+next ends what it had before, so that nothing depends on how it was left.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias, cast
+
+from torch import Tensor
+
+from trainer_callback import TrainerCallback
+
+from ..data.batches import move_to_device
+from ..data.loaders import EpochLoader
+from ..processes.sharding import fsdp_modules, reshard
+from ..step.update import Updater
+from ..step.validation import ValidationBatches
+from .accelerated import PreparedLoader, is_prepared
+from .alike import check_alike_loader
+from .assembly import Parts
+from .boundary import Boundary
+from .turns import RunOrderError, refuse
+
+__all__ = ["Loader", "Passes"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+
+Loader: TypeAlias = Iterable[Any] | EpochLoader
+
+
+class Passes:
+    """Where the loop is: outside an epoch, in one, or in a micro-batch.
+
+    Attributes:
+        loader: what the epoch under way goes through; None: nothing yet.
+        loss: of the micro-batch at hand, a 0-dim tensor; None: it had no backward pass.
+        named: the optimizers that the backward passes of that batch named; None where it did not.
+        stepped: those whose step was called in that batch.
+        in_epoch, in_batch: whether an epoch, and a micro-batch, is under way.
+        ends_update: whether the micro-batch at hand ends an update, if it has its backward pass.
+        is_begun: an epoch has begun in this process.
+        is_over: the loop has come to its end.
+    """
+
+    def __init__(self, parts: Parts, boundary: Boundary) -> None:
+        """Keeps references."""
+        self._parts, self._boundary = parts, boundary
+        self._view, self._checkpoint = parts.view, parts.checkpoint
+        self._callbacks, self._config = parts.view.callbacks, parts.view.config
+        self._position = parts.view.position
+        self._device = parts.view.device
+        self._moves = self._device.type != "cpu"
+        self._steps = self._config.gradient_accumulation_steps
+        self._scales = parts.precision.scaler is not None
+        self._is_alone = parts.ranks.is_alone
+        self._only = parts.first if len(parts.updaters) == 1 else None
+        self._shards = [*fsdp_modules(parts.view.model)]
+        self._source: Iterator[tuple[Any, bool]] | None = None
+        self.loader: EpochLoader | None = None
+        self.loss: Tensor | None = None
+        self.named: set[str | None] = set()
+        self.stepped: set[str] = set()
+        self._loaders: dict[int, EpochLoader] = {}
+        self._validated: dict[int, EpochLoader] = {}
+        self.start(resumed=False)
+
+    def start(self, *, resumed: bool) -> None:
+        """A run begins.
+
+        Args:
+            resumed: it goes on from a snapshot, to whose place the first pass goes.
+        """
+        self.hook: TrainerCallback = self._callbacks.hook
+        self.in_epoch: bool = False
+        self.in_batch: bool = False
+        self.is_begun: bool = False
+        self.is_over: bool = False
+        self.ends_update: bool = False
+        self._resumes = resumed
+        self._is_counted = False
+        self._source = self.loader = self.loss = None
+        self.named.clear()
+        self.stepped.clear()
+
+    def use(self, loader: Loader, limit: int | None = None) -> EpochLoader:
+        """Returns `loader` as the run goes through it, `limit` batches an epoch."""
+        used = loader if isinstance(loader, EpochLoader) else self._loaders.get(id(loader))
+        if used is None:
+            given = cast("Iterable[Any]", loader)
+            check_alike_loader(given, "train", self._parts.ranks)
+            given = PreparedLoader(given) if is_prepared(given) else given
+            used = EpochLoader(given, self._config.seed, "train", self._parts.ranks)
+            self._loaders[id(loader)] = used
+        used.limit = limit
+        self._checkpoint.use(used)
+        return used
+
+    def use_validated(self, loader: Loader) -> EpochLoader:
+        """Returns `loader` as a validation goes through it."""
+        used = loader if isinstance(loader, EpochLoader) else self._validated.get(id(loader))
+        if used is None:
+            given = cast("Iterable[Any]", loader)
+            seed, ranks = self._config.seed, self._parts.ranks
+            check_alike_loader(given, "validation", ranks)
+            given = PreparedLoader(given) if is_prepared(given) else given
+            used = EpochLoader(given, seed, "validation", ranks, in_step=False)
+            self._validated[id(loader)] = used
+        return used
+
+    def validate(self, loader: Iterable[Any]) -> ValidationBatches:
+        """Returns the batches of `loader` for a validation."""
+        is_cut = self._parts.decider.is_signalled
+        return ValidationBatches(self.use_validated(loader), device=self._device, is_cut=is_cut)
+
+    def check_name(self, name: str | None) -> None:
+        """Refuses a backward pass that has no batch, or would add to gradients of another loss."""
+        refuse(not self.in_batch, "backward()", "call it inside a batch of the loop")
+        updaters, stepped = self._parts.updaters, self._position.step == self._position.update
+        if name is not None and name not in updaters:
+            names = ", ".join(map(repr, updaters))
+            raise RunOrderError(f"backward(loss, {name!r}): there is no such optimizer: {names}.")
+        mixes = bool(self.named) and (name is None) != (None in self.named)
+        way = "name the optimizer in each backward pass of a batch, or in none"
+        refuse(mixes, "backward()", way)
+        way = "name the optimizer, for a step was taken in this batch: backward(loss, 'name')"
+        refuse(name is None and self.loss is not None and stepped, "backward()", way)
+
+    def take(self, loss: Tensor, name: str | None) -> None:
+        """Takes note of a backward pass."""
+        self.named.add(name)
+        if self.loss is not None:
+            self.loss = self.loss.detach() + loss.detach()
+            return
+        self.loss = loss
+        self._position.window += 1
+        self._count_batch()
+
+    def _count_batch(self) -> None:
+        if not self._is_counted:
+            self._is_counted = True
+            self._position.batch += 1
+
+    def find_updater(self, name: str | None) -> Updater:
+        """Returns what `step(name)` steps."""
+        if self._only is not None and name is None and self.loss is not None and not self.stepped:
+            self.stepped.add(self._only.name)
+            return self._only
+        way = "call run.backward(loss) before it"
+        refuse(self.loss is None, "step()", way)
+        updaters = self._parts.updaters
+        if name is None and len(updaters) == 1:
+            name = self._parts.first.name
+        if name is None or name not in updaters:
+            names = ", ".join(map(repr, updaters))
+            raise RunOrderError(f"step({name!r}): there is no such optimizer, but {names}.")
+        refuse(name not in self.named and None not in self.named, "step()", way)
+        refuse(name in self.stepped, "step()", "it is called once for an optimizer in a batch")
+        self.stepped.add(name)
+        return updaters[name]
+
+    def next_epoch(self) -> int:
+        """Ends the epoch under way; returns the number of the next.
+
+        Raises:
+            StopIteration: there is none.
+        """
+        position, boundary = self._position, self._boundary
+        if self.in_epoch:
+            self.end_epoch()
+        elif self._resumes:
+            self._checkpoint.restore_rng()
+            if boundary.stop is not None and position.is_mid_epoch and not boundary.is_signalled:
+                self._start_epoch()  # which was cut here: its end comes again
+                self._catch_up()
+                self.end_epoch()
+        while boundary.stop is None and position.start_epoch() < self._config.epochs:
+            self._start_epoch()
+            if not position.body_done:
+                return position.epoch
+            self._catch_up()
+            self.end_epoch()  # whose batches have passed before the resume
+        self.is_over = self.is_begun = True
+        raise StopIteration
+
+    def next_batch(self) -> Any:
+        """Ends the micro-batch at hand; returns the next, on the device.
+
+        Raises:
+            StopIteration: the epoch, or the run, is over.
+        """
+        position = self._position
+        if self.in_batch:
+            self._end_batch()
+        elif self._source is None:
+            self._catch_up()
+            self._source = self._checkpoint.continue_epoch(position.epoch, position.batch)
+        source = self._source
+        item = next(source, None) if source and self._boundary.stop is None else None
+        if item is None:
+            raise StopIteration
+        batch, position.is_last = item
+        if self._moves:
+            batch = move_to_device(batch, self._device)
+        if position.window == 0:
+            self._start_update()
+        self.in_batch, self._is_counted = True, False
+        self.hook.on_batch_start(trainer=self._view, batch_idx=position.batch, batch=batch)
+        self.ends_update = position.is_last or position.window + 1 == self._steps
+        if not self._is_alone:
+            self._parts.ranks.start_forward(last=self.ends_update)
+        if self._shards:
+            reshard(self._shards)
+        return batch
+
+    def next_turn(self) -> int:
+        """Ends the turn of a loop without a loader; returns the number of the next.
+
+        Raises:
+            StopIteration: the run is over.
+        """
+        position = self._position
+        if not self.in_epoch:
+            if self.is_over:
+                raise StopIteration
+            if self._resumes:
+                self._checkpoint.restore_rng()
+            self._start_epoch()
+            self._catch_up()
+            self._source = zip(itertools.count(position.batch), itertools.repeat(False))
+        try:
+            return int(self.next_batch())
+        except StopIteration:
+            self.end_epoch()
+            self.is_over = True
+            raise
+
+    def end_epoch(self) -> None:
+        """Ends the epoch under way."""
+        self.leave_batches()
+        self.in_epoch = False
+        self._boundary.end_epoch()
+
+    def leave_batches(self) -> None:
+        """Ends the batches of an epoch, wherever the loop has left them: a micro-batch that had no
+        backward pass, and an update that had no step, do not count.
+        """
+        position = self._position
+        if self.in_batch and self.loss is not None:
+            position.is_last = position.is_last or self.ends_update  # its boundary is another
+            self._end_batch()
+        self.in_batch = False
+        if position.window:
+            logger.warning(
+                "epoch %d ends inside an update: the last %d batches before update %d do not "
+                "count.",
+                *(position.epoch, position.window, position.update),
+            )
+            position.batch -= position.window
+            self.drop_update()
+        self.close()
+
+    def drop_update(self) -> None:
+        """Drops the update under way."""
+        for updater in self._parts.updaters.values():
+            updater.gradients.drop()
+        self._parts.losses.drop()
+        self._parts.precision.drop()
+        self._view.updater = self._parts.first
+        self._position.window = 0
+        self.loss = None
+        self.named.clear()
+
+    def close(self) -> None:
+        """Lets go of the loader, whose workers end."""
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
+        self._source = self.loader = None
+
+    def _start_epoch(self) -> None:
+        position = self._position
+        self._parts.modes.leave_evaluation()
+        if position.batch == 0:
+            self._parts.losses.start_epoch()
+        self.in_epoch = self.is_begun = True
+        self.hook.on_epoch_start(trainer=self._view, epoch=position.epoch)
+        for updater in self._parts.updaters.values():
+            updater.gradients.start()
+        self._checkpoint.start_epoch(resumed=self._resumes and position.batch > 0)
+
+    def _catch_up(self) -> None:
+        """Goes, in the first epoch behind a resume, to where the snapshot was taken, and does what
+        was left to do there.
+        """
+        resumes, self._resumes = self._resumes, False
+        if resumes and self._position.batch:
+            self._checkpoint.restore_rng()
+        if self._position.validation_pending:
+            self._boundary.follow_update()
+
+    def _start_update(self) -> None:
+        self._callbacks.start_update()
+        self._position.update = self._position.step + 1
+        updaters = self._parts.updaters
+        if self._callbacks.plugins or len(updaters) > 1:
+            for updater in updaters.values():  # gradients may be left since the last update
+                updater.gradients.drop()
+        if self._parts.buffers is not None:
+            self._parts.buffers.keep()
+
+    def _end_batch(self) -> None:
+        """Ends the micro-batch at hand, and the update where it was its last."""
+        position, loss = self._position, self.loss
+        self.in_batch = False
+        self._count_batch()
+        if loss is None:  # passed over, or dropped
+            return
+        self.loss = None
+        ends = self.ends_update
+        self.named.clear()
+        self.stepped.clear()
+        if ends and position.step != position.update:
+            raise RunOrderError(
+                f"batch {position.batch - 1} of epoch {position.epoch} had run.backward() and no "
+                "run.step(). Call run.step() behind it, which steps where an update ends, or "
+                "run.discard() to leave it out."
+            )
+        if "on_batch_end" in self._callbacks.used:
+            own = loss.detach() if ends else loss.detach().clone()  # which is yet to be read
+            self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)
+        if not ends:
+            return
+        position.window = 0
+        if self._scales:
+            self._parts.precision.end_update()
+        self._boundary.log_update()
+        if not position.is_last:
+            self._boundary.follow_update()

@@ -1,0 +1,310 @@
+"""The processes that train one model together: their number, what they share and agree on.
+
+`torchrun` starts them and names them (RANK, WORLD_SIZE). Everything here is a fixed point that
+every process must come to, in the same order; alone, it costs a call and changes nothing. Rank 0 is
+the main process: what is written is written by it.
+
+Letters: W processes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer_callback import RunError
+
+from ..config import ConfigError
+from .points import FixedPoints
+from .sharding import check_sharding, share_copies, whole_tensors
+
+if TYPE_CHECKING:
+    from ..step.gradients import Gradients
+
+__all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
+
+T = TypeVar("T")
+
+_NEEDED: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Ranks:
+    """This process among those of its run.
+
+    Every method that takes a `point` is a fixed point: all processes have to come to it. Its name
+    is compared first, so that processes at different points do not take each other's data.
+
+    Attributes:
+        rank: 0-based number of this process.
+        world_size: W.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """Makes those of `group`, whose backend works on the CPU, and which nobody else uses; None:
+        there is one process.
+        """
+        self._group = group
+        self.rank: int = 0 if group is None else dist.get_rank(group)
+        self.world_size: int = 1 if group is None else dist.get_world_size(group)
+        self._points = None if group is None else FixedPoints(group)
+        self._parallel: nn.parallel.DistributedDataParallel | None = None
+        self._sharded: nn.Module | None = None
+        self._plain: nn.Module | None = None
+        self._is_called = self._notes_calls = False
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is one process, so that there is nothing to agree on."""
+        return self._group is None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each has a part of the model, so that a forward pass takes all of them."""
+        return self._sharded is not None
+
+    def highest(self, value: int, point: str) -> int:
+        """Returns the highest of all processes' values."""
+        if self._points is None:
+            return value
+        return int(max(values[0] for values in self._points.meet(point, [float(value)])))
+
+    def total(self, values: Sequence[float], point: str) -> list[float]:
+        """Returns the sums of all processes' values (at most 7), in float64; the same bits
+        everywhere.
+        """
+        if self._points is None:
+            return [*values]
+        return [sum(each) for each in zip(*self._points.meet(point, values), strict=True)]
+
+    def gather(self, value: T, point: str) -> list[T]:
+        """Returns every process's value, by rank."""
+        if self._group is None:
+            return [value]
+        self.meet(point)
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value, self._group)
+        return found
+
+    def on_main(self, call: Callable[[], T], point: str, *, by_callback: bool = False) -> T:
+        """Calls in the main process; returns, or raises, in all of them what that did.
+
+        Args:
+            by_callback: a callback has asked for it. Where others do not come because it has failed
+                there, it raises here; the trainer's own points wait for it then.
+        """
+        if self._group is None:
+            return call()
+        self.meet(point, by_callback=by_callback)
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = call()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, dist.get_global_rank(self._group, 0), self._group)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return cast(T, outcome[0])
+
+    def meet(self, point: str, *, by_callback: bool = False) -> None:
+        """Waits for all processes; for `by_callback` see `on_main`."""
+        if self._points is not None:
+            self._points.meet(point, by_callback=by_callback)
+
+    def leave(self, what: str) -> None:
+        """Notes that this process leaves its loop by `what`, which the others have to do, too.
+
+        Raises:
+            FixedPointError: they do not, within a few seconds.
+        """
+        if self._points is not None:
+            self._points.leave(what)
+
+    @contextlib.contextmanager
+    def run(self) -> Iterator[None]:
+        """While it is open, an exception that leaves it is told to the others, who would wait."""
+        if self._points is None:
+            yield
+            return
+        self._points.start()
+        try:
+            yield
+            self.watch(lambda: False)
+        except BaseException as error:
+            self._points.fail(error)
+            raise
+
+    def watch(self, is_ahead: Callable[[], bool]) -> None:
+        """Takes what says whether this process has switched off a callback that others have not."""
+        if self._points is not None:
+            self._points.is_ahead = is_ahead
+
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Copies the main process's `tensors` into those of all others."""
+        if self._group is not None:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def prepare(
+        self, model: nn.Module, given: Any, *, compiled: bool, several: bool = False
+    ) -> tuple[Any, Any]:
+        """Returns what to call in place of `given` in training, and in evaluation; of a mapping of
+        models, a mapping. All processes have the main one's weights then. What is called in
+        training averages the gradients over all of them, unless there are several models or
+        optimizers: `average` does it then. A model that `fully_shard` has divided does that itself.
+
+        Args:
+            model: the plain model, with all that is trained.
+            given: `model`, or what somebody's `torch.compile` has made of it; or several of them by
+                their names.
+            compiled: compile it, if nobody has.
+            several: several optimizers train it.
+
+        Raises:
+            ConfigError: it is divided in a way that cannot be trained here.
+        """
+        if isinstance(given, Mapping):
+            evaluated: Any = {
+                name: _compile(each, model[name] is each and compiled)  # type: ignore[index]
+                for name, each in given.items()
+            }
+        else:
+            compiles = compiled and given is model
+            evaluated = _compile(given, compiles)
+        if self._group is None:
+            return evaluated, evaluated
+        device = next(model.parameters()).device
+        if check_sharding(model, self.world_size, device):
+            self._sharded = model
+            share_copies(model)
+            self.share(whole_tensors(model))
+            return evaluated, evaluated
+        if several or isinstance(given, Mapping):
+            self._plain = model
+            self.share([*model.parameters(), *model.buffers()])
+            return evaluated, evaluated
+        self._parallel = nn.parallel.DistributedDataParallel(
+            given, device_ids=None if device.type == "cpu" else [device]
+        )
+        if not compiles:  # which would compile the note too
+            self._parallel.register_forward_pre_hook(self._note_call)
+            self._notes_calls = True
+        return _compile(self._parallel, compiles), evaluated
+
+    def _note_call(self, *_: object) -> None:
+        self._is_called = True
+
+    def _check_called(self) -> None:
+        """Looks whether the forward passes of this update went through what averages gradients.
+
+        Raises:
+            RunError: none did.
+        """
+        if self._notes_calls and not self._is_called:
+            raise RunError(
+                "no forward pass of this update went through run.module, so its gradients are not "
+                "averaged over the processes, which would train different models. Call run.module "
+                "in place of the model."
+            )
+        self._is_called = False
+
+    def average(self, gradients: Gradients) -> None:
+        """Sees to it that the gradients of an update are the means over all processes: of several
+        models or optimizers they are averaged here. One that some processes have only counts as 0
+        in the others.
+
+        Raises:
+            RunError: what averages them was gone round.
+        """
+        if self._group is None:
+            return
+        self._check_called()
+        if self._plain is None:
+            return
+        parameters = gradients.own
+        device = parameters[0].device
+        present = torch.tensor([p.grad is not None for p in parameters], device=device)
+        counts = present.to(torch.float32)
+        dist.all_reduce(counts)
+        for parameter, count in zip(parameters, counts.tolist(), strict=True):
+            if count:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
+
+    def start_forward(self, *, last: bool) -> None:
+        """Prepares a forward pass in training.
+
+        Args:
+            last: it is that of an update's last micro-batch. Whole models average their gradients
+                then only; parts do each time, or else each process would hold whole gradients.
+        """
+        if self._points is None:
+            return
+        self._points.announce()
+        if self._parallel is not None:  # what its `no_sync` sets, without a context per batch
+            self._parallel.require_backward_grad_sync = last
+            return
+        for model in (self._sharded, self._plain):
+            if model is not None:  # as DistributedDataParallel does by itself
+                self.share([*model.buffers()])
+
+
+def _compile(module: nn.Module, compiles: bool) -> nn.Module:
+    return cast(nn.Module, torch.compile(module)) if compiles else module
+
+
+ALONE: Final = Ranks()
+"""A run of one process."""
+
+
+def join_ranks(device_type: str) -> Ranks:
+    """Returns this process's place among those that `torchrun` started, or in the process group
+    that is there already; `ALONE` where there is neither.
+
+    Raises:
+        ConfigError: WORLD_SIZE promises others, and nothing says how to find them.
+    """
+    if not dist.is_available():
+        return ALONE
+    if not dist.is_initialized():
+        count = os.environ.get("WORLD_SIZE", "1")
+        if not count.isdecimal() or int(count) < 2:
+            return ALONE
+        missing = [name for name in _NEEDED if name not in os.environ]
+        if missing:
+            raise ConfigError(
+                f"this is one of {count} processes (WORLD_SIZE={count}), and {missing[0]} is not "
+                "set, which says how to find the others. Start it with torchrun, or unset "
+                "WORLD_SIZE."
+            )
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    atexit.unregister(leave_ranks)
+    atexit.register(leave_ranks)  # also where somebody else, as fully_shard does, has opened it
+    if dist.get_world_size() < 2:
+        return ALONE
+    return Ranks(dist.new_group(backend="gloo"))
+
+
+def leave_ranks() -> None:
+    """Ends the process group, if there is one: the trainers that used it have to be gone.
+
+    Its threads must not outlive the interpreter, whose end would abort the process in them.
+    """
+    if dist.is_initialized():
+        gc.collect()  # a trainer is a circle, and holds the group
+        dist.destroy_process_group()

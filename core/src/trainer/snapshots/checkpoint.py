@@ -1,0 +1,340 @@
+"""The objects of a run <-> one dictionary of plain data and tensors. Knows no file and no
+callback.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer_callback import SnapshotError, StateError
+from trainer_callback.state import to_plain
+
+from ..config import ConfigError, TrainerConfig
+from ..counters import Position
+from ..data.loaders import EpochLoader
+from ..processes.ranks import ALONE, Ranks
+from ..processes.rng import read_rng, restore_rng
+from ..processes.sharding import gather_weights
+from ..step.losses import LossMeter
+from ..step.parameters import name_frozen, tell_frozen
+from ..step.parts import check_place, describe_bad_rate
+from ..step.precision import Precision
+from ..step.schedules import list_ends
+from ..step.update import Updater
+from .facts import describe_data, tell_other_data
+from .final import describe_unsaveable
+from .kept import check_kept, load_kept, read_kept
+from .model_state import check_model_state, load_model_state
+from .optimizer_state import load_updater, read_updaters
+from .unkept import Unkept
+
+__all__ = ["Checkpoint", "UnsaveableError"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+
+class UnsaveableError(ConfigError, StateError):
+    """Model, optimizer or scheduler hold what a snapshot cannot keep, or could not give back."""
+
+
+class Checkpoint:
+    """What has to be saved of the objects of a run, so that it goes on bit by bit as if nothing had
+    happened.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        updaters: Sequence[Updater],
+        precision: Precision,
+        losses: LossMeter,
+        device: torch.device,
+        config: TrainerConfig,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Keeps references; nothing is copied here."""
+        self._ranks = ranks
+        self._model = model
+        self._updaters = {each.name: each for each in updaters}
+        self._precision = precision
+        self._losses = losses
+        self._loader: EpochLoader | None = None
+        self._unkept = Unkept(model, [each.optimizer for each in updaters])
+        self._device = device
+        self._config = config
+        self._kept: dict[str, Any] = {}
+        self._rng: dict[str, Any] | None = None
+        self._epoch_rng: dict[str, Any] | None = None
+        self._loader_state: dict[str, Any] | None = None
+        self._resumed_data: tuple[Any, Mapping[str, Any], Path] | None = None
+        self.reset()
+
+    def keep(self, name: str, thing: Any) -> None:
+        """Adds a thing with `state_dict` and `load_state_dict` to what each process saves.
+
+        Raises:
+            ConfigError: it has no such methods, or the name is taken.
+        """
+        check_kept(name, thing, self._kept)
+        self._kept[name] = thing
+
+    def use(self, loader: EpochLoader) -> None:
+        """Takes batches from `loader` from here on. The first one of a resumed run is compared with
+        that of the snapshot.
+
+        Raises:
+            SnapshotError: the snapshot stands behind its end.
+        """
+        if loader is self._loader:
+            return
+        self._loader = loader
+        self._unkept.use(loader.given)
+        if self._resumed_data is not None:
+            self._compare_data(loader)
+
+    def _compare_data(self, loader: EpochLoader) -> None:
+        assert self._resumed_data is not None
+        saved, progress, path = self._resumed_data
+        self._resumed_data = None
+        self._check_place(loader, progress, path)
+        if saved is not None:
+            tell_other_data(saved, describe_data(loader.given), progress)
+
+    def reset(self) -> None:
+        """Forgets the snapshot that was loaded; looks what is frozen before any callback."""
+        self._frozen = name_frozen(self._model)
+        self._unkept.start()
+        self._rng = self._epoch_rng = None
+        self._resumed_data = None
+        self._loader_state = None
+        self._in_place = True
+        self._other_schedule = False
+
+    def check_saveable(self) -> str | None:
+        """Looks, before the first step, for what `read` could not save, or `load` not put back.
+
+        Returns:
+            What keeps `final/model.safetensors` from being written, or None.
+
+        Raises:
+            UnsaveableError: names the part, and the place in it.
+        """
+        for updater in self._updaters.values():
+            state = updater.optimizer.state_dict()
+            if not (isinstance(state, Mapping) and {"state", "param_groups"} <= state.keys()):
+                raise UnsaveableError(
+                    f"{type(updater.optimizer).__name__}.state_dict() answers no 'state' and "
+                    "'param_groups', from which a run could go on. Let it answer what "
+                    "torch.optim.Optimizer does, or train without output_dir."
+                )
+        model = self._model.state_dict()
+        parts = {"model": model, **read_updaters(self._updaters, self._model)}
+        kept = {f"keep({name!r})": thing.state_dict() for name, thing in self._kept.items()}
+        for name, part in {**parts, **kept}.items():
+            try:
+                to_plain(part, name, copy_tensors=False)
+            except StateError as error:
+                raise UnsaveableError(str(error)) from error
+        for name, value in model.items():
+            if isinstance(value, torch.Tensor) and _is_expanded(value):
+                raise UnsaveableError(
+                    f"model.{name} is expanded: several of its elements are one place in memory, "
+                    "and nothing can be loaded into it. Make it with .expand(...).clone()."
+                )
+        return describe_unsaveable(model)
+
+    def optimizer_state(self) -> Any:
+        """Returns the state of the only optimizer, or of each by its name."""
+        return read_updaters(self._updaters, self._model)["optimizer"]
+
+    def read(self, *, mid_epoch: bool) -> dict[str, Any]:
+        """Returns the state now; tensors are those of the run, for the caller to copy. What the
+        other processes have of their own comes along, so all of them have to call this.
+
+        Args:
+            mid_epoch: the loader is inside an epoch, so its own position belongs to the state; the
+                resumed one as long as the loader has not been put there.
+
+        Raises:
+            StateError: a state_dict holds what a snapshot cannot keep; it names the path to it.
+        """
+        self._unkept.tell()
+        own = self._own_parts(mid_epoch=mid_epoch)
+        parts = {
+            "model": gather_weights(self._model, keep=self._ranks.is_main),
+            **read_updaters(self._updaters, self._model),
+            "frozen": self._frozen,
+            "data": None if self._loader is None else describe_data(self._loader.given),
+            "scaler": self._precision.state(),
+            "losses": self._losses.state(),
+            **own,
+        }
+        state = {name: to_plain(part, name, copy_tensors=False) for name, part in parts.items()}
+        state["other_ranks"] = []
+        if not self._ranks.is_alone:
+            mine = {name: state[name] for name in own}
+            state["other_ranks"] = [
+                _unpack(each) for each in self._ranks.gather(_pack(mine), "state")[1:]
+            ]
+        return state
+
+    def load(self, state: Mapping[str, Any], path: Path) -> None:
+        """Puts every object into `state`.
+
+        Raises:
+            SnapshotError: it does not fit the model, the optimizer or the scheduler of this run.
+        """
+        others = state.get("other_ranks", [])
+        if len(others) + 1 != self._ranks.world_size:
+            raise SnapshotError(
+                f"{path} was written by {len(others) + 1} processes, and this run has "
+                f"{self._ranks.world_size}: each would see other data. Start as many."
+            )
+        if self._loader is not None:
+            self._check_place(self._loader, state["progress"], path)
+        own = self._model.state_dict()
+        _check_names(own, state["model"], path)
+        check_model_state(self._model, own, state["model"], path)
+        load_model_state(self._model, own, state["model"], path)
+        for name in self._updaters:
+            is_other = load_updater(self._updaters, name, self._model, state, path)
+            self._other_schedule = self._other_schedule or is_other
+        self._precision.load_state(state["scaler"])
+        tell_frozen(state.get("frozen", self._frozen), self._frozen)
+        self._losses.load_state(state["losses"])
+        mine = state if self._ranks.is_main else others[self._ranks.rank - 1]
+        self._rng, self._epoch_rng = mine["rng"], mine.get("epoch_rng")
+        self._loader_state, self._in_place = mine["loader"], False
+        load_kept(self._kept, mine.get("kept", {}), path)
+        self._resumed_data = (state.get("data"), state["progress"], path)
+        if self._loader is not None:
+            self._compare_data(self._loader)
+
+    def check_schedule(self, position: Position) -> None:
+        """Tells, before the first step, of a schedule that ends before the run.
+
+        Raises:
+            ConfigError: it cannot be stepped to the end.
+        """
+        batches = None if self._loader is None else self._loader.length
+        left = _updates_left(position, self._config, batches)
+        for updater in self._updaters.values():
+            for text in list_ends(updater.scheduler, left, changed=self._other_schedule):
+                logger.warning("%s", text)
+
+    def check_place(self) -> None:
+        """Looks at the settings of the optimizers, which may be those of a snapshot.
+
+        Raises:
+            ConfigError: one cannot work where the parameters are.
+        """
+        for updater in self._updaters.values():
+            check_place(updater.optimizer)
+
+    def describe_bad_rate(self) -> str | None:
+        """Returns which learning rate is no number that an update can use, or None."""
+        found = (describe_bad_rate(each.optimizer) for each in self._updaters.values())
+        return next(filter(None, found), None)
+
+    def restore_rng(self) -> None:
+        """Puts the generators where the snapshot had them; callbacks may have drawn numbers since.
+        Nothing happens in a fresh run.
+        """
+        if self._rng is not None:
+            restore_rng(self._rng, self._device)
+
+    def start_epoch(self, *, resumed: bool) -> None:
+        """Remembers where the generators stand when an epoch begins; puts them there where the
+        epoch began before a resume, so that what the loop draws before its first batch comes again.
+        """
+        if resumed and self._epoch_rng is not None:
+            restore_rng(self._epoch_rng, self._device)
+        else:
+            self._epoch_rng = read_rng(self._device)
+
+    def continue_epoch(self, epoch: int, batch: int) -> Iterator[tuple[Any, bool]]:
+        """Returns the batches of `epoch` from `batch` on, as `EpochLoader.iterate`; finding the
+        place changes no generator.
+        """
+        assert self._loader is not None
+        self._in_place = True
+        self._unkept.start_epoch()
+        if batch == 0:
+            return self._loader.iterate(epoch)
+        rng = read_rng(self._device)
+        return self._loader.iterate(
+            epoch, batch, self._loader_state, lambda: restore_rng(rng, self._device)
+        )
+
+    def _own_parts(self, *, mid_epoch: bool) -> dict[str, Any]:
+        """Returns what each process has of its own."""
+        place = None
+        if mid_epoch and self._loader is not None:
+            place = self._loader.state() if self._in_place else self._loader_state
+        return {
+            "loader": place,
+            "rng": read_rng(self._device),
+            "epoch_rng": self._epoch_rng if mid_epoch else None,
+            "kept": read_kept(self._kept),
+        }
+
+    def _check_place(self, loader: EpochLoader, progress: Mapping[str, Any], path: Path) -> None:
+        """Refuses a place inside an epoch that the epoch does not have."""
+        length, batch = loader.length, progress["batch"]
+        if length is not None and batch > length and not progress["epoch_done"]:
+            raise SnapshotError(
+                f"{path} stands behind batch {batch} of epoch {progress['epoch']}, and an epoch of "
+                f"the training loader has {length} batches. Give it the data and the batch size of "
+                "the run that wrote it, or name a snapshot of an epoch's end."
+            )
+
+
+def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:
+    first = next(iter(saved), "")
+    if first.startswith("_orig_mod.") and first not in own:
+        raise SnapshotError(
+            f"{path} has {first!r}: it was written with the names of a compiled model, before they "
+            "became those of the plain model. Start a run of its own from its weights."
+        )
+
+
+def _updates_left(position: Position, config: TrainerConfig, batches: int | None) -> int | None:
+    """Returns how many updates this run will make, or None where nobody knows.
+
+    Args:
+        batches: of an epoch.
+    """
+    by_steps = None if config.max_steps is None else max(0, config.max_steps - position.step)
+    if batches is None:
+        return by_steps
+    window = config.gradient_accumulation_steps
+    left = max(0, config.epochs - position.epochs_done) * math.ceil(batches / window)
+    if position.is_mid_epoch:
+        left -= math.ceil(min(batches, position.batch) / window)
+    return left if by_steps is None else min(left, by_steps)
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        return False
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in sizes)
+
+
+def _pack(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _unpack(packed: bytes) -> Any:
+    return torch.load(io.BytesIO(packed), weights_only=True)

@@ -1,0 +1,190 @@
+"""What a snapshot says of its run beside the state: options, plugins, data. Plain, no path of this
+machine; a resume tells what differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import logging
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, Final
+
+import torch
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from trainer_callback import TrainerCallback
+from trainer_callback.calls.manager import Plugin
+from trainer_callback.calls.saved_state import describe_writer
+from trainer_callback.discovery import find_version
+
+from ..config import TrainerConfig
+from ..counters import Position
+from ..data.shares import samplers_of
+from .manifest import to_json_data
+
+__all__ = [
+    "describe_callback",
+    "describe_data",
+    "describe_indices",
+    "read_facts",
+    "tell_differences",
+    "tell_other_data",
+]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+_CORE: Final = "trainer-core"
+_NUMERIC: Final = frozenset(
+    {"seed", "gradient_accumulation_steps", "max_grad_norm", "precision", "compile"}
+)
+"""Options that change the numbers of a run from where they change."""
+_SAMPLER_OPTIONS: Final[Mapping[type, Sequence[str]]] = {
+    RandomSampler: ("replacement", "num_samples"),
+    WeightedRandomSampler: ("replacement", "num_samples", "weights"),
+    SubsetRandomSampler: ("indices",),
+    DistributedSampler: ("shuffle", "seed"),
+}
+"""Of these classes, not of those made from them, whose options may change from epoch to epoch."""
+_OPTION_NAMES: Final = frozenset(itertools.chain(*_SAMPLER_OPTIONS.values()))
+_LISTS: Final = frozenset({"weights", "indices"})
+_OTHER_ORDER: Final = (
+    "The place in epoch %d is a number of batches (%d are done), so items of this epoch come again "
+    "or are left out; the next epoch is whole."
+)
+
+
+def read_facts(
+    position: Position, config: TrainerConfig, plugins: Sequence[Plugin]
+) -> dict[str, Any]:
+    """Returns step, epoch, metrics, versions, plugins and the options in force."""
+    return {
+        "step": position.step,
+        "epoch": position.epoch,
+        "epoch_done": position.epoch_done,
+        "batch": position.batch,
+        "metrics": dict(position.metrics),
+        "versions": {"torch": torch.__version__, _CORE: find_version(_CORE)},
+        "plugins": {
+            plugin.state_key: {**describe_callback(plugin), "update": position.step}
+            for plugin in plugins
+        },
+        "options": _options(config),
+    }
+
+
+def tell_differences(
+    manifest: Mapping[str, Any],
+    config: TrainerConfig,
+    plugins: Sequence[Plugin],
+    position: Position,
+) -> None:
+    """Logs a line for each option that the snapshot's run had otherwise: those of this run hold. A
+    warning where it changes the numbers, so that the resume is not exact.
+    """
+    for name, text in _compare(manifest.get("options", {}), _options(config)):
+        is_order = name == "seed" and position.is_mid_epoch
+        more = " " + _OTHER_ORDER % (position.epoch, position.batch) if is_order else ""
+        level = logging.WARNING if name in _NUMERIC else logging.INFO
+        logger.log(level, "%s from here on.%s", text, more)
+    for plugin in plugins:
+        saved = manifest.get("plugins", {}).get(plugin.state_key, {}).get("options", {})
+        for _, text in _compare(saved, describe_callback(plugin)["options"]):
+            logger.info("%s.%s.", plugin.state_key, text)
+
+
+def _compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in now.items():
+        if name in saved and repr(to_json_data(saved[name])) != repr(to_json_data(value)):
+            yield name, f"{name} was {saved[name]!r} in the snapshot's run and is {value!r}"
+
+
+def describe_data(loader: Iterable[Any]) -> dict[str, Any]:
+    """Returns what can be known of the data of an epoch and their order, of all processes together;
+    what a loader does not tell is not there.
+    """
+    found: dict[str, Any] = {}
+    if isinstance(loader, DataLoader):
+        chain = samplers_of(loader)
+        cuts = next((each for each in chain if hasattr(each, "batch_size")), loader)
+        found["items"] = _length(loader.dataset)
+        found["batch_size"] = cuts.batch_size
+        found["drop_last"] = bool(getattr(cuts, "drop_last", False))
+        inner = [each for each in chain if not hasattr(each, "sampler")]
+        found["sampler"] = type(inner[-1]).__name__ if inner else None
+        for name in _SAMPLER_OPTIONS.get(type(inner[-1]), ()) if inner else ():
+            value = getattr(inner[-1], name, None)
+            found[name] = describe_indices(value) if name in _LISTS else value
+        found["workers"] = loader.num_workers
+    found["batches"] = _length(loader)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def tell_other_data(
+    saved: Mapping[str, Any], now: Mapping[str, Any], progress: Mapping[str, Any]
+) -> None:
+    """Logs what of the training data differs (see `describe_data`); a warning inside an epoch."""
+    names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    if "sampler" not in names:  # or an older version wrote none of its options
+        names = [name for name in names if name in saved or name not in _OPTION_NAMES]
+    if not names:
+        return
+    before, after = (
+        ", ".join(f"{name}={each[name]!r}" for name in names if name in each) or "none of these"
+        for each in (saved, now)
+    )
+    is_inside = progress["batch"] and not progress["epoch_done"]
+    effect = "They are used from the next epoch on."
+    if is_inside:
+        effect = _OTHER_ORDER % (progress["epoch"], progress["batch"])
+        effect += " For an exact resume give it the loader of the snapshot's run."
+    logger.log(
+        logging.WARNING if is_inside else logging.INFO,
+        "the training loader had %s in the snapshot's run and has %s. %s",
+        before,
+        after,
+        effect,
+    )
+
+
+def describe_indices(values: Any) -> str | None:
+    """Returns how many numbers there are, and a checksum of them; None where they are none."""
+    try:
+        numbers = torch.as_tensor(values).cpu().contiguous().numpy()
+        return f"{len(numbers)}, checksum {zlib.crc32(numbers.data):08x}"
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _length(value: object) -> int | None:
+    try:
+        return len(value) if isinstance(value, Sized) else None
+    except TypeError:
+        return None
+
+
+def _options(config: TrainerConfig) -> dict[str, Any]:
+    options = dataclasses.asdict(config)
+    del options["output_dir"], options["overwrite"]
+    return options
+
+
+def describe_callback(plugin: Plugin) -> dict[str, Any]:
+    """Returns identity and options of `plugin`: the constructor's parameters that are plain
+    attributes of it.
+    """
+    options: dict[str, Any] = {}
+    if isinstance(plugin.callback, TrainerCallback) and plugin.distribution != _CORE:
+        for name in inspect.signature(type(plugin.callback)).parameters:
+            value = getattr(plugin.callback, name, ...)
+            if value is None or isinstance(value, (bool, int, float, str)):
+                options[name] = value
+    return {**describe_writer(plugin), "options": options}

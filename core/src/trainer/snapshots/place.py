@@ -1,0 +1,179 @@
+"""Where a run writes and what it goes on from: claimed before the first step, then held."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from trainer_callback import ResumeError, SnapshotError, option_text
+
+from ..config import ConfigError, TrainerConfig, read_path
+from ..processes.ranks import Ranks
+from .checkpoint import Checkpoint
+from .keeper import Found, SnapshotKeeper, load_named
+from .manifest import MANIFEST
+from .run_record import METRICS
+from .rundir import RunDirectory
+
+__all__ = ["Place", "Resume", "refusing"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+Resume: TypeAlias = bool | Literal["auto"] | str | Path
+"""What to go on from; see `Trainer.train`."""
+
+_RESERVED: Final = (
+    *("state.pt", "model.safetensors", MANIFEST),
+    *(METRICS, "snapshots", "final", "weights"),
+)
+"""What has a name of its own in the output directory, or in a snapshot."""
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Before the first step, what is wrong with a snapshot refuses the run.
+
+    Raises:
+        ResumeError: in place of a SnapshotError.
+    """
+    try:
+        yield
+    except SnapshotError as error:
+        raise ResumeError(str(error)) from error
+
+
+class Place:
+    """The output directory of one run, and the snapshot that it resumes from."""
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        keeper: SnapshotKeeper,
+        checkpoint: Checkpoint,
+        artifacts: Mapping[str, bytes],
+        ranks: Ranks,
+    ) -> None:
+        """Makes a place for the run of `config`.
+
+        Raises:
+            ConfigError: an artifact is no plain file, or has the name of something else.
+        """
+        _check_artifacts(artifacts)
+        self._config = config
+        self._keeper = keeper
+        self._checkpoint = checkpoint
+        self._artifacts = artifacts
+        self._ranks = ranks
+        self._named: Found | None = None
+        self._directory: RunDirectory | None = None
+
+    @contextlib.contextmanager
+    def open(self, resume: Resume) -> Iterator[None]:
+        """Holds the output directory while the run lasts.
+
+        Raises:
+            ConfigError: it cannot be used, another run uses it, it holds a run that this one would
+                overwrite, or what is trained cannot be saved.
+            ResumeError: the snapshot that `resume` names cannot be trusted.
+        """
+        place = self._config.output_dir
+        self._named = None
+        with refusing():
+            if not isinstance(resume, bool) and resume != "auto":
+                self._named = load_named(read_path(resume, "resume"))
+            if resume is True and (place is None or not place.exists()):
+                self.find(resume)  # which says that there is nothing
+        if place is None:
+            yield
+            return
+        note = self._checkpoint.check_saveable()
+        if note is not None and self._ranks.is_main:
+            logger.warning("%s: final/ will have the weights in state.pt only.", note)
+        with contextlib.ExitStack() as held:
+            hold = partial(self._hold, place, resume)
+            with refusing():
+                self._ranks.on_main(lambda: held.enter_context(hold()), "output_dir")
+            yield
+
+    def find(self, resume: Resume) -> Found | None:
+        """Returns the snapshot that `resume` means, or None for a fresh start.
+
+        Raises:
+            ConfigError: there is nothing to resume.
+            SnapshotError: there are snapshots, and none is sound.
+        """
+        if self._named is not None:
+            return self._named
+        found = self._keeper.load_newest() if resume else None
+        if found is None and resume is True:
+            where = self._config.output_dir
+            raise ConfigError(
+                f"there is nothing to resume in {str(where)!r}. Start without "
+                f"{option_text('resume')}, or use {option_text('resume', 'auto')}."
+                if where is not None
+                else "there is nothing to resume without output_dir."
+            )
+        return found
+
+    @property
+    def holds_found(self) -> bool:
+        """Whether the snapshot that `find` returns is one of this run's own."""
+        return self._named is None or self._is_own_snapshot
+
+    def note_snapshot(self) -> None:
+        """Remembers that a snapshot is durable here; in other processes nothing happens."""
+        if self._directory is not None:
+            self._directory.note_snapshot()
+
+    @contextlib.contextmanager
+    def _hold(self, place: Path, resume: Resume) -> Iterator[None]:
+        with RunDirectory(place) as directory:
+            self._claim(directory, resume)
+            self._directory = directory
+            try:
+                yield
+            finally:
+                self._directory = None
+
+    def _claim(self, directory: RunDirectory, resume: Resume) -> None:
+        """Makes sure that no file is overwritten that this run may not overwrite."""
+        if directory.is_known:
+            self._keeper.clean()
+        if not self._is_own_snapshot:
+            directory.finish_clearing()
+        asked = resume is True or resume == "auto"
+        resumes = self._is_own_snapshot or (asked and directory.has_snapshots)
+        if resume is True and not resumes:
+            self.find(resume)
+        directory.claim(
+            self._artifacts,
+            resumes=resumes,
+            may_restart=resume == "auto",
+            overwrite=self._config.overwrite,
+        )
+
+    @property
+    def _is_own_snapshot(self) -> bool:
+        place = self._config.output_dir
+        if self._named is None or place is None:
+            return False
+        return self._named[0].resolve().parent == (place / "snapshots").resolve()
+
+
+def _check_artifacts(artifacts: Mapping[str, bytes]) -> None:
+    for name, content in artifacts.items():
+        is_name = isinstance(name, str) and name != "" and Path(name).name == name
+        if not is_name or name.startswith(".") or name in _RESERVED:
+            raise ConfigError(
+                f"artifacts: {name!r} cannot be the name of a file beside {', '.join(_RESERVED)}. "
+                "Choose another, without a directory and without a dot in front."
+            )
+        if not isinstance(content, bytes):
+            raise ConfigError(
+                f"artifacts[{name!r}] must be bytes, got a {type(content).__name__}. Write "
+                "text.encode()."
+            )

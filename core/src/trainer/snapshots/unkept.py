@@ -1,0 +1,179 @@
+"""What changes while a run trains, and no snapshot keeps: noticed where it can be seen."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..data.shares import samplers_of
+from ..step.parameters import name_parameters
+from .model_state import describe_form
+
+__all__ = ["Unkept"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+_LOOKS: Final = 3
+_MOST_BYTES: Final = 1 << 20
+"""Of a buffer that is looked at: larger ones are masks and caches, and copies of them cost."""
+
+
+class Unkept:
+    """Compares buffers that are not persistent, and what the data side has of its own, with what
+    they were when training began. A run looks a few times at its beginning, and tells once of each.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Looks at nothing yet."""
+        self._model = model
+        self._optimizers = optimizers
+        self._built: dict[str, str] | None = None
+        self._loader: Iterable[Any] = ()
+        self._buffers: dict[str, Tensor] = {}
+        self._data: dict[str, str] = {}
+        self._changed: list[str] = []
+        self._epochs = 0
+        self._looks = 0
+
+    def start(self) -> None:
+        """Remembers what a snapshot has to fit, before any callback is called."""
+        self._built = _list_parts(self._model, self._optimizers)
+
+    def use(self, loader: Iterable[Any]) -> None:
+        """Looks at `loader` from here on."""
+        self._loader, self._data, self._epochs = loader, {}, 0
+
+    def start_epoch(self) -> None:
+        """Remembers, before the first epoch of this process, how all is; compares the data side
+        before the next ones: inside an epoch, what a loader counts is its place.
+        """
+        self._epochs += 1
+        if self._epochs == 1:
+            self._buffers, self._data = _read_buffers(self._model), _read_data(self._loader)
+        elif self._epochs <= 1 + _LOOKS and self._data:
+            now = _read_data(self._loader)
+            self._changed = [name for name, was in self._data.items() if now.get(name) != was]
+
+    def tell(self) -> None:
+        """Warns of what has changed; called where a snapshot is taken."""
+        self._tell_new_parts()
+        if self._changed:
+            logger.warning(
+                "no snapshot keeps %s, which changes from epoch to epoch: a resumed run may see "
+                "other data. Draw from the global generators, or follow set_epoch(epoch), which is "
+                "called of a sampler or loader that has it.",
+                " and ".join(self._changed),
+            )
+            self._changed, self._data = [], {}
+        self._looks += 1
+        if self._looks <= _LOOKS and self._buffers:
+            now = _read_buffers(self._model)
+            names = [name for name, was in self._buffers.items() if _differs(was, now.get(name))]
+            if names:
+                self._buffers = {}
+                logger.warning(
+                    "no snapshot keeps the buffer %s, which changes while the model trains and is "
+                    "not persistent: a resumed run starts with another. Register it with "
+                    "persistent=True, if it is more than a cache.",
+                    " and ".join(names),
+                )
+
+    def _tell_new_parts(self) -> None:
+        """Warns, once, of what the model or the optimizer has not had when the run began: what is
+        built anew for a resume has it neither, and the snapshot does not fit it.
+        """
+        if self._built is None:
+            return
+        now = _list_parts(self._model, self._optimizers)
+        new = [name for name in {**self._built, **now} if now.get(name) != self._built.get(name)]
+        if new:
+            names = f"{new[0]}{f' (and {len(new) - 1} more)' if len(new) > 1 else ''}"
+            was, is_now = (each.get(new[0], "not there") for each in (self._built, now))
+            self._built = None
+            logger.warning(
+                "snapshots from here on fit no model and optimizer as this run was given them: %s "
+                "was %s then, and is %s. A resume loads the snapshot before it calls a callback: "
+                "do that before Trainer(...), or, to resume, build them as they are now.",
+                *(names, was, is_now),
+            )
+
+
+def _list_parts(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, str]:
+    """Returns what a snapshot has to fit: tensors of the model, and the groups of optimizers."""
+    found = {repr(name): describe_form(value) for name, value in model.state_dict().items()}
+    for number, optimizer in enumerate(optimizers):
+        which = "the optimizer" if len(optimizers) == 1 else f"optimizer {number}"
+        for index, names in enumerate(name_parameters(model, optimizer)):
+            found[f"group {index} of {which}"] = f"of {len(names)} parameters"
+    return found
+
+
+def _read_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the bytes of each small buffer that is in no state_dict, by name, on the CPU."""
+    found = {}
+    for path, module in model.named_modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers.get(name)
+            if (
+                buffer is None
+                or buffer.layout != torch.strided
+                or buffer.is_meta
+                or buffer.is_quantized
+                or buffer.nbytes > _MOST_BYTES
+            ):
+                continue
+            own = buffer.detach().cpu().clone(memory_format=torch.contiguous_format)
+            found[f"{path}.{name}".lstrip(".")] = own.reshape(-1).view(torch.uint8)
+    return found
+
+
+def _differs(was: Tensor, now: Tensor | None) -> bool:
+    """Whether a buffer has other values; of another size, it is a cache that has grown."""
+    return now is not None and was.shape == now.shape and not torch.equal(was, now)
+
+
+def _read_data(loader: Iterable[Any]) -> dict[str, str]:
+    """Returns the state of what the objects of the data side have of their own, by name: random
+    generators, and the numbers of samplers and of somebody's own loader.
+    """
+    found: dict[str, str] = {}
+    for what, part, seeded in _parts_of(loader):
+        if hasattr(part, "set_epoch") or hasattr(part, "load_state_dict"):
+            continue  # which follow the epoch, or are kept
+        for name, value in getattr(part, "__dict__", {}).items():
+            state = _read_state(value, numbers=what != "data set")
+            if state is not None and not (seeded and name == "generator"):
+                found[f"{name!r} of the {what} {type(part).__name__}"] = state
+    return found
+
+
+def _parts_of(loader: Iterable[Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Yields kind, object, and whether its generator is seeded by the trainer."""
+    if not isinstance(loader, DataLoader):
+        yield "loader", loader, False
+        return
+    for sampler in samplers_of(loader):
+        yield "sampler", sampler, True
+    data: Any = loader.dataset
+    while data is not None:  # through each Subset
+        yield "data set", data, False
+        data = getattr(data, "dataset", None)
+
+
+def _read_state(value: Any, *, numbers: bool) -> str | None:
+    if isinstance(value, random.Random):
+        return repr(value.getstate())
+    if isinstance(value, numpy.random.Generator):
+        return repr(value.bit_generator.state)
+    if isinstance(value, numpy.random.RandomState):
+        return repr(value.get_state(legacy=False))
+    if isinstance(value, torch.Generator):
+        return repr(value.get_state().tolist())
+    return repr(value) if numbers and isinstance(value, (int, float)) else None

@@ -1,0 +1,248 @@
+"""The loss of a batch, and losses added up without asking the device before somebody needs a
+number.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from trainer_callback import RunError, UsageError
+
+from ..processes.ranks import ALONE, Ranks
+from .parts import with_article
+
+__all__ = ["LossError", "LossMeter", "NonFiniteError", "check_form", "check_loss", "default_loss"]
+
+_OWN: Final = (
+    "Pass loss_fn=lambda model, batch: ... to Trainer, such as "
+    "torch.nn.functional.mse_loss(model(batch[0]), batch[1])."
+)
+
+
+_NONE: Final[list[Tensor]] = []
+
+
+class NonFiniteError(RunError):
+    """A loss, a gradient or a weight is NaN or infinite."""
+
+
+class LossError(UsageError, TypeError):
+    """What should be the loss of a batch is none."""
+
+
+def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Returns the model's own output as the loss, or its `.loss`.
+
+    Args:
+        batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    Raises:
+        LossError: the model does not take such a batch, or returned something else.
+    """
+    arguments: list[Any] = []
+    named: dict[str, Any] = {}
+    if isinstance(batch, Mapping):
+        named = dict(batch)
+    elif isinstance(batch, (tuple, list)):
+        arguments = [*batch]
+    else:
+        arguments = [batch]
+    try:
+        output = model(*arguments, **named)
+    except TypeError as error:
+        _check_arguments(model, arguments, named, error)
+        raise
+    loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+        raise LossError(
+            f"the model returned {with_article(type(output))}{shape}, which is no loss. "
+            "Return a 0-dim tensor or an object with .loss, or pass loss_fn=... to Trainer."
+        )
+    return loss
+
+
+def check_loss(loss: object) -> None:
+    """Says what is wrong with something that cannot be trained on.
+
+    Raises:
+        LossError: it is no 0-dim real tensor, or depends on no parameter.
+    """
+    if (
+        isinstance(loss, Tensor)
+        and not loss.ndim
+        and loss.requires_grad
+        and loss.is_floating_point()
+    ):
+        return
+    if not check_form(loss).requires_grad:
+        raise LossError(
+            "loss_fn returned a loss that depends on no parameter that requires a gradient. Return "
+            "it without detach(), item(), torch.no_grad() or numpy on the way from the model."
+        )
+
+
+def check_form(loss: object) -> Tensor:
+    """Returns a loss that is a 0-dim real tensor; in a validation it needs no gradient.
+
+    Raises:
+        LossError: it is something else.
+    """
+    if not isinstance(loss, Tensor):
+        raise LossError(
+            f"loss_fn returned {with_article(type(loss))}, and the loss of a batch is a 0-dim "
+            f"tensor. Return that alone: log other numbers by trainer.log. {_OWN}"
+        )
+    if loss.ndim:
+        raise LossError(
+            f"loss_fn returned a tensor of shape {tuple(loss.shape)}, and the loss of a batch is a "
+            "0-dim tensor. Return its .mean(), or .squeeze() where it has one element."
+        )
+    if loss.is_complex():
+        raise LossError(f"loss_fn returned a loss of {loss.dtype}, and a loss is a real number.")
+    return loss
+
+
+def _check_arguments(
+    model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any], error: TypeError
+) -> None:
+    """Raises a LossError if it was the batch that did not fit the model's `forward`."""
+    for wrapper in ("_orig_mod", "module"):  # of a compiled one, and a parallel one inside
+        model = getattr(model, wrapper, model)
+    try:
+        inspect.signature(model.forward).bind(*arguments, **named)
+    except TypeError as reason:
+        what = f"keys {', '.join(map(str, named))}" if named else f"{len(arguments)} items"
+        raise LossError(
+            f"without loss_fn a batch is the arguments of the model, and {type(model).__name__} "
+            f"does not take a batch of {what} ({reason}). {_OWN}"
+        ) from error
+
+
+@dataclass
+class _Sums:
+    epoch_sum: float = 0.0
+    epoch_count: int = 0
+    interval_sum: float = 0.0
+    interval_count: int = 0
+
+    def add(self, total: float, count: int) -> None:
+        self.epoch_sum += total
+        self.epoch_count += count
+        self.interval_sum += total
+        self.interval_count += count
+
+
+class LossMeter:
+    """Means of the training loss over the epoch and over the log interval, summed in float64, over
+    all processes; one for each name, where several optimizers have losses of their own.
+
+    Attributes:
+        total: sum of the losses that were read last.
+        verdict: what was read with them.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything, also the losses of an update that has failed."""
+        self._sums: defaultdict[str, _Sums] = defaultdict(_Sums)
+        self._pending: dict[str, list[Tensor]] = {}
+        self.total: float = 0.0
+        self.verdict: float = 0.0
+
+    def add(self, loss: Tensor, name: str = "", *, to_last: bool = False) -> None:
+        """Takes a 0-dim loss; nothing is copied from its device yet. Its graph is held until
+        `fetch` only, and the backward pass before that has freed what took memory.
+
+        Args:
+            to_last: it is another part of the last one, of the same micro-batch.
+        """
+        pending = self._pending.setdefault(name, [])
+        if to_last and pending:
+            loss = pending.pop().detach() + loss.detach()
+        pending.append(loss)
+
+    def drop(self) -> None:
+        """Forgets the losses that are not read yet."""
+        self._pending = {}
+
+    def fetch(
+        self, verdict: Tensor | float | None = None, name: str = "", *, overflows: bool = False
+    ) -> bool:
+        """Reads the losses of `name`, and those without one, that were added since the last call,
+        and `verdict` on their gradients, in one copy. Returns whether both are finite in all
+        processes; if not, the losses are left out.
+
+        Args:
+            overflows: a verdict that is not finite speaks of the loss scale: the losses count.
+        """
+        read = self._pending.pop("", _NONE)
+        first = len(read)
+        if name:
+            read = [*read, *self._pending.pop(name, _NONE)]
+        if isinstance(verdict, Tensor):
+            *values, self.verdict = _read([*read, verdict])
+        else:
+            values, self.verdict = _read(read), verdict or 0.0
+        found = [sum(values[:first]), first, sum(values[first:]), len(values) - first]
+        if not self._ranks.is_alone:
+            *found, self.verdict = self._ranks.total([*found, self.verdict], "update")
+        self.total = found[0] + found[2]
+        if not (math.isfinite(self.total) and (overflows or math.isfinite(self.verdict))):
+            return False
+        if found[1]:
+            self._sums[""].add(found[0], int(found[1]))
+        if found[3]:
+            self._sums[name].add(found[2], int(found[3]))
+        return True
+
+    def take_interval(self) -> dict[str, float]:
+        """Returns the mean of each name since the last call; no name where nothing was added."""
+        means = {}
+        for name, sums in self._sums.items():
+            if sums.interval_count:
+                means[name] = sums.interval_sum / sums.interval_count
+            sums.interval_sum, sums.interval_count = 0.0, 0
+        return means
+
+    def epoch_means(self) -> dict[str, float]:
+        """Returns the mean of each name over the epoch so far."""
+        found = self._sums.items()
+        return {name: each.epoch_sum / each.epoch_count for name, each in found if each.epoch_count}
+
+    def start_epoch(self) -> None:
+        """Forgets the epoch's losses; the log interval goes on."""
+        for sums in self._sums.values():
+            sums.epoch_sum, sums.epoch_count = 0.0, 0
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """Returns the sums as plain data."""
+        return {name: asdict(sums) for name, sums in self._sums.items()}
+
+    def load_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Goes on from the sums of `state`."""
+        self._sums.clear()
+        self._sums.update({name: _Sums(**sums) for name, sums in state.items()})
+
+
+def _read(scalars: list[Tensor]) -> list[float]:
+    if len(scalars) == 1:
+        return [scalars[0].item()]
+    if not scalars or scalars[0].is_cpu or scalars[-1].is_cpu:
+        return list(map(Tensor.item, scalars))
+    double = any(scalar.dtype == torch.float64 for scalar in scalars)
+    dtype = torch.float64 if double else torch.float32
+    with torch.no_grad():
+        values: list[float] = torch.stack([scalar.to(dtype) for scalar in scalars]).tolist()
+    return values

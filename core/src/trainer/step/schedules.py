@@ -1,0 +1,232 @@
+"""Learning-rate schedules at a start and at a resume: what of a new one has no effect, and one that
+ends before the run does. Reads schedulers, steps none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from types import FunctionType
+from typing import Any, Final
+
+from torch.optim import lr_scheduler
+
+from trainer_callback import RunError
+from trainer_callback.state import to_plain
+
+from ..config import ConfigError
+
+__all__ = [
+    "ScheduleError",
+    "compare_functions",
+    "describe_schedule",
+    "fixed_settings",
+    "list_ends",
+    "list_unused",
+    "name_schedule",
+    "step_schedule",
+]
+
+_DERIVED: Final = ("max_lrs", "total_size", "step_ratio", "base_momentums", "max_momentums")
+"""What torch's schedulers make of their arguments, and never change. `base_lrs` is not among them:
+the optimizer's groups have it as `initial_lr`."""
+
+
+class ScheduleError(RunError):
+    """A schedule ended before the run."""
+
+
+def name_schedule(scheduler: Any) -> str:
+    """Returns the class's name, with those of the parts in brackets."""
+    parts = ", ".join(map(name_schedule, getattr(scheduler, "_schedulers", ())))
+    return type(scheduler).__name__ + (f"({parts})" if parts else "")
+
+
+def fixed_settings(group: Mapping[str, Any], scheduler: Any) -> dict[str, Any]:
+    """Returns the settings of an optimizer's `group` that no schedule moves; also one that is
+    stepped by somebody else leaves its traces there.
+    """
+    found = {name: value for name, value in group.items() if name not in ("params", "param_names")}
+    if scheduler is not None or "initial_lr" in group:
+        del found["lr"]
+    cycles = any(getattr(part, "cycle_momentum", False) for part in _parts(scheduler))
+    if cycles or "max_momentum" in group:
+        found.pop("momentum", None)
+        if "betas" in found:
+            found["beta2"] = found.pop("betas")[1]
+    return found
+
+
+def _parts(scheduler: Any) -> list[Any]:
+    """Returns `scheduler` and the schedulers that it is made of, itself first."""
+    found = [scheduler]
+    for part in getattr(scheduler, "_schedulers", ()):
+        found += _parts(part)
+    return found
+
+
+def describe_schedule(scheduler: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Returns class and settings of each part: the constructor's arguments that are plain
+    attributes, and what torch's own make of them. Functions, as LambdaLR has, are not among them.
+    """
+    return [(type(part).__name__, _settings(part)) for part in _parts(scheduler)]
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    names = {*inspect.signature(type(part)).parameters, *_DERIVED} - {"optimizer", "last_epoch"}
+    found = {name: value for name, value in vars(part).items() if name in names}
+    for place, function in enumerate(getattr(part, "lr_lambdas", ())):
+        if not isinstance(function, FunctionType):  # an object, whose attributes are in the state
+            options = inspect.signature(type(function)).parameters if _is_own(function) else ()
+            own = {name: value for name, value in vars(function).items() if name in options}
+            found |= {f"lr_lambda[{place}].{name}": value for name, value in own.items()}
+    if isinstance(part, lr_scheduler.MultiStepLR):
+        found["milestones"] = sorted(n for n, k in part.milestones.items() for _ in range(k))
+    if isinstance(part, lr_scheduler.SequentialLR):
+        found = {"milestones": part._milestones}
+    if isinstance(part, lr_scheduler.OneCycleLR):
+        ends = [float(phase["end_step"]) for phase in part._schedule_phases]
+        found["the ends of its phases"] = ends
+    return {name: to_plain(value) for name, value in found.items() if _is_plain(value)}
+
+
+def _is_own(function: Any) -> bool:
+    """Whether it is an object of somebody's own class, which says what it is made from."""
+    return hasattr(function, "__dict__") and type(function).__module__ not in (
+        "builtins",
+        "functools",
+    )
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def list_unused(
+    built: list[tuple[str, dict[str, Any]]], loaded: list[tuple[str, dict[str, Any]]]
+) -> Iterator[str]:
+    """Yields a sentence for each setting of the schedule as it was `built` that the snapshot's has
+    replaced; of OneCycleLR only the total, where that differs.
+    """
+    for (name, before), (_, after) in zip(built, loaded, strict=True):
+        differing = [key for key in before if repr(after.get(key)) != repr(before[key])]
+        if "total_steps" in differing:
+            differing = ["total_steps"]
+        for key in differing:
+            yield (
+                f"{name}: {key} {after.get(key)!r} of the snapshot holds; {before[key]!r} has no "
+                "effect."
+            )
+
+
+def compare_functions(scheduler: Any) -> tuple[str, bool] | None:
+    """Compares the functions of a schedule that has just been put where the snapshot had it, with
+    the rates that the snapshot's functions gave.
+
+    Returns:
+        A sentence, and whether they give other rates now; None for a schedule without functions.
+    """
+    parts = [part for part in _parts(scheduler) if getattr(part, "lr_lambdas", ())]
+    if not parts:
+        return None
+    text = f"{type(parts[0]).__name__}: no snapshot keeps its functions"
+    for part in parts:
+        rates = _rates_of(part)
+        if rates is not None and not all(map(_is_close, rates, part._last_lr)):
+            text += (
+                f", and this run's are others. The rates were {part._last_lr!r} in the snapshot "
+                f"and would be {rates!r} by those of this run, which hold behind the next update."
+            )
+            return text, True
+    return f"{text}. Nobody can see whether this run's are those of the snapshot's run.", False
+
+
+def _rates_of(part: Any) -> list[float] | None:
+    """Returns the rates that the functions of `part` say for the last update; None where they are
+    factors of rates that nobody has kept.
+    """
+    if not isinstance(part, lr_scheduler.LambdaLR) or part.last_epoch < 0:
+        return None
+    try:
+        pairs = zip(part.base_lrs, part.lr_lambdas, strict=True)
+        return [float(base * function(part.last_epoch)) for base, function in pairs]
+    except Exception:  # it is somebody's function; the next update calls it again
+        return None
+
+
+def _is_close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-30)
+
+
+def list_ends(scheduler: Any, left: int | None, *, changed: bool) -> Iterator[str]:
+    """Yields a sentence for each part of `scheduler` whose rate falls to 0, or rises again, before
+    the run ends.
+
+    Args:
+        left: updates to come, or None where that is not known.
+        changed: the schedule is another one than the run was built with. Only then a cosine that
+            rises again is told of: somebody may want it.
+
+    Raises:
+        ConfigError: one cannot be stepped to the end of the run.
+    """
+    if scheduler is None or left is None:
+        return
+    done = getattr(_parts(scheduler)[-1], "last_epoch", 0)
+    done = getattr(scheduler, "last_epoch", done)
+    for part, end in _reached(scheduler, done + left):
+        name, first = type(part).__name__, done + left - end
+        if isinstance(part, lr_scheduler.OneCycleLR) and end > part.total_steps:
+            raise ConfigError(
+                f"{name} ends at update {first + part.total_steps} (total_steps), and this run at "
+                f"update {done + left}: a step behind its end is an error. Train for fewer epochs "
+                "or max_steps, or start a run with another schedule."
+            )
+        total = getattr(part, "total_iters", end)
+        to_zero = isinstance(part, lr_scheduler.PolynomialLR) or (
+            isinstance(part, lr_scheduler.LinearLR) and part.end_factor == 0
+        )
+        if to_zero and end > total:
+            yield (
+                f"{name}: the learning rate is 0 from update {first + total} on, and the run goes "
+                f"on to update {done + left} (total_iters={total})."
+            )
+        if changed and isinstance(part, lr_scheduler.CosineAnnealingLR) and end > part.T_max:
+            yield (
+                f"{name}: the learning rate rises again from update {first + part.T_max} on "
+                f"(T_max={part.T_max}), and the run goes on to update {done + left}."
+            )
+
+
+def step_schedule(scheduler: Any) -> None:
+    """Steps `scheduler`.
+
+    Raises:
+        ScheduleError: it refuses, as OneCycleLR does behind its end.
+    """
+    try:
+        scheduler.step()
+    except ValueError as error:
+        raise ScheduleError(
+            f"{type(scheduler).__name__} has no rate for the next update: {error}. Give it as many "
+            "updates as the run has, or end the run before with max_steps."
+        ) from error
+
+
+def _reached(scheduler: Any, end: int) -> Iterator[tuple[Any, int]]:
+    """Yields each innermost part of `scheduler` and how often it has been stepped when the whole
+    has been `end` times.
+    """
+    parts = getattr(scheduler, "_schedulers", None)
+    if parts is None:
+        yield scheduler, end
+        return
+    starts, ends = [0] * len(parts), [end] * len(parts)
+    if isinstance(scheduler, lr_scheduler.SequentialLR):
+        starts = [0, *scheduler._milestones]
+        ends = [*scheduler._milestones, end]
+    for part, start, stop in zip(parts, starts, ends, strict=True):
+        yield from _reached(part, min(stop, end) - start)

@@ -1,0 +1,152 @@
+"""The step of one optimizer, and what keeps a number that is not finite from the weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from trainer_callback import option_text
+
+from ..config import TrainerConfig
+from ..counters import Position
+from .buffers import KeptBuffers
+from .gradients import Gradients
+from .losses import LossMeter, NonFiniteError
+from .parts import check_closure, describe_bad_rate
+from .precision import Precision
+from .schedules import step_schedule
+
+__all__ = ["Updater"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+_MOST_SKIPPED: Final = 10
+
+
+class Updater:
+    """Steps an optimizer and its scheduler, unless the loss or a gradient is NaN or infinite.
+
+    Attributes:
+        name: of the optimizer; "" where it is the only one.
+        optimizer, scheduler, gradients: what it steps, and steps by.
+        rate: the learning rate of the last update that a log event follows; None where the
+            optimizer's first group has none.
+        total_norm: of the gradients of the last update, before clipping; 0-dim. None: not clipped.
+        is_pending: a backward pass has reached the optimizer, and no step has used it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        gradients: Gradients,
+        *,
+        config: TrainerConfig,
+        precision: Precision,
+        losses: LossMeter,
+        buffers: KeptBuffers | None,
+    ) -> None:
+        """Keeps references.
+
+        Args:
+            buffers: those of the model as they were before the update, if it may be skipped.
+        """
+        self.name = name
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.gradients = gradients
+        self._config = config
+        self._precision = precision
+        self._losses = losses
+        self._buffers = buffers
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the updates of an earlier run."""
+        self.rate: float | None = None
+        self.total_norm: Tensor | None = None
+        self.is_pending: bool = False
+
+    def step(self, position: Position, verdict: Tensor | float | None) -> bool:
+        """Takes the optimizer's step in the update of `position`; returns whether it was skipped.
+
+        Args:
+            verdict: a number that is not finite where a gradient is not; None: nobody has looked.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is not finite, and that ends the run; so does a
+                learning rate.
+            ConfigError: the optimizer wants a closure.
+        """
+        if position.update % self._config.log_interval == 0:
+            self._check_rates(position)
+            rate = self.optimizer.param_groups[0].get("lr")
+            self.rate = float(rate) if isinstance(rate, (int, float, Tensor)) else None
+        searching = self._precision.is_searching
+        if not self._losses.fetch(verdict, self.name, overflows=searching):
+            self._skip(position)
+            return True
+        if position.skipped:
+            position.skipped.pop(self.name, None)
+        if searching and not math.isfinite(self._losses.verdict):
+            self._precision.skip(overflow=True)
+            return True
+        try:
+            skipped = self._precision.step(self.optimizer)
+        except Exception as error:
+            check_closure(self.optimizer, error)
+            self._check_rates(position, error)
+            raise
+        if self.scheduler is not None and not skipped:
+            step_schedule(self.scheduler)
+        return skipped
+
+    def _check_rates(self, position: Position, cause: Exception | None = None) -> None:
+        fault = describe_bad_rate(self.optimizer)
+        if fault is not None:
+            where = f"epoch {position.epoch}, update {position.update}"
+            raise NonFiniteError(f"{fault}. That was found at {where}.") from cause
+
+    def _skip(self, position: Position) -> None:
+        """Deals with a loss or a gradient that is not finite, before it can reach the weights."""
+        of_name = f" of {self.name!r}" if self.name else ""
+        where = f"epoch {position.epoch}, update {position.update}{of_name}"
+        what = self._describe()
+        count = position.skipped.get(self.name, 0) + 1
+        position.skipped[self.name] = count
+        if self._config.on_nonfinite == "stop":
+            clip, skip = option_text("max_grad_norm"), option_text("on_nonfinite", "skip")
+            raise NonFiniteError(
+                f"{what} at {where}. The weights are those before it. Lower the learning rate, "
+                f"clip with {clip}, or use {skip} where it happens now and then."
+            )
+        if count >= _MOST_SKIPPED:
+            raise NonFiniteError(
+                f"{_MOST_SKIPPED} updates in a row had a loss or a gradient that is not finite, "
+                f"the last at {where}: {what}. Lower the learning rate, or clip with "
+                f"{option_text('max_grad_norm')}."
+            )
+        logger.warning("skipped %s: %s.", where, what)
+        self._precision.skip()
+        if self._buffers is not None:
+            self._buffers.restore()
+
+    def _describe(self) -> str:
+        """Says what is not finite, and where it may come from."""
+        fault = describe_bad_rate(self.optimizer)
+        cause = "" if fault is None else f", and {fault}"
+        return f"{self._describe_number()}{cause}"
+
+    def _describe_number(self) -> str:
+        if not math.isfinite(self._losses.total):
+            return f"the training loss is not finite ({self._losses.total})"
+        what = f"the gradient norm is not finite ({self._losses.verdict}"
+        bad = None
+        if self._config.max_grad_norm is None:  # clipping by NaN makes all of them NaN
+            bad = self.gradients.find_bad()
+        return f"{what})" if bad is None else f"{what}; the first such gradient is that of {bad})"

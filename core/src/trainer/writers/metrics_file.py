@@ -1,0 +1,208 @@
+"""`metrics.jsonl`: one line per log event, continued without a gap or a double line after a
+resume, and behind them what the callbacks cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from trainer_callback import TrainerCallback, TrainerProtocol
+from trainer_callback.calls.manager import Plugin
+from trainer_callback.discovery import find_version
+from trainer_callback.errors import show
+
+from ..config import TrainerConfig
+
+__all__ = ["MetricsFile", "core_callbacks", "read_logged", "to_floats"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+_COLUMNS: Final = ("step", "epoch")
+"""What each line has beside the metrics."""
+
+
+class MetricsFile(TrainerCallback):
+    """Writes every log event to `OUTPUT_DIR/metrics.jsonl`, and the costs when the run ends.
+
+    Its state is the length of the file at the snapshot, and the lines that could not be written
+    yet: a full disk does not end a run. The line of costs comes when nobody can log any more, and
+    behind every snapshot, so that a resume cuts it off: it is the last line or none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+        self._length = 0
+        self._unwritten = b""
+        self._failed = False
+        self._is_gone = False
+        self._costs: dict[str, Any] | None = None
+
+    def on_snapshot_load(
+        self,
+        trainer: TrainerProtocol,
+        checkpoint: Mapping[str, Any],
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        state = state or {}
+        self._length = state.get("length", 0)
+        self._unwritten = state.get("unwritten", "").encode()
+
+    def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
+        if not trainer.is_main_process:
+            return
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        if not resumed:
+            self._length, self._unwritten = 0, b""
+        found = os.fstat(self._file).st_size
+        if found < self._length:
+            logger.warning("%s has lost lines: it continues behind the rest.", self.path)
+            self._length = found
+        os.ftruncate(self._file, self._length)
+        self._failed, self._is_gone, self._costs = False, False, None
+        self._write(b"")
+
+    def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
+        if self._file is None:
+            return
+        line: dict[str, Any] = {"step": step, "epoch": trainer.epoch}
+        for name, value in metrics.items():
+            line[name] = value if math.isfinite(value) else str(value)  # JSON knows no NaN
+        self._write(_as_json(line))
+
+    def on_snapshot_save(
+        self, trainer: TrainerProtocol, epoch: int, step: int
+    ) -> Mapping[str, object]:
+        self._find_again()
+        return {"length": self._length, "unwritten": self._unwritten.decode()}
+
+    def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
+        line = {"step": trainer.step, "epoch": trainer.epoch}
+        self._costs = {**line, "callback_costs": result.callback_costs}
+
+    def close(self) -> None:
+        if self._file is None:
+            return
+        self._find_again()
+        if self._costs is not None:
+            self._write(_as_json(self._costs))
+        os.close(self._file)
+        self._file = None
+
+    def _find_again(self) -> None:
+        """Writes the file anew where another or none has its name now: its lines are in the open
+        file still. Another one is kept beside it.
+        """
+        if self._file is None:
+            return
+        try:
+            if os.path.samestat(self.path.stat(), os.fstat(self._file)):
+                return
+        except OSError:  # it is gone
+            pass
+        told, self._is_gone = self._is_gone, True
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                self.path.replace(f"{self.path}.found")
+            content = os.pread(self._file, self._length, 0)
+            new = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        except OSError as error:
+            if not told:
+                text = "%s was removed while the run goes on, and cannot be written anew: %s."
+                logger.warning(text, self.path, error.strerror)
+            return
+        os.close(self._file)
+        self._file, self._length, self._unwritten = new, 0, content + self._unwritten
+        self._write(b"")
+        if not told:
+            text = "%s was removed or replaced while the run goes on: it is written anew, whole."
+            logger.warning(text, self.path)
+
+    def _write(self, line: bytes) -> None:
+        """Writes what is there to be written, whole lines or nothing."""
+        assert self._file is not None
+        content = self._unwritten + line
+        try:
+            written = 0
+            while written < len(content):
+                written += os.pwrite(self._file, content[written:], self._length + written)
+            self._length, self._unwritten, self._failed = self._length + written, b"", False
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._length)
+            self._unwritten = content
+            if not self._failed:
+                self._failed = True
+                logger.warning("%s: %s. Its lines wait in memory.", self.path, error.strerror)
+
+
+def read_logged(path: Path) -> list[bytes]:
+    """Returns the lines of the log events, which a resumed run has like one that was left alone;
+    the costs, which no two runs have in common, are left out.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and isinstance(json.loads(lines[-1]).get("callback_costs"), dict):
+        lines.pop()
+    return lines
+
+
+def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Returns what `trainer.log` was given as plain floats; a number is whatever has one value:
+    bool, int, float, a scalar of numpy, a tensor with one element.
+
+    Raises:
+        TypeError: no mapping, a name that is no str, a value that is no number.
+        ValueError: a name that every line has already.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"trainer.log: metrics must be a mapping of names to numbers, got {show(metrics)}."
+            ' Write trainer.log({"name": value}).'
+        )
+    floats: dict[str, float] = {}
+    for name, value in metrics.items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(
+                "trainer.log: the name of a metric must be a str that is not empty, got "
+                f"{show(name)}. Use str(...)."
+            )
+        if name in _COLUMNS:
+            raise ValueError(
+                f"trainer.log: {name!r} stands in every line of metrics.jsonl already. Give the "
+                f"metric another name, such as 'my_{name}'."
+            )
+        floats[name] = value if type(value) is float else _to_float(name, value)
+    return floats
+
+
+def _to_float(name: str, value: Any) -> float:
+    try:
+        number = value.item() if hasattr(value, "item") else value  # tensors, numpy
+        if hasattr(number, "__float__") and not isinstance(number, complex):
+            return float(number)
+    except Exception:  # several values, none yet, one that is too large
+        pass
+    hint = "Use float(...)." if isinstance(value, str) else "Log one number for each name."
+    raise TypeError(f"trainer.log: {name!r} must be a number, got {show(value)}. {hint}")
+
+
+def _as_json(line: Mapping[str, object]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def core_callbacks(config: TrainerConfig) -> list[Plugin]:
+    """Returns the core's own callbacks: the writer of `metrics.jsonl`, where there is a place to
+    write.
+    """
+    if config.output_dir is None:
+        return []
+    writer = MetricsFile(config.output_dir / "metrics.jsonl")
+    return [Plugin(writer, "metrics_file", "trainer-core", find_version("trainer-core"))]
