@@ -219,15 +219,7 @@ class ByHand:
     """The training of a `Trainer`, by a loop of one's own over `Run`."""
 
     def __init__(
-        self,
-        model,
-        optimizer,
-        train_loader,
-        val_loader=None,
-        *,
-        loss_fn,
-        scheduler=None,
-        **settings,
+        self, model, optimizer, train_loader, val_loader=None, *, loss_fn, scheduler=None, **rest
     ):
         self.train_loader, self.val_loader, self.loss_fn = train_loader, val_loader, loss_fn
         validate = None if val_loader is None else self.validate

@@ -211,10 +211,9 @@ class EpochLoader:
         return batches
 
     def _seed_loader(self, epoch: int) -> None:
-        loader = self._loader
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        loader = getattr(loader, "seeded", loader)
+        if hasattr(self._loader, "set_epoch"):
+            self._loader.set_epoch(epoch)
+        loader = getattr(self._loader, "seeded", self._loader)
         if not isinstance(loader, DataLoader):
             return
         loader.generator = torch.Generator().manual_seed(
