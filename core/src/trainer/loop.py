@@ -142,6 +142,16 @@ class Trainer:
         return self.run.view.device
 
     @property
+    def scheduler(self) -> Any:
+        """The learning-rate scheduler, or None."""
+        return self.run.view.scheduler
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, 0-based."""
+        return self.run.position.epoch
+
+    @property
     def step(self) -> int:
         """Optimizer updates done so far, over all epochs and resumes."""
         return self.run.position.step
@@ -150,6 +160,10 @@ class Trainer:
     def metrics(self) -> Mapping[str, float]:
         """The last known value of every metric; read-only."""
         return self.run.view.metrics
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Sends metrics to `on_log` of every callback; see `TrainerProtocol.log`."""
+        self.run.log(metrics)
 
     def train(self, resume: Resume = False) -> TrainResult:
         """Trains until the epochs, the steps or the time are used up, or somebody asks for the end.
