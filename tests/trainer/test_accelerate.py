@@ -99,12 +99,17 @@ def test_what_accelerator_decides_is_not_told_twice(config, text):
         train(None, **config)
 
 
-def test_batches_outside_accumulate_are_told_what_is_missing(tmp_path):
+def test_batches_outside_accumulate_are_told_what_is_missing():
     accelerator, model, optimizer, loader, _ = prepare()
     accelerator.gradient_state._set_sync_gradients(False)
     run = Run(model, optimizer, accelerator=accelerator, discover=False)
-    with pytest.raises(ConfigError, match="accelerator.accumulate"), run.start():
-        for _ in run.epochs():
-            for (inputs,) in run.batches(loader):
-                run.backward(run.module(inputs).square().mean())
-                run.step()
+
+    def train_without_it():
+        with run.start():
+            for _ in run.epochs():
+                for (inputs,) in run.batches(loader):
+                    run.backward(run.module(inputs).square().mean())
+                    run.step()
+
+    with pytest.raises(ConfigError, match=r"with accelerator\.accumulate\(model\)"):
+        train_without_it()

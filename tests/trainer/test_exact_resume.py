@@ -162,9 +162,9 @@ def forget_rng(monkeypatch):
 
 
 def forget_position(monkeypatch):
-    start = trainer.loaders.EpochLoader._start
+    start = trainer.data.loaders.EpochLoader._start
     monkeypatch.setattr(
-        trainer.loaders.EpochLoader,
+        trainer.data.loaders.EpochLoader,
         "_start",
         lambda self, epoch, skip, state: start(self, epoch, 0, None),
     )
