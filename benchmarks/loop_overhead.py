@@ -5,7 +5,7 @@ A tiny model (`workload`) makes the trainer visible. Every side trains the same 
 batches and must end with the same weights. Bars: at most 10 µs per update without callbacks, at
 most 15 µs with 20.
 
-*ours* writes nothing, which is the default of `Trainer`; *ours, with output_dir* also logs to
+*ours* is `Trainer`, which writes nothing, which is the default of `Trainer`; *ours, with output_dir* also logs to
 `metrics.jsonl` every 10 updates, and saves the final model. *pluggy by hand* and *list by hand* are
 what hooks cost without a trainer: the hand-written loop with two calls per update.
 """
@@ -27,7 +27,7 @@ from peer_trainers import PEERS, Train
 from torch import nn
 from workload import TimingLoader, build, loss_of
 
-from trainer import Trainer, TrainerConfig
+from trainer import Run, Trainer, TrainerConfig
 from trainer_callback import TrainerCallback, hookimpl
 
 BASE = "by hand"
@@ -68,6 +68,22 @@ def by_ours(loader: TimingLoader, callbacks: int, output_dir: str | None = None)
 def by_ours_writing(loader: TimingLoader, callbacks: int) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         return by_ours(loader, callbacks, folder)
+
+
+def by_run(loader: TimingLoader, callbacks: int) -> nn.Module:
+    model, optimizer = build()
+    run = Run(
+        model,
+        optimizer,
+        config=TrainerConfig(epochs=1),
+        callbacks=[Listener(number) for number in range(callbacks)],
+    )
+    with run.start():
+        for _ in run.epochs():
+            for batch in run.batches(loader):
+                run.backward(loss_of(run.module, batch))
+                run.step()
+    return model
 
 
 def by_pluggy(loader: TimingLoader, callbacks: int) -> nn.Module:
@@ -112,6 +128,7 @@ def train_with(
 OURS: dict[str, tuple[Train, tuple[int, ...]]] = {
     "ours": (by_ours, COUNTS),
     "ours, with output_dir": (by_ours_writing, COUNTS),
+    "a loop over Run": (by_run, COUNTS),
     "list by hand": (by_list, COUNTS[1:]),
     "pluggy by hand": (by_pluggy, COUNTS),
 }

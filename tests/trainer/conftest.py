@@ -233,7 +233,10 @@ class ByHand:
         for batch in self.run.validation_batches(self.val_loader):
             total += float(self.loss_fn(self.run.module, batch)) * len(batch)
             count += len(batch)
-        return {"val_loss": total / count}
+        sums = torch.tensor([total, count], dtype=torch.float64)
+        if self.run.view.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return {"val_loss": float(sums[0] / sums[1])}
 
     def train(self, resume=False):
         run = self.run

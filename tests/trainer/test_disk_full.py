@@ -15,6 +15,8 @@ from trainer.snapshots.state_file import load_state
 from trainer.writers.metrics_file import read_logged
 from trainer_callback import SaveError, SnapshotError, TrainerCallback
 
+pytestmark = pytest.mark.any_loop
+
 FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {"val_loss": 0.5}}
 
 

@@ -13,6 +13,8 @@ import trainer.data.loaders
 import trainer.snapshots.checkpoint
 from trainer.writers.metrics_file import read_logged
 
+pytestmark = pytest.mark.any_loop
+
 CASES = {
     "shuffled map": {},
     "accumulation with a short window": {"gradient_accumulation_steps": 4, "snapshot_interval": 1},

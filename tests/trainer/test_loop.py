@@ -63,6 +63,7 @@ def make_trainer(batches=4, val=False, callbacks=(), loss_fn=None, **config):
     )
 
 
+@pytest.mark.any_loop
 def test_every_hook_in_order_with_accumulation_clipping_and_validation(tmp_path):
     recorder = make_recorder()
     make_trainer(
@@ -91,6 +92,7 @@ def test_every_hook_in_order_with_accumulation_clipping_and_validation(tmp_path)
     )
 
 
+@pytest.mark.any_loop
 def test_every_hook_of_a_skipped_update_and_of_a_failed_run():
     recorder = make_recorder()
 
@@ -112,6 +114,7 @@ GRAMMAR = re.compile(
 )
 
 
+@pytest.mark.any_loop
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("val", [False, True])

@@ -18,6 +18,8 @@ from trainer.snapshots.state_file import load_state
 from trainer.writers.metrics_file import read_logged
 from trainer_callback import CallbackError, SnapshotError, TrainerCallback
 
+pytestmark = pytest.mark.any_loop
+
 
 @pytest.mark.parametrize("hook", ["on_step_end", "on_validation_start"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

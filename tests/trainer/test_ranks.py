@@ -17,6 +17,8 @@ from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.snapshots.snapshot import list_snapshots
 from trainer_callback import StopRequest, TrainerCallback
 
+pytestmark = pytest.mark.any_loop
+
 
 class Numbers(torch.utils.data.Dataset):
     """Items that tell which they are."""

@@ -17,6 +17,8 @@ from trainer.snapshots.snapshot import list_snapshots
 from trainer.snapshots.state_file import load_state
 from trainer_callback import SnapshotError, TrainerCallback
 
+pytestmark = pytest.mark.any_loop
+
 
 class Sender(TrainerCallback):
     """Sends signals to its own process at one hook, and notes the hooks that come after."""

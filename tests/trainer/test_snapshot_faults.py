@@ -22,6 +22,8 @@ from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, save_by
 from trainer.snapshots.state_file import load_state, save_state
 from trainer_callback import SnapshotError
 
+pytestmark = pytest.mark.any_loop
+
 STATE = {"x": torch.arange(3), "name": "ä", "numbers": [1, 2.5, None, True]}
 FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {"val_loss": 0.5}}
 
