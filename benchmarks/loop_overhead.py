@@ -5,7 +5,7 @@ A tiny model (`workload`) makes the trainer visible. Every side trains the same 
 batches and must end with the same weights. Bars: at most 10 µs per update without callbacks, at
 most 15 µs with 20.
 
-*ours* is `Trainer`, which writes nothing, which is the default of `Trainer`; *ours, with output_dir* also logs to
+*ours* is `Trainer`, which writes nothing by default; *ours, with output_dir* also logs to
 `metrics.jsonl` every 10 updates, and saves the final model. *pluggy by hand* and *list by hand* are
 what hooks cost without a trainer: the hand-written loop with two calls per update.
 """

@@ -107,7 +107,7 @@ def test_callbacks_that_draw_random_numbers_change_nothing_after_a_resume(tiny, 
 
     assert tiny.child(lambda: work(tmp_path / "whole")).wait() == 0
     assert tiny.child(lambda: work(tmp_path / "killed", 20)).wait() == -signal.SIGKILL
-    assert tiny.newest_state(tmp_path / "killed")["progress"]["batch"] > 0
+    assert tiny.newest_state(tmp_path / "killed")["progress"]["batch_in_epoch"] > 0
     assert tiny.child(lambda: work(tmp_path / "killed")).wait() == 0
     compare(tiny, tmp_path / "killed", tmp_path / "whole")
 
@@ -124,7 +124,7 @@ def test_kill_9_at_any_step_with_workers_ends_as_if_it_had_not_been(tiny, tmp_pa
             trainer.train(resume="auto")
 
         assert tiny.child(work).wait() == -signal.SIGKILL
-        assert tiny.newest_state(tmp_path / "killed")["progress"]["batch"] > 1
+        assert tiny.newest_state(tmp_path / "killed")["progress"]["batch_in_epoch"] > 1
     run_to_the_end(tiny, tmp_path / "killed", options, 0, random.Random(0))
     compare(tiny, tmp_path / "killed", tmp_path / "whole")
 

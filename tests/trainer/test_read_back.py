@@ -249,9 +249,9 @@ def forge(path, change):
 
 FORGERIES = {
     "no step": lambda state: state["progress"].pop("step"),
-    "another batch": lambda state: state["progress"].update(batch=999),
+    "another batch": lambda state: state["progress"].update(batch_in_epoch=999),
     "another epoch": lambda state: state["progress"].update(epoch=7),
-    "a negative counter": lambda state: state["progress"].update(skipped={"": -1}),
+    "a negative counter": lambda state: state["progress"].update(skipped_in_a_row=-1),
     "a counter that is a float": lambda state: state["progress"].update(step=3.0),
     "a counter that is none": lambda state: state["progress"].update(another=1),
     "no history": lambda state: state["progress"].update(history=None),

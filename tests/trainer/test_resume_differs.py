@@ -313,7 +313,7 @@ def test_a_snapshot_that_knows_no_options_of_samplers_is_resumed_silently(caplog
     caplog.set_level("INFO")
     now = describe_data(drawn(replacement=True))
     old = {name: now[name] for name in now if name not in ("replacement", "num_samples")}
-    tell_other_data(old, now, {"epoch": 0, "batch": 1, "epoch_done": False})
+    tell_other_data(old, now, {"epoch": 0, "batch_in_epoch": 1, "epoch_done": False})
     assert caplog.messages == []
 
 

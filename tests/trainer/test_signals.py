@@ -160,7 +160,7 @@ def test_a_signal_to_a_group_leaves_the_workers_to_finish_the_update(
 
     assert tiny.child(work).wait() == code
     progress = tiny.newest_state(tmp_path)["progress"]
-    assert (progress["step"], progress["batch"]) == (1, 6)
+    assert (progress["step"], progress["batch_in_epoch"]) == (1, 6)
 
 
 def test_a_worker_ends_when_its_own_parent_says_so(tiny):
@@ -191,7 +191,7 @@ def test_sigterm_before_the_first_batch_of_a_resume_keeps_the_loaders_place(tiny
     assert tiny.child(lambda: work("whole", False)).wait() == 0
     assert tiny.child(lambda: work("one", False, tiny.killer(25))).wait() == -signal.SIGKILL
     (newest, *_) = list_snapshots(tmp_path / "one" / "snapshots")
-    assert load_state(newest)[0]["progress"]["batch"] > 0
+    assert load_state(newest)[0]["progress"]["batch_in_epoch"] > 0
     sender = Sender("on_train_start", 1, signal.SIGTERM)
     assert tiny.child(lambda: work("two", newest, sender)).wait() == 143
     assert tiny.child(lambda: work("two", True)).wait() == 0

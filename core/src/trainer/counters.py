@@ -5,7 +5,7 @@ that is under way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Position"]
@@ -41,9 +41,9 @@ class Position:
     skipped: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    update: int = field(default=0, metadata={"kept": False})
-    window: int = field(default=0, metadata={"kept": False})
-    is_last: bool = field(default=False, metadata={"kept": False})
+    update: int = 0
+    window: int = 0
+    is_last: bool = False
 
     @property
     def epochs_done(self) -> int:
@@ -69,17 +69,30 @@ class Position:
 
     def state(self) -> dict[str, Any]:
         """Returns what a snapshot keeps as plain data, independent of this."""
-        state = {each.name: getattr(self, each.name) for each in _KEPT}
-        for name in ("skipped", "metrics"):
-            state[name] = dict(state[name])
-        return {**state, "history": [dict(entry) for entry in self.history]}
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "batch_in_epoch": self.batch,
+            "body_done": self.body_done,
+            "epoch_done": self.epoch_done,
+            "validation_pending": self.validation_pending,
+            "skipped_in_a_row": self.skipped.get("", 0),
+            "skipped": {name: count for name, count in self.skipped.items() if name},
+            "metrics": dict(self.metrics),
+            "history": [dict(entry) for entry in self.history],
+        }
 
     def load(self, state: Mapping[str, Any] | None = None) -> None:
-        """Goes to the place of `state`, or of the beginning; no update is under way there."""
-        fresh = Position(**state) if state is not None else Position()
+        """Goes to the place of `state`, or of the beginning; no update is under way there.
+
+        Raises:
+            TypeError: the state has something else.
+        """
+        known = {**(state or {})}
+        alone = known.pop("skipped_in_a_row", 0)
+        fresh = Position(batch=known.pop("batch_in_epoch", 0), **known)
+        fresh.skipped = {**fresh.skipped, **({"": alone} if alone else {})}
+        fresh.metrics = dict(fresh.metrics)
+        fresh.history = [dict(entry) for entry in fresh.history]
+        fresh.update = fresh.step
         self.__dict__.update(fresh.__dict__)
-        self.__dict__.update(fresh.state())
-        self.update = self.step
-
-
-_KEPT = [each for each in fields(Position) if each.metadata.get("kept", True)]

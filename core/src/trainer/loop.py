@@ -165,6 +165,14 @@ class Trainer:
         """Sends metrics to `on_log` of every callback; see `TrainerProtocol.log`."""
         self.run.log(metrics)
 
+    def log_text(self, name: str, text: str) -> None:
+        """Sends a text to `on_log_text` of every callback; see `TrainerProtocol.log_text`."""
+        self.run.log_text(name, text)
+
+    def request_snapshot(self) -> None:
+        """Asks for a snapshot at the next boundary, from any thread."""
+        self.run.request_snapshot()
+
     def train(self, resume: Resume = False) -> TrainResult:
         """Trains until the epochs, the steps or the time are used up, or somebody asks for the end.
 

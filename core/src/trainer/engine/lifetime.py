@@ -114,4 +114,7 @@ class Started(contextlib.AbstractContextManager[T], Generic[T]):
         return self._run
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._lifetime.end(error)
+        try:
+            self._lifetime.end(error)
+        finally:
+            del error  # its traceback has this frame

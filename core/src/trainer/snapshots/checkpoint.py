@@ -289,7 +289,7 @@ class Checkpoint:
 
     def _check_place(self, loader: EpochLoader, progress: Mapping[str, Any], path: Path) -> None:
         """Refuses a place inside an epoch that the epoch does not have."""
-        length, batch = loader.length, progress["batch"]
+        length, batch = loader.length, progress["batch_in_epoch"]
         if length is not None and batch > length and not progress["epoch_done"]:
             raise SnapshotError(
                 f"{path} stands behind batch {batch} of epoch {progress['epoch']}, and an epoch of "

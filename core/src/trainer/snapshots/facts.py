@@ -70,7 +70,7 @@ def read_facts(
         "step": position.step,
         "epoch": position.epoch,
         "epoch_done": position.epoch_done,
-        "batch": position.batch,
+        "batch_in_epoch": position.batch,
         "metrics": dict(position.metrics),
         "versions": {"torch": torch.__version__, _CORE: find_version(_CORE)},
         "plugins": {
@@ -141,10 +141,10 @@ def tell_other_data(
         ", ".join(f"{name}={each[name]!r}" for name in names if name in each) or "none of these"
         for each in (saved, now)
     )
-    is_inside = progress["batch"] and not progress["epoch_done"]
+    is_inside = progress["batch_in_epoch"] and not progress["epoch_done"]
     effect = "They are used from the next epoch on."
     if is_inside:
-        effect = _OTHER_ORDER % (progress["epoch"], progress["batch"])
+        effect = _OTHER_ORDER % (progress["epoch"], progress["batch_in_epoch"])
         effect += " For an exact resume give it the loader of the snapshot's run."
     logger.log(
         logging.WARNING if is_inside else logging.INFO,

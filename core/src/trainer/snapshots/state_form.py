@@ -31,15 +31,14 @@ _PARTS: Final[Mapping[str, tuple[type, ...]]] = {
 _COUNTERS: Final[Mapping[str, type]] = {
     "epoch": int,
     "step": int,
-    "batch": int,
-    "skipped": dict,
-    "body_done": bool,
+    "batch_in_epoch": int,
+    "skipped_in_a_row": int,
     "epoch_done": bool,
     "validation_pending": bool,
     "metrics": dict,
     "history": list,
 }
-_TOLD: Final = ("step", "epoch", "epoch_done", "batch")
+_TOLD: Final = ("step", "epoch", "epoch_done", "batch_in_epoch")
 """Counters that the manifest has too."""
 
 
@@ -74,7 +73,7 @@ def _find_in_progress(progress: Mapping[str, Any], manifest: Mapping[str, Any]) 
         value: Any = progress[name]
         if type(value) is not kind or (type(value) is int and value < 0):
             yield f"its 'progress.{name}' is {value!r}"
-    for name, count in progress["skipped"].items():
+    for name, count in progress.get("skipped", {}).items():
         if type(count) is not int or count < 0:
             yield f"its 'progress.skipped.{name}' is {count!r}"
     if not all(isinstance(entry, dict) for entry in progress["history"]):

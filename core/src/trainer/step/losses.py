@@ -226,14 +226,17 @@ class LossMeter:
         for sums in self._sums.values():
             sums.epoch_sum, sums.epoch_count = 0.0, 0
 
-    def state(self) -> dict[str, dict[str, float]]:
-        """Returns the sums as plain data."""
-        return {name: asdict(sums) for name, sums in self._sums.items()}
+    def state(self) -> dict[str, Any]:
+        """Returns the sums as plain data: those without a name, and in `named` the others."""
+        named = {name: asdict(sums) for name, sums in self._sums.items() if name}
+        return {**asdict(self._sums[""]), **({"named": named} if named else {})}
 
-    def load_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from the sums of `state`."""
+        own = dict(state)
+        named = own.pop("named", {})
         self._sums.clear()
-        self._sums.update({name: _Sums(**sums) for name, sums in state.items()})
+        self._sums.update({name: _Sums(**sums) for name, sums in {"": own, **named}.items()})
 
 
 def _read(scalars: list[Tensor]) -> list[float]:
