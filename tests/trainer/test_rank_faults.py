@@ -75,7 +75,7 @@ def test_a_snapshot_of_two_ranks_is_refused_by_one(tiny, tmp_path):
 
 
 def test_a_refusal_of_the_main_process_ends_all_of_them(tiny, tmp_path):
-    (tmp_path / "snapshots").mkdir()
+    tiny.trainer(tmp_path, epochs=1).train()
 
     def work(rank):
         with pytest.raises(ConfigError, match="holds a run already"):
