@@ -1,0 +1,468 @@
+"""The calls of `Run` where people leave, hold, repeat or misplace them."""
+
+import pytest
+import torch
+from torch import nn
+
+from trainer import ConfigError, Run, RunOrderError, TrainerConfig
+from trainer.losses import LossError
+from trainer.loaders import EmptyLoaderError
+from trainer.metrics_file import read_logged
+from trainer_callback import TrainerCallback, UsageError
+
+DATA = [torch.full((2, 3), float(i)) for i in range(4)]
+
+
+def make_run(place=None, callbacks=(), *, validate=None, scheduler=None, **settings):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    return Run(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        validate=validate,
+        config=TrainerConfig(**{"epochs": 2, "output_dir": place, "log_interval": 1, **settings}),
+        callbacks=callbacks,
+        discover=False,
+    )
+
+
+def learn(run, batch=DATA[1]):
+    run.backward(run.module(batch).square().mean())
+    return run.step()
+
+
+class Hooks(TrainerCallback):
+    def __init__(self):
+        self.calls = []
+
+    def on_epoch_start(self, epoch):
+        self.calls.append(f"epoch {epoch}")
+
+    def on_step_end(self, trainer):
+        self.calls.append(f"step {trainer.step}")
+
+    def on_validation_end(self, trainer, metrics):
+        self.calls.append(f"validation {dict(metrics)}")
+
+    def on_epoch_end(self, trainer, epoch, train_loss):
+        self.calls.append(f"end {epoch}")
+
+
+def in_batch(call):
+    """Calls in the first batch of a run; returns the message of what it raises."""
+    run = make_run()
+    with pytest.raises(UsageError) as caught:
+        with run.start():
+            for _ in run.epochs():
+                for _ in run.batches(DATA):
+                    call(run)
+    assert run.result.status == "failed"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: run.step(), "step() has no meaning here: call run.backward(loss) before it"),
+        (lambda run: [learn(run), run.step()], "it is called once for an optimizer in a batch"),
+        (lambda run: run.step("a"), "call run.backward(loss) before it"),
+        (lambda run: [run.backward(run.module(DATA[0]).sum()), run.step("a")], "no such optimizer"),
+        (lambda run: run.backward(run.module(DATA[0]).sum(), "a"), "there is no such optimizer"),
+        (lambda run: run.backward(run.module(DATA[0])), "shape (2, 1)"),
+        (lambda run: run.backward(torch.zeros(())), "depends on no parameter"),
+        (lambda run: run.backward(1.0), "0-dim"),
+        (lambda run: next(run.batches(DATA)), "an epoch has one pass over one loader"),
+        (lambda run: next(run.epochs()), "epochs cannot be nested"),
+        (lambda run: next(run.updates()), "epochs cannot be nested"),
+        (lambda run: run.start().__enter__(), "has started already"),
+        (lambda run: run.keep("a", nn.Linear(1, 1)), "call it before start()"),
+        (lambda run: run.stop(""), "reason must be a str"),
+    ],
+)
+def test_a_call_out_of_place_is_a_sentence(call, message):
+    assert message in in_batch(call)
+
+
+def test_a_call_outside_the_run_is_a_sentence():
+    run = make_run()
+    for call, message in [
+        (lambda: run.epochs(), "call it inside `with run.start():`"),
+        (lambda: run.updates(), "call it inside `with run.start():`"),
+        (lambda: run.batches(DATA), "call it inside `for epoch in run.epochs():`"),
+        (lambda: run.backward(run.module(DATA[0]).sum()), "call it inside a batch"),
+        (lambda: run.step(), "call run.backward(loss) before it"),
+    ]:
+        with pytest.raises(RunOrderError, match=r"has no meaning here") as caught:
+            call()
+        assert message in str(caught.value)
+
+
+def test_batches_outside_an_epoch_and_backward_outside_a_batch():
+    run = make_run()
+    with run.start():
+        with pytest.raises(RunOrderError, match="inside `for epoch in run"):
+            run.batches(DATA)
+        for _ in run.epochs():
+            with pytest.raises(RunOrderError, match="inside a batch of the loop"):
+                run.backward(run.module(DATA[0]).sum())
+            for _ in run.batches(DATA):
+                learn(run)
+            with pytest.raises(RunOrderError, match="inside a batch of the loop"):
+                run.backward(run.module(DATA[0]).sum())
+            with pytest.raises(RunOrderError, match="one pass over one loader"):
+                run.batches(DATA)
+    assert (run.result.status, run.result.steps) == ("finished", 8)
+
+
+def test_a_backward_pass_without_its_step_is_told_where_the_next_batch_is_asked_for():
+    run = make_run()
+    with pytest.raises(RunOrderError, match=r"batch 0 of epoch 0 had run.backward\(\) and no run.step"):
+        with run.start():
+            for _ in run.epochs():
+                for batch in run.batches(DATA):
+                    run.backward(run.module(batch).sum())
+
+
+def test_what_is_kept_has_a_state_and_a_name_of_its_own():
+    run = make_run()
+    run.keep("a", nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="'a'"):
+        run.keep("a", nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="state_dict"):
+        run.keep("b", object())
+
+
+def test_wrong_parts_are_refused_before_the_first_step():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UsageError, match="validate must be a function"):
+        Run(model, optimizer, validate=[1])
+    with pytest.raises(ConfigError, match="schedul"):
+        Run({"g": model}, {"g": optimizer}, scheduler={"x": torch.optim.lr_scheduler.StepLR(optimizer, 1)})
+    with pytest.raises(ConfigError, match="name"):
+        Run({"a.b": model}, {"g": optimizer})
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match="parameter"):
+        Run(model, {"a": optimizer, "b": other})
+
+
+@pytest.mark.parametrize("loader", [[], iter([1]), 3])
+def test_a_loader_that_is_none_is_refused_at_the_call(loader):
+    run = make_run()
+    with pytest.raises((ConfigError, EmptyLoaderError)):
+        with run.start():
+            for _ in run.epochs():
+                run.batches(loader)
+
+
+def test_break_out_of_batches_ends_the_epoch_and_the_next_follows(tmp_path):
+    hooks = Hooks()
+    run = make_run(tmp_path, [hooks], snapshot_epochs=True)
+    with run.start():
+        for _ in run.epochs():
+            for number, batch in enumerate(run.batches(DATA)):
+                learn(run, batch)
+                if number == 1:
+                    break
+    assert run.result.status == "finished"
+    assert hooks.calls == [
+        "epoch 0", "step 1", "step 2", "end 0", "epoch 1", "step 3", "step 4", "end 1",
+    ]  # fmt: skip
+    assert [path.name for path in sorted((tmp_path / "snapshots").iterdir())] == [
+        "step-00000002", "step-00000004",
+    ]  # fmt: skip
+
+
+def test_a_batch_that_break_leaves_before_its_backward_does_not_count(caplog):
+    run = make_run(gradient_accumulation_steps=2)
+    with run.start():
+        for _ in run.epochs():
+            for number, batch in enumerate(run.batches(DATA)):
+                if number == 3:
+                    break
+                learn(run, batch)
+    assert run.result.steps == 2
+    assert "the last 1 batches before update 2 do not count" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["break", "return", "break inside"])
+def test_a_loop_that_is_left_is_stopped_and_can_go_on(tmp_path, way):
+    def train(run, *, leaves, resume=False):
+        with run.start(resume):
+            for epoch in run.epochs():
+                for number, batch in enumerate(run.batches(DATA)):
+                    learn(run, batch)
+                    if leaves and way != "break" and (epoch, number) == (0, 1):
+                        if way == "return":
+                            return
+                        break
+                if leaves and way != "return":
+                    break
+
+    run = make_run(tmp_path)
+    train(run, leaves=True)
+    assert (run.result.status, run.result.stop_reason) == ("stopped", "break")
+    assert (tmp_path / "final").exists()
+    assert [*(tmp_path / "snapshots").iterdir()]
+    steps = run.result.steps
+    assert steps == (4 if way == "break" else 2)
+    again = make_run(tmp_path)
+    train(again, leaves=False, resume=True)
+    assert again.result.status == "finished"
+    assert again.result.steps == {"break": 8, "return": 8, "break inside": 6}[way]
+
+
+def test_continue_passes_a_batch_over():
+    hooks = Hooks()
+    run = make_run(callbacks=[hooks])
+    with run.start():
+        for _ in run.epochs():
+            for number, batch in enumerate(run.batches(DATA)):
+                if number % 2:
+                    continue
+                learn(run, batch)
+    assert (run.result.steps, run.result.status) == (4, "finished")
+
+
+def test_iterators_may_be_held_or_dropped():
+    run = make_run()
+    with run.start():
+        epochs = run.epochs()
+        assert next(epochs) == 0
+        batches = run.batches(DATA)
+        assert torch.equal(next(batches), DATA[0])
+        learn(run)
+        assert next(run.epochs_held if hasattr(run, "epochs_held") else epochs) == 1
+        second = run.batches(DATA)
+        assert torch.equal(next(second), DATA[0])
+        learn(run)
+        del second
+        assert [*epochs] == []
+    assert (run.result.status, run.result.steps, run.result.epochs) == ("finished", 2, 2)
+    for held in (batches, epochs):
+        assert [*held] == []
+
+
+def test_an_iterator_of_an_ended_run_takes_no_batch_of_the_next():
+    run = make_run()
+    held = []
+    for _ in range(2):
+        with run.start():
+            for _ in run.epochs():
+                batches = run.batches(DATA)
+                for batch in batches:
+                    learn(run, batch)
+                assert [*held[-1:]] == [] or [*held[-1]] == []
+                held.append(batches)
+    assert run.result.steps == 8
+
+
+def test_stop_ends_the_loop_at_the_next_boundary(tmp_path):
+    hooks = Hooks()
+    run = make_run(tmp_path, [hooks])
+    seen = []
+    with run.start():
+        for _ in run.epochs():
+            for batch in run.batches(DATA):
+                learn(run, batch)
+                assert not run.stopping
+                if run.position.step == 2:
+                    run.stop("enough", "It is enough.")
+                    assert run.stopping
+            seen.append(run.position.step)
+    result = run.result
+    assert (result.status, result.stop_reason, result.stop_detail, result.steps) == (
+        "stopped", "enough", "It is enough.", 2,
+    )  # fmt: skip
+    assert seen == [2]
+    assert hooks.calls[-1] == "end 0"
+    assert (tmp_path / "final").exists()
+
+
+def test_stop_inside_a_window_takes_effect_at_its_end():
+    run = make_run(gradient_accumulation_steps=4)
+    turns = 0
+    with run.start():
+        for _ in run.updates():
+            turns += 1
+            if turns == 2:
+                run.stop("enough")
+            learn(run)
+    assert (turns, run.result.steps) == (4, 1)
+
+
+def test_discard_after_an_error_in_an_update():
+    def train(fails):
+        run = make_run(gradient_accumulation_steps=2)
+        with run.start():
+            for epoch in run.epochs():
+                for number, batch in enumerate(run.batches(DATA)):
+                    try:
+                        run.backward(run.module(batch).square().mean())
+                        if fails and (epoch, number) == (0, 1):
+                            raise MemoryError
+                        run.step()
+                    except MemoryError:
+                        run.discard()
+        return run
+
+    failed, whole = train(fails=True), train(fails=False)
+    assert (failed.result.steps, whole.result.steps) == (3, 4)
+    assert failed.result.status == "finished"
+
+
+def test_discard_of_an_only_optimizers_step_leaves_nothing_behind():
+    run = make_run()
+    before = [each.clone() for each in run.model.parameters()]
+    with run.start():
+        for _ in run.epochs():
+            for batch in run.batches(DATA):
+                run.backward(run.module(batch).sum())
+                run.discard()
+    assert run.result.steps == 0
+    for was, now in zip(before, run.model.parameters(), strict=True):
+        assert torch.equal(was, now)
+        assert now.grad is None or not now.grad.any()
+
+
+def test_limit_and_range():
+    run = make_run()
+    seen = []
+    with run.start():
+        for epoch in run.epochs():
+            for number in run.batches(range(100), limit=2 + epoch):
+                seen.append((epoch, number))
+                learn(run)
+                assert run.view.last_update_of_epoch == (number == 1 + epoch)
+    assert seen == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+
+
+def test_a_validation_has_several_metrics_and_leaves_no_trace():
+    hooks = Hooks()
+
+    def validate():
+        assert not run.model.training
+        assert not torch.is_grad_enabled()
+        torch.rand(7)
+        return {"a": torch.tensor(2.0), "b": 3}
+
+    run = make_run(callbacks=[hooks], validate=validate, eval_interval=3)
+    with run.start():
+        for _ in run.epochs():
+            for batch in run.batches(DATA):
+                assert run.model.training
+                learn(run, batch)
+    found = "validation {'a': 2.0, 'b': 3.0}"
+    assert hooks.calls == [
+        "epoch 0", "step 1", "step 2", "step 3", found, "step 4", found, "end 0",
+        "epoch 1", "step 5", "step 6", found, "step 7", "step 8", found, "end 1",
+    ]  # fmt: skip
+    assert run.result.val_loss is None
+    assert run.result.history[-1] == {"epoch": 1, "step": 8, "train_loss": run.result.train_loss, "a": 2.0, "b": 3.0}
+
+
+@pytest.mark.parametrize("found", [3.0, [1], {"a": "x"}, {1: 2.0}])
+def test_a_validation_that_returns_no_metrics_is_told(found):
+    run = make_run(validate=lambda: found)
+    with pytest.raises(TypeError, match=r"validate"):
+        with run.start():
+            for _ in run.epochs():
+                for batch in run.batches(DATA):
+                    learn(run, batch)
+    assert run.result.status == "failed"
+
+
+def train_with_draws(run, resume=False, *, until=None):
+    drawn = []
+    with run.start(resume):
+        for epoch in run.epochs():
+            shift = torch.rand(())
+            for batch in run.batches(DATA):
+                run.backward(run.module(batch + shift + torch.rand(())).square().mean())
+                run.step()
+                if run.position.step == until:
+                    run.stop("enough")
+            drawn.append((epoch, float(shift), float(torch.rand(()))))
+    return drawn
+
+
+@pytest.mark.parametrize("until", range(1, 8))
+def test_what_the_loop_draws_round_its_batches_comes_again_after_a_resume(tiny, tmp_path, until):
+    whole = make_run(tmp_path / "whole")
+    drawn = train_with_draws(whole)
+    cut = make_run(tmp_path / "cut")
+    first = train_with_draws(cut, until=until)
+    again = make_run(tmp_path / "cut")
+    drawn_again = train_with_draws(again, resume=True)
+    assert again.result.status == "finished"
+    first = [each for each in first if each[0] not in {epoch for epoch, *_ in drawn_again}]
+    assert first + drawn_again == drawn
+    states = [tiny.newest_state(tmp_path / name) for name in ("whole", "cut")]
+    assert tiny.difference(states[0]["model"], states[1]["model"]) is None
+    logs = [read_logged(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
+    assert [line for line in logs[0] if b'"loss"' in line] == [line for line in logs[1] if b'"loss"' in line]
+
+
+def test_a_resume_without_a_loop_changes_nothing(tmp_path):
+    train_with_draws(make_run(tmp_path, snapshot_interval=3))
+    kept = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in tmp_path.rglob("*")
+        if path.is_file() and (path.name == "metrics.jsonl" or path.parent.name == "final" or "snapshots" in path.parts)
+    }
+    run = make_run(tmp_path, snapshot_interval=3)
+    with run.start(resume=True):
+        assert run.position.step == 8
+    for path, (content, changed) in kept.items():
+        assert path.exists(), path
+        if path.name == "metrics.jsonl":
+            assert content.splitlines()[:-1] == path.read_bytes().splitlines()[: len(content.splitlines()) - 1]
+        else:
+            assert (path.read_bytes(), path.stat().st_mtime_ns) == (content, changed), path
+
+
+def test_a_resume_without_a_loop_behind_a_kill_cuts_no_line(tiny, tmp_path):
+    def work():
+        train_with_draws(make_run(tmp_path, [tiny.killer(26)], snapshot_interval=2))
+
+    tiny.child(work).wait()
+    lines = read_logged(tmp_path / "metrics.jsonl")
+    run = make_run(tmp_path, snapshot_interval=2)
+    with run.start(resume=True):
+        pass
+    assert read_logged(tmp_path / "metrics.jsonl") == lines
+
+
+def test_the_same_run_starts_again_after_its_end():
+    run = make_run()
+    state = {name: value.clone() for name, value in run.model.state_dict().items()}
+    ends = []
+    for _ in range(2):
+        run.model.load_state_dict(state)
+        drawn = train_with_draws(run)
+        ends.append((drawn, run.result.steps, [p.tolist() for p in run.model.parameters()]))
+    assert ends[0] == ends[1]
+
+
+def test_the_same_run_goes_on_after_a_failure(tmp_path):
+    run = make_run(tmp_path, snapshot_interval=1)
+    with pytest.raises(ArithmeticError):
+        with run.start():
+            for _ in run.epochs():
+                for batch in run.batches(DATA):
+                    learn(run, batch)
+                    if run.position.step == 3:
+                        raise ArithmeticError("on purpose")
+    assert run.result.status == "failed"
+    train_with_draws(run, resume=True)
+    assert (run.result.status, run.result.steps) == ("finished", 8)
+
+
+def test_a_second_loop_in_a_run_has_nothing_to_do():
+    run = make_run()
+    with run.start():
+        for _ in run.epochs():
+            for batch in run.batches(DATA):
+                learn(run, batch)
+        assert [*run.epochs()] == []
+    assert (run.result.status, run.result.steps) == ("finished", 8)
