@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -141,6 +142,42 @@ def test_the_examples_use_nothing_of_the_trainer_that_is_not_in_the_protocol(man
                             and node.value.id == "trainer"
                         }
                         assert used <= set(dir(TrainerProtocol)), (function.name, block.line)
+
+
+def test_a_loop_becomes_one_of_a_run_by_at_most_ten_lines(manual):
+    loops = [each for each in manual if any(block.language == "diff" for block in each.blocks)]
+    assert len(loops) == 3
+    for section in loops:
+        (whole,) = (block.text for block in section.blocks if block.language == "python")
+        (diff,) = (block.text.splitlines() for block in section.blocks if block.language == "diff")
+        new = [line[1:] for line in diff if not line.startswith("-")]
+        assert "\n".join(new) in whole
+        assert 0 < len([line for line in diff if line.startswith("+")]) <= 10
+
+
+@pytest.mark.parametrize("title", ["Like nanoGPT", "A GAN", "Reinforcement learning"])
+def test_a_loop_of_the_manual_goes_on_bit_by_bit_where_it_was_killed(manual, world, title):
+    (section,) = (each for each in manual if each.title == title)
+    source = next(block.text for block in section.blocks if block.language == "python")
+
+    def train(place, max_steps=None):
+        torch.manual_seed(0)
+        text = re.sub('output_dir="[^"]*"', f'output_dir="{place}"', source)
+        if max_steps is not None:
+            text = re.sub("max_steps=[0-9]+, ", "", text)
+            text = text.replace("TrainerConfig(", f"TrainerConfig(max_steps={max_steps}, ")
+            text = re.sub("    max_steps=[0-9]+,\n", "", text)
+        namespace: dict[str, Any] = {}
+        exec(text, namespace)
+        return namespace["run"]
+
+    whole = train("whole")
+    first = train("cut", max_steps=7)
+    assert first.result.steps == 7
+    again = train("cut")
+    assert again.result.steps == whole.result.steps > 7
+    for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 class Recipe:

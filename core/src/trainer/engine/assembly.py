@@ -26,7 +26,7 @@ from ..step.compiled import plain_model
 from ..step.gradients import Gradients
 from ..step.losses import LossMeter
 from ..step.modes import Modes
-from ..step.parts import check_parts, check_place, move_state
+from ..step.parts import check_parts, check_place, check_together, move_state
 from ..step.precision import Precision
 from ..step.update import Updater
 from ..view import View
@@ -116,8 +116,9 @@ def assemble(
         models = {name: accelerator.unwrap_model(each) for name, each in _by_name(model).items()}
         model = models if isinstance(model, Mapping) else models[""]
         config = settle(config, accelerator)
-    check_parts(_by_name(model), optimizers, schedulers, config)
+    check_parts(_by_name(model), optimizers, config)
     whole = _join(model)
+    check_together(whole, optimizers, schedulers)
     live = find_live() if discover else []
     manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
     device = find_device(config.device)

@@ -84,6 +84,7 @@ class Lifetime:
                     raise error
         finally:
             passes.in_epoch = passes.in_batch = False
+            passes.is_over = True
             del error  # it holds this frame and the loop's, and so the loader's workers
 
     def _leave_loop(self) -> None:

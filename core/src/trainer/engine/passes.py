@@ -169,6 +169,8 @@ class Passes:
             StopIteration: there is none.
         """
         position, boundary = self._position, self._boundary
+        if self.is_over:
+            raise StopIteration
         if self.in_epoch:
             self.end_epoch()
         elif self._resumes:
@@ -196,6 +198,8 @@ class Passes:
         if self.in_batch:
             self._end_batch()
         elif self._source is None:
+            if self.loader is None:  # the epoch of an iterator that is held has passed
+                raise StopIteration
             self._catch_up()
             self._source = self._checkpoint.continue_epoch(position.epoch, position.batch)
         source = self._source
@@ -335,6 +339,8 @@ class Passes:
         if not ends:
             return
         position.window = 0
+        if self._parts.buffers is not None:
+            self._parts.buffers.end_turn()
         if self._scales:
             self._parts.precision.end_update()
         self._boundary.log_update()

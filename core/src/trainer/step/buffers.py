@@ -20,9 +20,11 @@ class KeptBuffers:
         self._owners: list[tuple[dict[str, Tensor | None], str]] = []
         self._tensors: list[Tensor | None] = []
         self._copies: list[Tensor] = []
+        self._is_due = False
 
     def keep(self) -> None:
         """Copies the buffers as they are now."""
+        self._is_due = False
         self._owners = [
             (each._buffers, name) for each in self._model.modules() for name in each._buffers
         ]
@@ -35,6 +37,15 @@ class KeptBuffers:
             else:
                 self._copies = [tensor.clone() for tensor in present]
         self._tensors = tensors
+
+    def restore_later(self) -> None:
+        """Asks for `restore` at the turn's end: graphs of other optimizers hold the buffers."""
+        self._is_due = True
+
+    def end_turn(self) -> None:
+        """Puts the buffers back where that was asked for."""
+        if self._is_due:
+            self.restore()
 
     def restore(self) -> None:
         """Puts the buffers back as `keep` has found them."""

@@ -19,6 +19,7 @@ __all__ = [
     "check_optimized",
     "check_parts",
     "check_place",
+    "check_together",
     "describe_bad_rate",
     "move_state",
     "warn_left_out",
@@ -41,13 +42,12 @@ def with_article(kind: type) -> str:
 def check_parts(
     models: Mapping[str, object],
     optimizers: Mapping[str, object],
-    schedulers: Mapping[str, object],
     config: object,
 ) -> None:
     """Looks at the objects of a run, each under its name; "" is the name of an only one.
 
     Raises:
-        ConfigError: one is of the wrong kind, or they do not belong together.
+        ConfigError: one is of the wrong kind.
     """
     for what, parts, kind in (
         ("model", models, nn.Module),
@@ -67,19 +67,29 @@ def check_parts(
     for model in kinds.values():
         _check_storage(model)
         _check_initialised(model)
-    whole = kinds[""] if "" in kinds else nn.ModuleDict({**kinds})
+
+
+def check_together(
+    whole: nn.Module,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    schedulers: Mapping[str, object],
+) -> None:
+    """Looks whether the optimizers are over parameters of `whole`, and the schedulers of theirs.
+
+    Raises:
+        ConfigError: they do not belong together.
+    """
     stranger = next((name for name in schedulers if name not in optimizers), None)
     if stranger is not None:
         raise ConfigError(
             f"scheduler[{stranger!r}] has no optimizer: there is "
             f"{', '.join(map(repr, optimizers))}. Give it the name of the optimizer that it is of."
         )
-    steppers = cast("Mapping[str, torch.optim.Optimizer]", optimizers)
-    for name, optimizer in steppers.items():
+    for name, optimizer in optimizers.items():
         _check_steps(optimizer)
         check_optimized(whole.parameters(), optimizer)
         _check_scheduler(schedulers.get(name), optimizer)
-    _check_frozen(whole, steppers)
+    _check_frozen(whole, optimizers)
 
 
 def check_optimized(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

@@ -134,7 +134,10 @@ class Updater:
         logger.warning("skipped %s: %s.", where, what)
         self._precision.skip()
         if self._buffers is not None:
-            self._buffers.restore()
+            if self.name:
+                self._buffers.restore_later()
+            else:
+                self._buffers.restore()
 
     def _describe(self) -> str:
         """Says what is not finite, and where it may come from."""

@@ -157,7 +157,7 @@ def agree_on_metrics(metrics: object, ranks: Ranks) -> dict[str, float]:
         TypeError: they are no mapping of names to numbers.
         ValueError: the processes have other names.
     """
-    own = {} if metrics is None else to_floats(metrics)  # type: ignore[arg-type]
+    own = {} if metrics is None else to_floats(metrics, "validate")  # type: ignore[arg-type]
     everywhere = ranks.gather(own, "metrics of a validation")
     if all(repr(each) == repr(own) for each in everywhere):
         return own

@@ -42,7 +42,7 @@ class MetricsFile(TrainerCallback):
         self._length = 0
         self._unwritten = b""
         self._failed = False
-        self._is_gone = False
+        self._is_gone = self._is_begun = False
         self._costs: dict[str, Any] | None = None
 
     def on_snapshot_load(
@@ -61,17 +61,27 @@ class MetricsFile(TrainerCallback):
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         if not resumed:
             self._length, self._unwritten = 0, b""
+        self._failed, self._is_gone, self._costs, self._is_begun = False, False, None, False
+
+    def on_epoch_start(self, trainer: TrainerProtocol, epoch: int) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        """Cuts off what is behind the snapshot, once; a run that only looks leaves it there."""
+        if self._file is None or self._is_begun:
+            return
+        self._is_begun = True
         found = os.fstat(self._file).st_size
         if found < self._length:
             logger.warning("%s has lost lines: it continues behind the rest.", self.path)
             self._length = found
         os.ftruncate(self._file, self._length)
-        self._failed, self._is_gone, self._costs = False, False, None
         self._write(b"")
 
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
         if self._file is None:
             return
+        self._begin()
         line: dict[str, Any] = {"step": step, "epoch": trainer.epoch}
         for name, value in metrics.items():
             line[name] = value if math.isfinite(value) else str(value)  # JSON knows no NaN
@@ -91,7 +101,7 @@ class MetricsFile(TrainerCallback):
         if self._file is None:
             return
         self._find_again()
-        if self._costs is not None:
+        if self._costs is not None and self._is_begun:
             self._write(_as_json(self._costs))
         os.close(self._file)
         self._file = None
@@ -154,9 +164,12 @@ def read_logged(path: Path) -> list[bytes]:
     return lines
 
 
-def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what `trainer.log` was given as plain floats; a number is whatever has one value:
-    bool, int, float, a scalar of numpy, a tensor with one element.
+def to_floats(metrics: Mapping[str, Any], source: str = "trainer.log") -> dict[str, float]:
+    """Returns metrics as plain floats; a number is whatever has one value: bool, int, float, a
+    scalar of numpy, a tensor with one element.
+
+    Args:
+        source: where they come from, for messages.
 
     Raises:
         TypeError: no mapping, a name that is no str, a value that is no number.
@@ -164,26 +177,26 @@ def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     """
     if not isinstance(metrics, Mapping):
         raise TypeError(
-            f"trainer.log: metrics must be a mapping of names to numbers, got {show(metrics)}."
-            ' Write trainer.log({"name": value}).'
+            f"{source}: metrics must be a mapping of names to numbers, got {show(metrics)}. Write "
+            '{"name": value}.'
         )
     floats: dict[str, float] = {}
     for name, value in metrics.items():
         if not isinstance(name, str) or not name:
             raise TypeError(
-                "trainer.log: the name of a metric must be a str that is not empty, got "
-                f"{show(name)}. Use str(...)."
+                f"{source}: the name of a metric must be a str that is not empty, got {show(name)}. "
+                "Use str(...)."
             )
         if name in _COLUMNS:
             raise ValueError(
-                f"trainer.log: {name!r} stands in every line of metrics.jsonl already. Give the "
+                f"{source}: {name!r} stands in every line of metrics.jsonl already. Give the "
                 f"metric another name, such as 'my_{name}'."
             )
-        floats[name] = value if type(value) is float else _to_float(name, value)
+        floats[name] = value if type(value) is float else _to_float(name, value, source)
     return floats
 
 
-def _to_float(name: str, value: Any) -> float:
+def _to_float(name: str, value: Any, source: str) -> float:
     try:
         number = value.item() if hasattr(value, "item") else value  # tensors, numpy
         if hasattr(number, "__float__") and not isinstance(number, complex):
@@ -191,7 +204,7 @@ def _to_float(name: str, value: Any) -> float:
     except Exception:  # several values, none yet, one that is too large
         pass
     hint = "Use float(...)." if isinstance(value, str) else "Log one number for each name."
-    raise TypeError(f"trainer.log: {name!r} must be a number, got {show(value)}. {hint}")
+    raise TypeError(f"{source}: {name!r} must be a number, got {show(value)}. {hint}")
 
 
 def _as_json(line: Mapping[str, object]) -> bytes:
