@@ -38,12 +38,15 @@ class NanoGPT:
 
     monitor = "val_loss"
 
-    def __init__(self, place, callbacks=(), *, validate=True, **settings):
+    def __init__(self, place, callbacks=(), *, validate=True, exact=False, **settings):
         torch.manual_seed(1)
         self.data = torch.randint(17, (400,))
         self.model = nn.Sequential(
             nn.Embedding(17, 8), nn.Dropout(0.2), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 17)
         )
+        if exact:
+            self.model.double()
+            self.model[1].p = 0.0
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         defaults = {"max_steps": 11, "gradient_accumulation_steps": 2, "eval_interval": 3}
         self.run = Run(
@@ -113,24 +116,24 @@ class GAN:
 
     monitor = "distance"
 
-    def __init__(self, place, callbacks=(), *, double=False, plain=False, rows=6, **settings):
+    def __init__(self, place, callbacks=(), *, exact=False, **settings):
         torch.manual_seed(2)
-        norm = [] if plain else [nn.BatchNorm1d(8)]
-        drop = [] if plain else [nn.Dropout(0.2)]
+        norm = [] if exact else [nn.BatchNorm1d(8)]
+        drop = [] if exact else [nn.Dropout(0.2)]
         g = nn.Sequential(nn.Linear(4, 8), *norm, nn.ReLU(), nn.Linear(8, 2))
         d = nn.Sequential(nn.Linear(2, 8), *drop, nn.ReLU(), nn.Linear(8, 1))
-        if double:
+        if exact:
             g.double()
             d.double()
         self.models = {"g": g, "d": d}
-        self.dtype = torch.float64 if double else torch.float32
+        self.dtype = torch.float64 if exact else torch.float32
         self.optimizers = {
             "g": torch.optim.Adam(g.parameters(), 0.01),
             "d": torch.optim.AdamW(d.parameters(), 0.02),
         }
         schedulers = {"d": torch.optim.lr_scheduler.StepLR(self.optimizers["d"], 3)}
         self.data = [
-            torch.randn(rows, 2, generator=torch.Generator().manual_seed(i)).to(self.dtype)
+            torch.randn(6, 2, generator=torch.Generator().manual_seed(i)).to(self.dtype)
             for i in range(5)
         ]
         self.run = Run(

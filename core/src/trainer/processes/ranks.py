@@ -156,7 +156,7 @@ class Ranks:
         """Copies the main process's `tensors` into those of all others."""
         if self._group is not None:
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                dist.broadcast(tensor.detach(), 0)
 
     def prepare(
         self, model: nn.Module, given: Any, *, compiled: bool, several: bool = False
