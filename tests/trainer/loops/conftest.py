@@ -1,4 +1,4 @@
-"""Loops that people write by hand, over `Run`: nanoGPT's, a GAN's, one of reinforcement learning."""
+"""Loops that people write by hand, over `Run`: nanoGPT's, a GAN's, an agent's."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A loop that is written by hand ends like a `Trainer`: signals, NaN, failing plugins, full disks."""
+"""A loop that is written by hand ends like a `Trainer`: signals, NaN, faults, full disks."""
 
 import json
 import os

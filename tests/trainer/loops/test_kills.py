@@ -1,5 +1,5 @@
-"""kill -9 at any hook, and in the writing of a snapshot, of a loop that is written by hand: resumed,
-it ends as if it had not been.
+"""kill -9 at any hook, and in the writing of a snapshot, of a loop that is written by hand: it ends
+as if it had not been.
 """
 
 import os

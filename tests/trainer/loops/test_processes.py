@@ -118,10 +118,19 @@ class Leaves:
 
 @pytest.mark.parametrize("way", ["break", "break epochs", "return"])
 def test_a_process_that_leaves_its_loop_alone_is_told_of(loops, tiny, tmp_path, way):
+    def work(rank):
+        try:
+            Leaves.train(loops, tmp_path, rank, way)
+        except RuntimeError as error:
+            (tmp_path / f"error-{rank}").write_text(str(error))
+            raise
+
     started = time.monotonic()
-    codes = tiny.run_ranks(lambda rank: 0 * len(vars(Leaves.train(loops, tmp_path, rank, way))), 40)
-    assert codes == [1, 1]
+    assert tiny.run_ranks(work, 40) == [1, 1]
     assert time.monotonic() - started < 30
+    assert "would wait for each other" in (tmp_path / "error-0").read_text()
+    if way != "break":  # which ends the epoch only
+        assert "Ask for the end by run.stop(reason)" in (tmp_path / "error-1").read_text()
 
 
 def test_stop_in_one_process_stops_both(loops, tiny, tmp_path):

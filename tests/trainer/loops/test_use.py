@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from trainer import ConfigError, Run, RunOrderError, TrainerConfig
-from trainer.losses import LossError
 from trainer.loaders import EmptyLoaderError
 from trainer.metrics_file import read_logged
 from trainer_callback import TrainerCallback, UsageError
@@ -24,6 +23,14 @@ def make_run(place=None, callbacks=(), *, validate=None, scheduler=None, **setti
         callbacks=callbacks,
         discover=False,
     )
+
+
+def walk(run, visit, resume=False):
+    """Trains by a loop that calls `visit(run, batch)` in each batch."""
+    with run.start(resume):
+        for _ in run.epochs():
+            for batch in run.batches(DATA):
+                visit(run, batch)
 
 
 def learn(run, batch=DATA[1]):
@@ -52,10 +59,7 @@ def in_batch(call):
     """Calls in the first batch of a run; returns the message of what it raises."""
     run = make_run()
     with pytest.raises(UsageError) as caught:
-        with run.start():
-            for _ in run.epochs():
-                for _ in run.batches(DATA):
-                    call(run)
+        walk(run, lambda run, batch: call(run))
     assert run.result.status == "failed"
     return str(caught.value)
 
@@ -119,10 +123,7 @@ def test_a_backward_pass_without_its_step_is_told_where_the_next_batch_is_asked_
     with pytest.raises(
         RunOrderError, match=r"batch 0 of epoch 0 had run.backward\(\) and no run.step"
     ):
-        with run.start():
-            for _ in run.epochs():
-                for batch in run.batches(DATA):
-                    run.backward(run.module(batch).sum())
+        walk(run, lambda run, batch: run.backward(run.module(batch).sum()))
 
 
 def test_what_is_kept_has_a_state_and_a_name_of_its_own():
@@ -155,9 +156,9 @@ def test_wrong_parts_are_refused_before_the_first_step():
 @pytest.mark.parametrize("loader", [[], 3])
 def test_a_loader_that_is_none_is_refused_at_the_call(loader):
     run = make_run()
-    with pytest.raises((ConfigError, EmptyLoaderError)):
-        with run.start():
-            for _ in run.epochs():
+    with run.start():
+        for _ in run.epochs():
+            with pytest.raises((ConfigError, EmptyLoaderError)):
                 run.batches(loader)
 
 
@@ -377,10 +378,7 @@ def test_a_validation_has_several_metrics_and_leaves_no_trace():
 def test_a_validation_that_returns_no_metrics_is_told(found):
     run = make_run(validate=lambda: found)
     with pytest.raises(TypeError, match=r"^validate: "):
-        with run.start():
-            for _ in run.epochs():
-                for batch in run.batches(DATA):
-                    learn(run, batch)
+        walk(run, learn)
     assert run.result.status == "failed"
 
 
@@ -465,14 +463,14 @@ def test_the_same_run_starts_again_after_its_end():
 
 
 def test_the_same_run_goes_on_after_a_failure(tmp_path):
+    def learn_or_fail(run, batch):
+        learn(run, batch)
+        if run.position.step == 3:
+            raise ArithmeticError("on purpose")
+
     run = make_run(tmp_path, snapshot_interval=1)
     with pytest.raises(ArithmeticError):
-        with run.start():
-            for _ in run.epochs():
-                for batch in run.batches(DATA):
-                    learn(run, batch)
-                    if run.position.step == 3:
-                        raise ArithmeticError("on purpose")
+        walk(run, learn_or_fail)
     assert run.result.status == "failed"
     train_with_draws(run, resume=True)
     assert (run.result.status, run.result.steps) == ("finished", 8)

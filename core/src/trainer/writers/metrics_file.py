@@ -184,8 +184,8 @@ def to_floats(metrics: Mapping[str, Any], source: str = "trainer.log") -> dict[s
     for name, value in metrics.items():
         if not isinstance(name, str) or not name:
             raise TypeError(
-                f"{source}: the name of a metric must be a str that is not empty, got {show(name)}. "
-                "Use str(...)."
+                f"{source}: the name of a metric must be a str that is not empty, got "
+                f"{show(name)}. Use str(...)."
             )
         if name in _COLUMNS:
             raise ValueError(
