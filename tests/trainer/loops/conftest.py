@@ -25,7 +25,7 @@ def make_config(place, **settings):
     defaults = {
         "epochs": 3,
         "output_dir": place,
-        "snapshot_interval": 2,
+        "snapshot_interval": None if place is None else 2,
         "log_interval": 1,
         "max_grad_norm": 1.0,
         "seed": 5,

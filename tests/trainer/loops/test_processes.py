@@ -27,7 +27,7 @@ def make_gan(loops, *, joined):
             return torch.sin(20 * real @ torch.arange(8.0).view(2, 4).to(real))
 
     def make(rank):
-        loop = Gan(None, exact=True, snapshot_interval=None)
+        loop = Gan(None, exact=True)
         rows = [torch.randn(6, 2, generator=torch.Generator().manual_seed(i)) for i in range(6)]
         if joined:
             rows = [torch.cat(rows[i : i + 2]) for i in range(0, 6, 2)]
@@ -51,7 +51,7 @@ def make_nano(loops, *, joined):
             return ids[:, :-1], ids[:, 1:]
 
     def make(rank):
-        return Nano(None, validate=False, exact=True, snapshot_interval=None)
+        return Nano(None, validate=False, exact=True)
 
     return make
 
@@ -82,7 +82,7 @@ def test_a_model_that_is_called_past_the_run_is_told(loops, tiny, tmp_path):
                 return functional.cross_entropy(self.model(ids).flatten(0, 1), labels.flatten())
 
         try:
-            Past(None, validate=False, snapshot_interval=None).train()
+            Past(None, validate=False).train()
         except RuntimeError as error:
             (tmp_path / f"error-{rank}").write_text(str(error))
             raise
@@ -96,7 +96,7 @@ class Leaves:
 
     @staticmethod
     def train(loops, place, rank, way):
-        loop = loops.kinds["gan"](None, snapshot_interval=None, epochs=4)
+        loop = loops.kinds["gan"](None, epochs=4)
         run = loop.run
         with run.start():
             for epoch in run.epochs():

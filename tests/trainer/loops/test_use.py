@@ -484,3 +484,60 @@ def test_a_second_loop_in_a_run_has_nothing_to_do():
                 learn(run, batch)
         assert [*run.epochs()] == []
     assert (run.result.status, run.result.steps) == ("finished", 8)
+
+
+def test_the_first_epoch_of_a_resume_cuts_the_lines_behind_the_snapshot(tiny, tmp_path):
+    def work():
+        train_with_draws(make_run(tmp_path, [tiny.killer(26)], snapshot_interval=2))
+
+    tiny.child(work).wait()
+    steps = tiny.newest_state(tmp_path)["progress"]["step"]
+    assert len(read_logged(tmp_path / "metrics.jsonl")) > steps
+    run = make_run(tmp_path)
+    with run.start(resume=True):
+        for _ in run.epochs():
+            break
+    assert len(read_logged(tmp_path / "metrics.jsonl")) == steps
+
+
+def test_a_run_without_a_loop_writes_no_snapshot_and_no_model(tmp_path):
+    run = make_run(tmp_path)
+    with run.start():
+        pass
+    assert not [*tmp_path.rglob("state.pt")]
+    assert not (tmp_path / "final").exists()
+    assert (run.result.status, run.result.steps) == ("stopped", 0)
+
+
+def test_the_batches_of_an_update_that_return_leaves_open_come_again(tmp_path):
+    seen = []
+
+    def train(run, leaves, resume=False):
+        with run.start(resume):
+            for _ in run.epochs():
+                for batch in run.batches(DATA):
+                    seen.append(int(batch[0, 0]))
+                    learn(run, batch)
+                    if leaves and len(seen) == 3:
+                        return
+
+    train(make_run(tmp_path, epochs=1, gradient_accumulation_steps=2), True)
+    again = make_run(tmp_path, epochs=1, gradient_accumulation_steps=2)
+    train(again, False, resume=True)
+    assert seen == [0, 1, 2, 2, 3]
+    assert again.result.steps == 2
+
+
+def test_a_loss_that_was_discarded_is_not_looked_at():
+    run = make_run(epochs=1)
+
+    def spoil_second(run, batch):
+        if run.position.batch == 1:
+            run.backward(run.module(batch).sum() * float("nan"))
+            run.discard()
+        else:
+            learn(run, batch)
+
+    walk(run, spoil_second)
+    assert (run.result.status, run.result.steps) == ("finished", 3)
+    assert run.result.train_loss < float("inf")
