@@ -119,7 +119,8 @@ def samplers_of(loader: DataLoader[Any]) -> list[Any]:
     found, each = [loader.sampler], loader.batch_sampler
     while each is not None and each not in found:
         found.append(each)
-        each = getattr(each, "sampler", None)
+        inner = getattr(each, "batch_sampler", None)  # of Accelerate's, which divides it
+        each = getattr(each, "sampler", inner)
     return found
 
 

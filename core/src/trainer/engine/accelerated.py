@@ -45,6 +45,7 @@ def settle(config: TrainerConfig, accelerator: Any) -> TrainerConfig:
             f"{accelerator.mixed_precision!r}. Give it to Accelerator(mixed_precision=...) alone."
         )
     device = str(accelerator.device)
+    device = "cpu" if device.startswith("cpu") else device  # of several processes it is cpu:0
     return dataclasses.replace(
         config, device=device, precision="fp32", gradient_accumulation_steps=steps
     )
