@@ -173,7 +173,8 @@ class EMACallback(TrainerCallback):
         if self._average is None:
             return {"updates": self.updates, "averages": {}}
         self._average.heal()
-        state = {"updates": self.updates, "averages": self._average.averages}
+        averages = dict(sorted(self._average.averages.items()))  # a resume begins them in one order
+        state = {"updates": self.updates, "averages": averages}
         others = {key: asdict(other) for key, other in self._others.items()}
         return {**state, "others": others} if others else state
 
