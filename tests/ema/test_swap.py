@@ -44,7 +44,7 @@ def test_the_validation_loss_is_that_of_the_average(make, weights, average_of):
     trainer = make(EMACallback(decay=0.9), weights)
     result = trainer.train()
     trainer.model.eval()
-    loss = trainer._loss_of(next(iter(trainer.run._validation._loader.iterate(0)))[0])
+    loss = trainer._loss_of(next(iter(trainer.run._boundary.validate._loader.iterate(0)))[0])
     assert result.val_loss == loss.item()
 
 
