@@ -62,7 +62,7 @@ class AcceleratedPrecision(Precision):
     def reset(self) -> None:
         """Goes on with the loss scale that the accelerator has."""
         super().reset()
-        self.scaler = self._accelerator.scaler
+        self.scaler: torch.amp.GradScaler | None = self._accelerator.scaler
         self._scale = 1.0 if self.scaler is None else self.scaler.get_scale()
 
     def context(self) -> contextlib.AbstractContextManager[object]:
