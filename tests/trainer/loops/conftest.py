@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from trainer import Run, TrainerConfig
-from trainer.metrics_file import read_logged
+from trainer.writers.metrics_file import read_logged
 from trainer_callback import HOOKS, TrainerCallback
 from trainer_early_stopping import EarlyStoppingCallback
 from trainer_ema import EMACallback

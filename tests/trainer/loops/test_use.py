@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from trainer import ConfigError, Run, RunOrderError, TrainerConfig
-from trainer.loaders import EmptyLoaderError
-from trainer.metrics_file import read_logged
+from trainer.data.loaders import EmptyLoaderError
+from trainer.writers.metrics_file import read_logged
 from trainer_callback import TrainerCallback, UsageError
 
 DATA = [torch.full((2, 3), float(i)) for i in range(4)]
