@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .config import TrainerConfig
 from .data.batch_size import BatchSizes
+from .engine.alike import check_alike_loader
 from .engine.session import Resume
 from .result import TrainResult
 from .run import Run
@@ -104,7 +105,9 @@ class Trainer:
         self._loader = self.run.use_loader(train_loader)
         self._loss_of = parts.precision.wrap(partial(loss_of, parts.trained))
         sizes = BatchSizes(batch_size)
-        if val_loader is not None:
+        if val_loader is None:
+            check_alike_loader(None, "validation", parts.ranks)
+        else:
             val = self.run.use_loader(val_loader, validates=True)
             val_loss_of = parts.precision.wrap(partial(loss_of, parts.evaluated))
             mean = MeanLoss(

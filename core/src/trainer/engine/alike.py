@@ -137,8 +137,7 @@ def _describe(view: View, updaters: Sequence[Updater]) -> dict[str, str]:
         if scheduler is not None:
             for kind, settings in describe_schedule(scheduler):
                 found.update({f"{key} of {kind}{of}": repr(v) for key, v in settings.items()})
-        found.update(_describe_groups(view.model, updater))
-    found.update(_describe_model(view.model))
+    found.update(_describe_model(view.model, updaters))
     return found
 
 
@@ -147,19 +146,18 @@ def _describe_options(config: TrainerConfig) -> dict[str, str]:
     return {option_text(name): repr(getattr(config, name)) for name in names}
 
 
-def _describe_groups(model: nn.Module, updater: Updater) -> Iterator[tuple[str, str]]:
-    of = f" of the optimizer {updater.name!r}" if updater.name else ""
-    for number, names in enumerate(name_parameters(model, updater.optimizer)):
-        for name in names:
-            yield f"the group of model.{name}", f"{number}{of}"
-
-
-def _describe_model(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _describe_model(model: nn.Module, updaters: Sequence[Updater]) -> Iterator[tuple[str, str]]:
     ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+    places: dict[str, str] = {}
+    for updater in updaters:
+        of = f" of {updater.name!r}" if updater.name else ""
+        for number, names in enumerate(name_parameters(model, updater.optimizer)):
+            places.update(dict.fromkeys(names, f", in group {number}{of}"))
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name not in ignored:
             more = "" if tensor.requires_grad else ", not trained"
-            yield f"model.{name}", f"of shape {tuple(tensor.shape)} ({str(tensor.dtype)[6:]}){more}"
+            form = f"of shape {tuple(tensor.shape)} ({str(tensor.dtype)[6:]})"
+            yield f"model.{name}", form + more + places.get(name, "")
 
 
 def _describe_data(loader: Any) -> Iterator[tuple[str, str]]:
