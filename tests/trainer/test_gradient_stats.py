@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer import gradient_stats
+from trainer.step import gradient_stats
 from trainer.step.gradients import Gradients
 
 LARGE = 1000

@@ -14,8 +14,8 @@ import zipfile
 import pytest
 import torch
 
-from trainer import state_file
 from trainer.config import TrainerConfig
+from trainer.snapshots import state_file
 from trainer.snapshots.keeper import SnapshotKeeper
 from trainer.snapshots.manifest import FORMAT, MANIFEST, read_manifest, seal, verify
 from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, save_bytes, write_snapshot
