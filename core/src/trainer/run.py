@@ -92,6 +92,7 @@ class Run:
         self.position: Position = parts.view.position
         self.module: Any = wrap_modules(parts.trained, parts.precision)
         self._first, self._checks = parts.first, parts.checks_gradients
+        self._is_alone = parts.ranks.is_alone
         self._config, self._callbacks = parts.view.config, parts.view.callbacks
         self._boundary = Boundary(parts)
         self._passes = Passes(parts, self._boundary)
@@ -253,7 +254,7 @@ class Run:
         parts.precision.unscale(updater.optimizer, gradients.outside)
         if position.window != config.gradient_accumulation_steps:  # the last window may be short
             gradients.multiply(config.gradient_accumulation_steps / position.window)
-        if not parts.ranks.is_alone:
+        if not self._is_alone:
             parts.ranks.average(gradients)
         hook.on_backward_end(trainer=view)
         gradients.follow()

@@ -123,41 +123,30 @@ def assemble(
     manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
     device = find_device(config.device)
     ranks = join_ranks(device.type)
-    # each process may have chosen a fresh directory
-    place = ranks.on_main(lambda: config.output_dir, "output_dir")
-    arithmetic: Any = choose_precision(config.precision, device)
-    config = dataclasses.replace(config, output_dir=place, precision=arithmetic)
-    check_offload(whole)  # before `to`, which would move what is kept on the host
-    whole.to(device)
-    for each in optimizers.values():
-        check_place(each)
-        move_state(each)
-    precision = Precision(arithmetic, device, several=several)
+    config = _choose(config, device, ranks)
+    _move(whole, optimizers, device)
+    precision = Precision(config.precision, device, several=several)
     if accelerator is not None:
         precision = AcceleratedPrecision(accelerator)
     losses = LossMeter(ranks)
     buffers = KeptBuffers(whole) if config.on_nonfinite == "skip" else None
-    updaters = {
-        name: Updater(
-            name,
-            each,
-            schedulers.get(name),
-            Gradients(whole, each, fixed=not ranks.is_alone, only_optimized=several),
+    updaters: dict[str, Updater] = {}
+    for name, each in optimizers.items():
+        gradients = Gradients(whole, each, fixed=not ranks.is_alone, only_optimized=several)
+        updaters[name] = Updater(
+            *(name, each, schedulers.get(name), gradients),
             config=config,
             precision=precision,
             losses=losses,
             buffers=buffers,
         )
-        for name, each in optimizers.items()
-    }
-    keeper = SnapshotKeeper(config)
     view = View(
         whole,
         next(iter(updaters.values())),
         config=config,
         device=device,
         callbacks=manager,
-        keeper=keeper,
+        keeper=SnapshotKeeper(config),
         ranks=ranks,
         precision=precision,
     )
@@ -188,6 +177,24 @@ def assemble(
         trained=trained,
         evaluated=evaluated,
     )
+
+
+def _choose(config: TrainerConfig, device: torch.device, ranks: Ranks) -> TrainerConfig:
+    """Returns `config` with the precision, and the directory of all processes, that are chosen."""
+    place = ranks.on_main(lambda: config.output_dir, "output_dir")  # each may have a fresh one
+    arithmetic: Any = choose_precision(config.precision, device)
+    return dataclasses.replace(config, output_dir=place, precision=arithmetic)
+
+
+def _move(
+    whole: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device
+) -> None:
+    """Moves the model to its device, and what the optimizers remember of it."""
+    check_offload(whole)  # before `to`, which would move what is kept on the host
+    whole.to(device)
+    for optimizer in optimizers.values():
+        check_place(optimizer)
+        move_state(optimizer)
 
 
 def _by_name(value: T | Mapping[str, T]) -> dict[str, T]:
