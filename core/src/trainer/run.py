@@ -287,8 +287,10 @@ class Run:
             detail: one sentence for people.
 
         Raises:
-            UsageError: the reason is no word.
+            UsageError: the reason is no text.
+            RunOrderError: outside `start`.
         """
+        refuse(not self._lifetime.is_open, "stop()", "call it inside `with run.start():`")
         if not isinstance(reason, str) or not reason:
             raise UsageError(f"stop: reason must be a str that is not empty, got {reason!r}.")
         self.parts.decider.asked = Stop("stopped", reason, str(detail))

@@ -541,3 +541,36 @@ def test_a_loss_that_was_discarded_is_not_looked_at():
     walk(run, spoil_second)
     assert (run.result.status, run.result.steps) == ("finished", 3)
     assert run.result.train_loss < float("inf")
+
+
+def make_two():
+    torch.manual_seed(0)
+    models = {name: nn.Linear(2, 1) for name in "gd"}
+    optimizers = {name: torch.optim.SGD(m.parameters(), lr=0.1) for name, m in models.items()}
+    config = TrainerConfig(epochs=1, gradient_accumulation_steps=2)
+    return Run(models, optimizers, config=config, discover=False)
+
+
+@pytest.mark.parametrize("at", [0, None])
+def test_gradients_that_no_step_uses_are_refused(at):
+    """A step that is called in the middle of an update only, or never, would train nothing."""
+    run = make_two()
+
+    def train():
+        with run.start():
+            for _ in run.epochs():
+                for index, batch in enumerate(run.batches([torch.ones(3, 2)] * 4)):
+                    for name in "dg":
+                        if name == "d" or at in (index, None):
+                            run.backward(run.module[name](batch).square().mean(), name)
+                    run.step("d")
+                    if index == at:
+                        run.step("g")
+
+    with pytest.raises(RunOrderError, match="ends with gradients of 'g' and without"):
+        train()
+
+
+def test_a_stop_before_the_start_is_refused():
+    with pytest.raises(RunOrderError, match=r"stop\(\)"):
+        make_two().stop("early")

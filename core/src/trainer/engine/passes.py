@@ -22,7 +22,7 @@ from .accelerated import PreparedLoader, is_prepared
 from .alike import check_alike_loader
 from .assembly import Parts
 from .boundary import Boundary
-from .turns import RunOrderError, refuse
+from .turns import RunOrderError, check_stepped, refuse
 
 __all__ = ["Loader", "Passes"]
 
@@ -333,6 +333,8 @@ class Passes:
                 "run.step(). Call run.step() behind it, which steps where an update ends, or "
                 "run.discard() to leave it out."
             )
+        if ends and self._only is None:
+            check_stepped(self._parts.updaters, position.update)
         if "on_batch_end" in self._callbacks.used:
             own = loss.detach() if ends else loss.detach().clone()  # which is yet to be read
             self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)

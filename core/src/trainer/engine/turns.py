@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trainer_callback import UsageError
 
-__all__ = ["RunOrderError", "Turns", "refuse"]
+from ..step.update import Updater
+
+__all__ = ["RunOrderError", "Turns", "check_stepped", "refuse"]
 
 
 class RunOrderError(UsageError, RuntimeError):
@@ -29,3 +31,18 @@ def refuse(is_wrong: bool, what: str, way: str) -> None:
     """Raises a RunOrderError where `what` is called and `is_wrong`; `way` says what to do."""
     if is_wrong:
         raise RunOrderError(f"run.{what} has no meaning here: {way}.")
+
+
+def check_stepped(updaters: Mapping[str, Updater], update: int) -> None:
+    """Refuses the end of an update that would drop what backward passes gave an optimizer.
+
+    Raises:
+        RunOrderError: one has gradients left, for its step was not taken.
+    """
+    for name, updater in updaters.items():
+        if any(parameter.grad is not None for parameter in updater.gradients.own):
+            raise RunOrderError(
+                f"update {update} ends with gradients of {name!r} and without run.step({name!r}). "
+                "Call it in the batch that ends an update, or name in run.backward what the loss "
+                "is for."
+            )

@@ -5,6 +5,7 @@ must not die of them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,8 @@ from types import FrameType
 from typing import Any, Final
 
 __all__ = ["SignalFlags", "WorkerShield", "held_signals"]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 _WATCHED: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -46,6 +49,11 @@ class SignalFlags:
             for number in _WATCHED:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._earlier[number] = signal.signal(number, self._handle)
+        else:
+            logger.warning(
+                "this run is not in the main thread, in which alone signals can be caught: SIGTERM "
+                "and Ctrl-C end it at once, without a snapshot."
+            )
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
