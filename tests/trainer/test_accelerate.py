@@ -49,3 +49,29 @@ def test_batches_outside_accumulate_are_told_what_is_missing(script):
 
     with pytest.raises(ConfigError, match=r"with accelerator\.accumulate\(model\)"):
         train_without_it()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 of Accelerate needs a card")
+def test_fp16_of_accelerate_unscales_once():
+    def prepare():
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = accelerate.Accelerator(mixed_precision="fp16")
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return accelerator, *accelerator.prepare(model, optimizer)
+
+    batches = [torch.full((2, 4), 0.1 * index).cuda() for index in range(4)]
+    accelerator, plain, optimizer = prepare()
+    for batch in batches:
+        accelerator.backward(plain(batch).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+    accelerator, model, optimizer = prepare()
+    run = Run(model, optimizer, accelerator=accelerator, config=TrainerConfig(epochs=1))
+    with run.start():
+        for _ in run.epochs():
+            for batch in run.batches(batches):
+                run.backward(run.module(batch).square().mean())
+                run.step()
+    assert torch.equal(plain.weight, model.weight)

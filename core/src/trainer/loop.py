@@ -48,6 +48,7 @@ class Trainer:
             on_log
             on_epoch_end
             should_stop_training
+            on_snapshot_save              where a snapshot is due
         on_exception                      where one ends the run
         on_train_end
 

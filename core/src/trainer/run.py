@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer_callback import UsageError
+from trainer_callback.checks import is_count
 
-from .config import TrainerConfig
+from .config import ConfigError, TrainerConfig
 from .counters import Position
 from .data.loaders import EpochLoader
 from .engine.assembly import Parts, assemble
@@ -188,8 +189,10 @@ class Run:
 
         Raises:
             RunOrderError: outside an epoch, or a second time in one.
-            ConfigError: the loader is empty.
+            ConfigError: the loader is empty, or the limit is no number of batches.
         """
+        if limit is not None and not is_count(limit, 1):
+            raise ConfigError(f"batches: limit must be an integer of at least 1, got {limit!r}.")
         passes = self._passes
         way = "call it inside `for epoch in run.epochs():`"
         refuse(not passes.in_epoch, "batches()", way)
@@ -209,7 +212,8 @@ class Run:
         return Turns(self._passes.next_turn)
 
     def backward(self, loss: Tensor, name: str | None = None) -> None:
-        """Takes the loss of a micro-batch, or a part of it, and runs its backward pass.
+        """Takes the loss of a micro-batch, or a part of it, and runs its backward pass. Where that
+        fails, the update under way is dropped, for its gradients may be there in part.
 
         Args:
             loss: 0-dim, unscaled, undivided; divided by `gradient_accumulation_steps` here.
@@ -229,7 +233,11 @@ class Run:
         parts.losses.add(loss, name or "", to_last=is_part)
         steps = self._config.gradient_accumulation_steps
         inputs = None if name is None else parts.updaters[name].gradients.own
-        parts.precision.backward(loss, steps, inputs)
+        try:
+            parts.precision.backward(loss, steps, inputs)
+        except BaseException:
+            passes.drop_update()
+            raise
         passes.take(loss, name)
 
     def step(self, name: str | None = None) -> bool:

@@ -574,3 +574,87 @@ def test_gradients_that_no_step_uses_are_refused(at):
 def test_a_stop_before_the_start_is_refused():
     with pytest.raises(RunOrderError, match=r"stop\(\)"):
         make_two().stop("early")
+
+
+class Fails(torch.autograd.Function):
+    """Is the identity, and its backward pass fails."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise MemoryError("in a backward pass")
+
+
+def train_over_a_failure(fails, **config):
+    """Trains a line; in its second batch `fails(run, loss)` is called, and raises."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = TrainerConfig(epochs=1, device="cpu", **config)
+    run = Run(model, optimizer, config=settings, discover=False)
+    batches = [torch.full((3, 2), float(index)) for index in range(4)]
+    with run.start():
+        for _ in run.epochs():
+            for index, batch in enumerate(run.batches(batches)):
+                if fails is not None and index == 1:
+                    with pytest.raises(MemoryError):
+                        fails(run, model, batch)
+                elif fails is not None or index != 1:
+                    run.backward(model(batch).square().mean())
+                    run.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def fail_in_part(run, model, batch):
+    """The last layer has its gradients then, and the first one has none."""
+    run.backward(model[1](Fails.apply(model[0](batch))).square().mean())
+
+
+def test_a_backward_pass_that_failed_leaves_no_gradient():
+    whole, cut = train_over_a_failure(None), train_over_a_failure(fail_in_part)
+    assert all(torch.equal(one, other) for one, other in zip(whole, cut, strict=True))
+
+
+def test_an_update_goes_on_behind_a_step_that_failed_and_was_discarded():
+    def fail_in_step(run, model, batch):
+        run.backward(model(batch).square().mean())
+        handle = run.view.optimizer.register_step_pre_hook(fail)
+        try:
+            run.step()
+        finally:
+            handle.remove()
+            run.discard()
+
+    def fail(*_):
+        raise MemoryError("in a step")
+
+    whole, cut = train_over_a_failure(None), train_over_a_failure(fail_in_step)
+    assert all(torch.equal(one, other) for one, other in zip(whole, cut, strict=True))
+
+
+def test_discard_before_the_first_backward_pass_of_fp16_does_nothing():
+    run = Run(
+        model := nn.Linear(2, 1),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        config=TrainerConfig(epochs=1, precision="fp16", device="cpu"),
+        discover=False,
+    )
+    with run.start():
+        for _ in run.epochs():
+            for batch in run.batches([torch.ones(3, 2)] * 2):
+                run.discard()
+                run.backward(run.module(batch).float().square().mean())
+                run.step()
+    assert run.result.steps == 2
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "3", True])
+def test_a_limit_that_is_no_number_of_batches_is_refused(limit):
+    run = make_two()
+    with run.start():
+        for _ in run.epochs():
+            with pytest.raises(ConfigError, match="limit must be an integer of at least 1"):
+                run.batches([torch.ones(3, 2)], limit=limit)

@@ -76,6 +76,10 @@ class AcceleratedPrecision(Precision):
         """Backward pass of the scaled loss, which the accelerator divides."""
         self._accelerator.backward(loss, inputs=inputs)
 
+    def _unscale(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """The scaler knows the optimizer inside: it would unscale that once more in its step."""
+        self._accelerator.unscale_gradients(optimizer)
+
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Steps the optimizer, and the scale; returns whether the step was skipped.
 
@@ -88,6 +92,7 @@ class AcceleratedPrecision(Precision):
                 "and the backward pass of each batch into `with accelerator.accumulate(model):`."
             )
         optimizer.step()
+        self._is_unscaled = False
         if self.scaler is not None:
             self._scale = self.scaler.get_scale()
         return bool(getattr(optimizer, "step_was_skipped", False))

@@ -28,7 +28,6 @@ __all__ = ["Loader", "Passes"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
-
 Loader: TypeAlias = Iterable[Any] | EpochLoader
 
 
@@ -64,8 +63,7 @@ class Passes:
         self.loss: Tensor | None = None
         self.named: set[str | None] = set()
         self.stepped: set[str] = set()
-        self._loaders: dict[int, EpochLoader] = {}
-        self._validated: dict[int, EpochLoader] = {}
+        self._loaders: dict[tuple[int, str], EpochLoader] = {}
         self.start(resumed=False)
 
     def start(self, *, resumed: bool) -> None:
@@ -83,32 +81,27 @@ class Passes:
         self._resumes = resumed
         self._is_counted = False
         self._source = self.loader = self.loss = None
-        self.named.clear()
-        self.stepped.clear()
+        self._forget_calls()
 
     def use(self, loader: Loader, limit: int | None = None) -> EpochLoader:
         """Returns `loader` as the run goes through it, `limit` batches an epoch."""
-        used = loader if isinstance(loader, EpochLoader) else self._loaders.get(id(loader))
-        if used is None:
-            given = cast("Iterable[Any]", loader)
-            check_alike_loader(given, "train", self._parts.ranks)
-            given = PreparedLoader(given) if is_prepared(given) else given
-            used = EpochLoader(given, self._config.seed, "train", self._parts.ranks)
-            self._loaders[id(loader)] = used
+        used = self._seed(loader, "train")
         used.limit = limit
         self._checkpoint.use(used)
         return used
 
     def use_validated(self, loader: Loader) -> EpochLoader:
         """Returns `loader` as a validation goes through it."""
-        used = loader if isinstance(loader, EpochLoader) else self._validated.get(id(loader))
+        return self._seed(loader, "validation")
+
+    def _seed(self, loader: Loader, name: str) -> EpochLoader:
+        used = loader if isinstance(loader, EpochLoader) else self._loaders.get((id(loader), name))
         if used is None:
-            given = cast("Iterable[Any]", loader)
-            seed, ranks = self._config.seed, self._parts.ranks
-            check_alike_loader(given, "validation", ranks)
+            given, ranks = cast("Iterable[Any]", loader), self._parts.ranks
+            check_alike_loader(given, name, ranks)
             given = PreparedLoader(given) if is_prepared(given) else given
-            used = EpochLoader(given, seed, "validation", ranks, in_step=False)
-            self._validated[id(loader)] = used
+            used = EpochLoader(given, self._config.seed, name, ranks, in_step=name == "train")
+            self._loaders[id(loader), name] = used
         return used
 
     def validate(self, loader: Iterable[Any]) -> ValidationBatches:
@@ -138,6 +131,10 @@ class Passes:
         self.loss = loss
         self._position.window += 1
         self._count_batch()
+
+    def _forget_calls(self) -> None:
+        self.named.clear()
+        self.stepped.clear()
 
     def _count_batch(self) -> None:
         if not self._is_counted:
@@ -276,7 +273,7 @@ class Passes:
         self._view.updater = self._parts.first
         self._position.window = 0
         self.loss = None
-        self.named.clear()
+        self._forget_calls()
 
     def close(self) -> None:
         """Lets go of the loader, whose workers end."""
@@ -321,12 +318,11 @@ class Passes:
         position, loss = self._position, self.loss
         self.in_batch = False
         self._count_batch()
+        self._forget_calls()
         if loss is None:  # passed over, or dropped
             return
         self.loss = None
         ends = self.ends_update
-        self.named.clear()
-        self.stepped.clear()
         if ends and position.step != position.update:
             raise RunOrderError(
                 f"batch {position.batch - 1} of epoch {position.epoch} had run.backward() and no "

@@ -216,15 +216,9 @@ class Session:
         unsent = self._tell(view.queue.close)
         late = late or unsent
         result = replace(result, switched_off=tuple(self._callbacks.switched_off))
-        if (
-            error is None
-            and late is None
-            and result.exit_code == 0
-            and final
-            and self._keeper.can_write
-        ):
-            late = self._tell(self._save_final)
         error = error or late
+        if error is None and result.exit_code == 0 and final and self._keeper.can_write:
+            error = self._tell(self._save_final)
         if isinstance(error, SnapshotError):
             saving = SaveError(str(error))
             saving.__cause__ = error

@@ -38,7 +38,7 @@ class Precision:
             torch.amp.GradScaler(self._device) if self._scales else None
         )
         self._scale = 1.0 if self.scaler is None else self.scaler.get_scale()
-        self._has_stepped = self._has_skipped = self._is_too_high = False
+        self._is_unscaled = self._has_stepped = self._is_too_high = False
 
     @property
     def loss_scale(self) -> float | None:
@@ -80,10 +80,14 @@ class Precision:
         loss.
         """
         if self.scaler is not None:
-            self.scaler.unscale_(optimizer)
+            self._is_unscaled = True
+            self._unscale(optimizer, self.scaler)
             for parameter in others:
                 if parameter.grad is not None:
                     parameter.grad.mul_(1.0 / self._scale)
+
+    def _unscale(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        scaler.unscale_(optimizer)
 
     @property
     def is_searching(self) -> bool:
@@ -110,19 +114,18 @@ class Precision:
                 are the optimizer's, or of this process.
         """
         self._is_too_high = self._is_too_high or overflow
-        self._has_skipped = True
         if not self._several:
             self.end_update()
 
     def drop(self) -> None:
         """Leaves out an update that was dropped, whose gradients may be unscaled already."""
-        if self.scaler is not None:
+        if self.scaler is not None and self._is_unscaled:
             self.scaler.update(self._scale)
-        self._has_stepped = self._has_skipped = self._is_too_high = False
+        self._is_unscaled = self._has_stepped = self._is_too_high = False
 
     def end_update(self) -> bool:
         """Lets the scale follow what this update has met; returns whether it has fallen."""
-        if self.scaler is None or not (self._has_stepped or self._has_skipped):
+        if self.scaler is None or not self._is_unscaled:
             return False
         before = self._scale
         if self._is_too_high:
@@ -134,7 +137,7 @@ class Precision:
             self._scale = self.scaler.get_scale()  # the one fetch of it
         else:
             self.scaler.update(self._scale)
-        self._has_stepped = self._has_skipped = self._is_too_high = False
+        self._is_unscaled = self._has_stepped = self._is_too_high = False
         return self._scale < before
 
     def state(self) -> dict[str, Any] | None:

@@ -36,7 +36,6 @@ class Updater:
         rate: the learning rate of the last update that a log event follows; None where the
             optimizer's first group has none.
         total_norm: of the gradients of the last update, before clipping; 0-dim. None: not clipped.
-        is_pending: a backward pass has reached the optimizer, and no step has used it.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class Updater:
         """Forgets the updates of an earlier run."""
         self.rate: float | None = None
         self.total_norm: Tensor | None = None
-        self.is_pending: bool = False
 
     def step(self, position: Position, verdict: Tensor | float | None) -> bool:
         """Takes the optimizer's step in the update of `position`; returns whether it was skipped.
