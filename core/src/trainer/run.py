@@ -263,7 +263,7 @@ class Run:
         if position.window != config.gradient_accumulation_steps:  # the last window may be short
             gradients.multiply(config.gradient_accumulation_steps / position.window)
         if not self._is_alone:
-            parts.ranks.average(gradients)
+            parts.ranks.average(gradients.own)
         hook.on_backward_end(trainer=view)
         gradients.follow()
         if config.max_grad_norm is not None:

@@ -14,7 +14,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,9 +25,6 @@ from trainer_callback import RunError
 from ..config import ConfigError
 from .points import FixedPoints
 from .sharding import check_sharding, share_copies, whole_tensors
-
-if TYPE_CHECKING:
-    from ..step.gradients import Gradients
 
 __all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
 
@@ -221,9 +218,9 @@ class Ranks:
             )
         self._is_called = False
 
-    def average(self, gradients: Gradients) -> None:
-        """Sees to it that the gradients of an update are the means over all processes: of several
-        models or optimizers they are averaged here. One that some processes have only counts as 0
+    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Checks that the gradients of an update are means over all processes; of several models or
+        optimizers it averages those of `parameters`. One that some processes have only counts as 0
         in the others.
 
         Raises:
@@ -232,9 +229,8 @@ class Ranks:
         if self._group is None:
             return
         self._check_called()
-        if self._plain is None:
+        if self._plain is None or not parameters:
             return
-        parameters = gradients.own
         device = parameters[0].device
         present = torch.tensor([p.grad is not None for p in parameters], device=device)
         counts = present.to(torch.float32)
@@ -306,5 +302,5 @@ def leave_ranks() -> None:
     Its threads must not outlive the interpreter, whose end would abort the process in them.
     """
     if dist.is_initialized():
-        gc.collect()  # a trainer is a circle, and holds the group
+        gc.collect()  # DistributedDataParallel is in a circle, and holds the group
         dist.destroy_process_group()
