@@ -102,21 +102,21 @@ class Trainer:
             artifacts=artifacts,
         )
         check_loss_fn(loss_fn)
-        loss_of, parts = loss_fn or default_loss, self.run.parts
+        loss_of, setup = loss_fn or default_loss, self.run.setup
         self._loader = self.run.use_loader(train_loader)
-        self._loss_of = parts.precision.wrap(partial(loss_of, parts.trained))
+        self._loss_of = setup.precision.wrap(partial(loss_of, setup.trained))
         sizes = BatchSizes(batch_size)
         if val_loader is None:
-            check_alike_loader(None, "validation", parts.ranks)
+            check_alike_loader(None, "validation", setup.ranks)
         else:
             val = self.run.use_loader(val_loader, validates=True)
-            val_loss_of = parts.precision.wrap(partial(loss_of, parts.evaluated))
+            val_loss_of = setup.precision.wrap(partial(loss_of, setup.evaluated))
             mean = MeanLoss(
                 val,
                 val_loss_of,
                 device=self.device,
                 sizes=sizes,
-                is_cut=parts.decider.is_signalled,
+                is_cut=setup.decider.is_signalled,
             )
             self.run.use_validation(mean)
 

@@ -20,7 +20,7 @@ from trainer_callback.checks import is_count
 from .config import ConfigError, TrainerConfig
 from .counters import Position
 from .data.loaders import EpochLoader
-from .engine.assembly import Parts, assemble
+from .engine.assembly import Setup, assemble
 from .engine.boundary import Boundary, Validate
 from .engine.lifetime import Lifetime, Started
 from .engine.passes import Loader, Passes
@@ -38,7 +38,7 @@ class Run:
     """Drives one run of any loop: hooks, snapshots, signals, exact resume.
 
     Attributes:
-        parts: what the run is made of.
+        setup: what the run is made of.
         view: what callbacks see of it.
         position: where it stands: `epoch`, `step`, `batch` and others; read-only.
         module: what to call in place of the model: it averages gradients over the processes and
@@ -81,23 +81,23 @@ class Run:
             ConfigError: an unknown device, a part of the wrong kind.
             PluginError: a callback that cannot be used.
         """
-        parts = assemble(
+        setup = assemble(
             *(model, optimizer, scheduler, TrainerConfig() if config is None else config),
             callbacks=callbacks,
             discover=discover,
             artifacts=artifacts or {},
             accelerator=accelerator,
         )
-        self.parts: Parts = parts
-        self.view: View = parts.view
-        self.position: Position = parts.view.position
-        self.module: Any = wrap_modules(parts.trained, parts.precision)
-        self._first, self._checks = parts.first, parts.checks_gradients
-        self._is_alone = parts.ranks.is_alone
-        self._config, self._callbacks = parts.view.config, parts.view.callbacks
-        self._boundary = Boundary(parts)
-        self._passes = Passes(parts, self._boundary)
-        self._lifetime = Lifetime(parts, self._boundary, self._passes)
+        self.setup: Setup = setup
+        self.view: View = setup.view
+        self.position: Position = setup.view.position
+        self.module: Any = wrap_modules(setup.trained, setup.precision)
+        self._first, self._checks = setup.first, setup.checks_gradients
+        self._is_alone = setup.ranks.is_alone
+        self._config, self._callbacks = setup.view.config, setup.view.callbacks
+        self._boundary = Boundary(setup)
+        self._passes = Passes(setup, self._boundary)
+        self._lifetime = Lifetime(setup, self._boundary, self._passes)
         self.use_validation(validate)
 
     @property
@@ -112,7 +112,7 @@ class Run:
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Returns a context in the run's precision, for what the loop computes beside `module`."""
-        return self.parts.precision.context()
+        return self.setup.precision.context()
 
     def keep(self, name: str, thing: Any) -> None:
         """Adds something with `state_dict` and `load_state_dict` to the snapshots, per process: a
@@ -123,7 +123,7 @@ class Run:
             RunOrderError: the run has started.
         """
         refuse(self._lifetime.is_open, "keep()", "call it before start()")
-        self.parts.checkpoint.keep(name, thing)
+        self.setup.checkpoint.keep(name, thing)
 
     def use_validation(self, validate: Validate | None) -> None:
         """Takes the function that validates, in place of the constructor's; None for none.
@@ -223,18 +223,18 @@ class Run:
             LossError: it is no loss.
             RunOrderError: outside a batch, or with a name beside a backward pass without one.
         """
-        passes, parts = self._passes, self.parts
+        passes, setup = self._passes, self.setup
         if not passes.in_batch or name is not None or passes.loss is not None:
             passes.check_name(name)
         check_loss(loss)
         if "on_forward_end" in self._callbacks.used:
             passes.hook.on_forward_end(trainer=self.view, loss=loss.detach().clone())
         is_part = name in passes.named
-        parts.losses.add(loss, name or "", to_last=is_part)
+        setup.losses.add(loss, name or "", to_last=is_part)
         steps = self._config.gradient_accumulation_steps
-        inputs = None if name is None else parts.updaters[name].gradients.own
+        inputs = None if name is None else setup.updaters[name].gradients.own
         try:
-            parts.precision.backward(loss, steps, inputs)
+            setup.precision.backward(loss, steps, inputs)
         except BaseException:
             passes.drop_update()
             raise
@@ -251,7 +251,7 @@ class Run:
             RunOrderError: without a backward pass before, or twice.
             NonFiniteError: the loss or a gradient is not finite, and that ends the run.
         """
-        passes, parts, config = self._passes, self.parts, self._config
+        passes, setup, config = self._passes, self.setup, self._config
         updater = passes.find_updater(name)
         if not passes.ends_update:
             return False
@@ -259,11 +259,11 @@ class Run:
         view.updater = updater
         position.step = position.update - 1
         gradients.check_reached()
-        parts.precision.unscale(updater.optimizer, gradients.outside)
+        setup.precision.unscale(updater.optimizer, gradients.outside)
         if position.window != config.gradient_accumulation_steps:  # the last window may be short
             gradients.multiply(config.gradient_accumulation_steps / position.window)
         if not self._is_alone:
-            parts.ranks.average(gradients.own)
+            setup.ranks.average(gradients.own)
         hook.on_backward_end(trainer=view)
         gradients.follow()
         if config.max_grad_norm is not None:
@@ -301,12 +301,12 @@ class Run:
         refuse(not self._lifetime.is_open, "stop()", "call it inside `with run.start():`")
         if not isinstance(reason, str) or not reason:
             raise UsageError(f"stop: reason must be a str that is not empty, got {reason!r}.")
-        self.parts.decider.asked = Stop("stopped", reason, str(detail))
+        self.setup.decider.asked = Stop("stopped", reason, str(detail))
 
     @property
     def stopping(self) -> bool:
         """Whether the run ends at this boundary, or the next."""
-        return self._boundary.stop is not None or self.parts.decider.asked is not None
+        return self._boundary.stop is not None or self.setup.decider.asked is not None
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Sends metrics to `on_log` of every callback; see `TrainerProtocol.log`."""

@@ -36,13 +36,13 @@ from .alike import check_alike
 from .decision import Decider
 from .session import Session
 
-__all__ = ["Parts", "assemble"]
+__all__ = ["Setup", "assemble"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Parts:
+class Setup:
     """What a run is made of.
 
     Attributes:
@@ -101,7 +101,7 @@ def assemble(
     discover: bool,
     artifacts: Mapping[str, bytes],
     accelerator: Any = None,
-) -> Parts:
+) -> Setup:
     """Checks everything that can be checked before the first step, and puts it together.
 
     Raises:
@@ -163,7 +163,7 @@ def assemble(
         config=config,
         ranks=ranks,
     )
-    return Parts(
+    return Setup(
         view=view,
         session=Session(view, checkpoint, artifacts),
         checkpoint=checkpoint,

@@ -17,7 +17,7 @@ from trainer_callback import TrainerCallback
 from ..processes.sharding import fsdp_modules, reshard
 from ..result import Stop
 from ..step.validation import CutError, agree_on_metrics, without_trace
-from .assembly import Parts
+from .assembly import Setup
 
 __all__ = ["Boundary", "Validate"]
 
@@ -34,13 +34,13 @@ class Boundary:
         stop: the end that all processes have agreed on, or None.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, setup: Setup) -> None:
         """Keeps references."""
-        self._parts = parts
-        self._view, self._session, self._decider = parts.view, parts.session, parts.decider
-        self._callbacks, self._config = parts.view.callbacks, parts.view.config
-        self._position = parts.view.position
-        self._shards = [*fsdp_modules(parts.view.model)]
+        self._setup = setup
+        self._view, self._session, self._decider = setup.view, setup.session, setup.decider
+        self._callbacks, self._config = setup.view.callbacks, setup.view.config
+        self._position = setup.view.position
+        self._shards = [*fsdp_modules(setup.view.model)]
         self.validate: Validate | None = None
         self.stop: Stop | None = None
 
@@ -70,12 +70,12 @@ class Boundary:
         position, config = self._position, self._config
         if position.step % config.log_interval == 0:
             metrics: dict[str, float | None] = {}
-            for name, updater in self._parts.updaters.items():
+            for name, updater in self._setup.updaters.items():
                 of = f"/{name}" if name else ""
                 metrics[f"learning_rate{of}"] = updater.rate
                 if updater.total_norm is not None:
                     metrics[f"grad_norm{of}"] = float(updater.total_norm)
-            for name, mean in self._parts.losses.take_interval().items():
+            for name, mean in self._setup.losses.take_interval().items():
                 metrics[f"loss/{name}" if name else "loss"] = mean
             self._view.log({name: value for name, value in metrics.items() if value is not None})
         every = config.eval_interval
@@ -104,7 +104,7 @@ class Boundary:
         if metrics is None:
             self.close()
             return
-        means = self._parts.losses.epoch_means()
+        means = self._setup.losses.epoch_means()
         train_loss = sum(means.values()) if means else math.nan
         named = {f"train_loss/{name}": mean for name, mean in means.items() if name}
         self._record({"train_loss": train_loss, **named, **metrics})
@@ -136,16 +136,16 @@ class Boundary:
 
     def _validate(self) -> dict[str, float] | None:
         """Returns the metrics, or None if a signal cut the validation short."""
-        view, parts, validate = self._view, self._parts, self.validate
+        view, setup, validate = self._view, self._setup, self.validate
         assert validate is not None
         view.check_replicas()
-        parts.ranks.share([*view.model.buffers()])
+        setup.ranks.share([*view.model.buffers()])
         reshard(self._shards)
-        with without_trace(parts.modes, view.device):
+        with without_trace(setup.modes, view.device):
             self._hook.on_validation_start(trainer=view)
             found: dict[str, float] | None = None
-            with contextlib.suppress(CutError), torch.no_grad(), parts.precision.context():
-                found = agree_on_metrics(validate(), parts.ranks)
+            with contextlib.suppress(CutError), torch.no_grad(), setup.precision.context():
+                found = agree_on_metrics(validate(), setup.ranks)
             reshard(self._shards)
             metrics = {} if found is None else found
             for name, value in metrics.items():

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from ..processes.signals import SignalFlags
 from ..result import TrainResult
-from .assembly import Parts
+from .assembly import Setup
 from .boundary import Boundary
 from .memory import explain_memory
 from .passes import Passes
@@ -26,9 +26,9 @@ class Lifetime:
         result: how the last one ended, also where it failed; None before its end.
     """
 
-    def __init__(self, parts: Parts, boundary: Boundary, passes: Passes) -> None:
+    def __init__(self, setup: Setup, boundary: Boundary, passes: Passes) -> None:
         """Keeps references."""
-        self._parts, self._boundary, self._passes = parts, boundary, passes
+        self._setup, self._boundary, self._passes = setup, boundary, passes
         self._held: contextlib.ExitStack | None = None
         self.result: TrainResult | None = None
 
@@ -40,15 +40,15 @@ class Lifetime:
     def start(self, resume: Resume) -> None:
         """Starts a run: directory, signals, snapshot, `on_train_start`."""
         refuse(self.is_open, "start()", "this run has started already, and has not ended")
-        parts, view, passes = self._parts, self._parts.view, self._passes
+        setup, view, passes = self._setup, self._setup.view, self._passes
         with contextlib.ExitStack() as stack:
-            stack.enter_context(parts.session.open(resume))
+            stack.enter_context(setup.session.open(resume))
             signals = stack.enter_context(SignalFlags())
-            parts.decider.start(signals)
-            parts.reset()
+            setup.decider.start(signals)
+            setup.reset()
             self.result = self._boundary.stop = None
-            resumed = parts.session.restore(resume)
-            for updater in parts.updaters.values():
+            resumed = setup.session.restore(resume)
+            for updater in setup.updaters.values():
                 updater.gradients.start(of_run=True)
             passes.start(resumed=resumed)
             self._held = stack.pop_all()
@@ -57,7 +57,7 @@ class Lifetime:
             view.callbacks.check_late()
             view.queue.open()
             if resumed:
-                parts.checkpoint.restore_rng()
+                setup.checkpoint.restore_rng()
             self._boundary.start(resumed=resumed)
         except BaseException as error:  # Ctrl-C and SystemExit end a run like any other
             self.end(error)
@@ -67,7 +67,7 @@ class Lifetime:
         """Ends the run, and raises what has ended it, or has failed at its end."""
         held, self._held = self._held, None
         assert held is not None
-        parts, passes, position = self._parts, self._passes, self._parts.view.position
+        setup, passes, position = self._setup, self._passes, self._setup.view.position
         try:
             with held:
                 try:
@@ -79,7 +79,7 @@ class Lifetime:
                     error = explain_memory(error, position.epoch, position.step)
                 passes.close()
                 stop, final = self._boundary.stop, passes.is_begun
-                self.result, error = parts.session.end(stop, error, final=final)
+                self.result, error = setup.session.end(stop, error, final=final)
                 if error is not None:
                     raise error
         finally:
@@ -96,12 +96,12 @@ class Lifetime:
             if passes.in_epoch:
                 passes.end_epoch()
             return
-        self._parts.ranks.leave("break")
+        self._setup.ranks.leave("break")
         if passes.is_begun:
             passes.leave_batches()
         self._boundary.leave()
         if passes.is_begun:  # else what the directory holds stays as it is
-            self._parts.session.save(due=True)
+            self._setup.session.save(due=True)
 
 
 class Started(contextlib.AbstractContextManager[T], Generic[T]):

@@ -20,7 +20,7 @@ from ..step.update import Updater
 from ..step.validation import ValidationBatches
 from .accelerated import PreparedLoader, is_prepared
 from .alike import check_alike_loader
-from .assembly import Parts
+from .assembly import Setup
 from .boundary import Boundary
 from .turns import RunOrderError, check_stepped, refuse
 
@@ -45,19 +45,19 @@ class Passes:
         is_over: the loop has come to its end.
     """
 
-    def __init__(self, parts: Parts, boundary: Boundary) -> None:
+    def __init__(self, setup: Setup, boundary: Boundary) -> None:
         """Keeps references."""
-        self._parts, self._boundary = parts, boundary
-        self._view, self._checkpoint = parts.view, parts.checkpoint
-        self._callbacks, self._config = parts.view.callbacks, parts.view.config
-        self._position = parts.view.position
-        self._device = parts.view.device
+        self._setup, self._boundary = setup, boundary
+        self._view, self._checkpoint = setup.view, setup.checkpoint
+        self._callbacks, self._config = setup.view.callbacks, setup.view.config
+        self._position = setup.view.position
+        self._device = setup.view.device
         self._moves = self._device.type != "cpu"
         self._steps = self._config.gradient_accumulation_steps
-        self._scales = parts.precision.scaler is not None
-        self._is_alone = parts.ranks.is_alone
-        self._only = parts.first if len(parts.updaters) == 1 else None
-        self._shards = [*fsdp_modules(parts.view.model)]
+        self._scales = setup.precision.scaler is not None
+        self._is_alone = setup.ranks.is_alone
+        self._only = setup.first if len(setup.updaters) == 1 else None
+        self._shards = [*fsdp_modules(setup.view.model)]
         self._source: Iterator[tuple[Any, bool]] | None = None
         self.loader: EpochLoader | None = None
         self.loss: Tensor | None = None
@@ -97,7 +97,7 @@ class Passes:
     def _seed(self, loader: Loader, name: str) -> EpochLoader:
         used = loader if isinstance(loader, EpochLoader) else self._loaders.get((id(loader), name))
         if used is None:
-            given, ranks = cast("Iterable[Any]", loader), self._parts.ranks
+            given, ranks = cast("Iterable[Any]", loader), self._setup.ranks
             check_alike_loader(given, name, ranks)
             given = PreparedLoader(given) if is_prepared(given) else given
             used = EpochLoader(given, self._config.seed, name, ranks, in_step=name == "train")
@@ -106,13 +106,13 @@ class Passes:
 
     def validate(self, loader: Iterable[Any]) -> ValidationBatches:
         """Returns the batches of `loader` for a validation."""
-        is_cut = self._parts.decider.is_signalled
+        is_cut = self._setup.decider.is_signalled
         return ValidationBatches(self.use_validated(loader), device=self._device, is_cut=is_cut)
 
     def check_name(self, name: str | None) -> None:
         """Refuses a backward pass that has no batch, or would add to gradients of another loss."""
         refuse(not self.in_batch, "backward()", "call it inside a batch of the loop")
-        updaters, stepped = self._parts.updaters, self._position.step == self._position.update
+        updaters, stepped = self._setup.updaters, self._position.step == self._position.update
         if name is not None and name not in updaters:
             names = ", ".join(map(repr, updaters))
             raise RunOrderError(f"backward(loss, {name!r}): there is no such optimizer: {names}.")
@@ -148,9 +148,9 @@ class Passes:
             return self._only
         way = "call run.backward(loss) before it"
         refuse(self.loss is None, "step()", way)
-        updaters = self._parts.updaters
+        updaters = self._setup.updaters
         if name is None and len(updaters) == 1:
-            name = self._parts.first.name
+            name = self._setup.first.name
         if name is None or name not in updaters:
             names = ", ".join(map(repr, updaters))
             raise RunOrderError(f"step({name!r}): there is no such optimizer, but {names}.")
@@ -212,7 +212,7 @@ class Passes:
         self.hook.on_batch_start(trainer=self._view, batch_idx=position.batch, batch=batch)
         self.ends_update = position.is_last or position.window + 1 == self._steps
         if not self._is_alone:
-            self._parts.ranks.start_forward(last=self.ends_update)
+            self._setup.ranks.start_forward(last=self.ends_update)
         if self._shards:
             reshard(self._shards)
         return batch
@@ -266,11 +266,11 @@ class Passes:
 
     def drop_update(self) -> None:
         """Drops the update under way."""
-        for updater in self._parts.updaters.values():
+        for updater in self._setup.updaters.values():
             updater.gradients.drop()
-        self._parts.losses.drop()
-        self._parts.precision.drop()
-        self._view.updater = self._parts.first
+        self._setup.losses.drop()
+        self._setup.precision.drop()
+        self._view.updater = self._setup.first
         self._position.window = 0
         self.loss = None
         self._forget_calls()
@@ -284,12 +284,12 @@ class Passes:
 
     def _start_epoch(self) -> None:
         position = self._position
-        self._parts.modes.leave_evaluation()
+        self._setup.modes.leave_evaluation()
         if position.batch == 0:
-            self._parts.losses.start_epoch()
+            self._setup.losses.start_epoch()
         self.in_epoch = self.is_begun = True
         self.hook.on_epoch_start(trainer=self._view, epoch=position.epoch)
-        for updater in self._parts.updaters.values():
+        for updater in self._setup.updaters.values():
             updater.gradients.start()
         self._checkpoint.start_epoch(resumed=self._resumes and position.batch > 0)
 
@@ -306,12 +306,12 @@ class Passes:
     def _start_update(self) -> None:
         self._callbacks.start_update()
         self._position.update = self._position.step + 1
-        updaters = self._parts.updaters
+        updaters = self._setup.updaters
         if self._callbacks.plugins or len(updaters) > 1:
             for updater in updaters.values():  # gradients may be left since the last update
                 updater.gradients.drop()
-        if self._parts.buffers is not None:
-            self._parts.buffers.keep()
+        if self._setup.buffers is not None:
+            self._setup.buffers.keep()
 
     def _end_batch(self) -> None:
         """Ends the micro-batch at hand, and the update where it was its last."""
@@ -330,17 +330,17 @@ class Passes:
                 "run.discard() to leave it out."
             )
         if ends and self._only is None:
-            check_stepped(self._parts.updaters, position.update)
+            check_stepped(self._setup.updaters, position.update)
         if "on_batch_end" in self._callbacks.used:
             own = loss.detach() if ends else loss.detach().clone()  # which is yet to be read
             self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)
         if not ends:
             return
         position.window = 0
-        if self._parts.buffers is not None:
-            self._parts.buffers.end_turn()
+        if self._setup.buffers is not None:
+            self._setup.buffers.end_turn()
         if self._scales:
-            self._parts.precision.end_update()
+            self._setup.precision.end_update()
         self._boundary.log_update()
         if not position.is_last:
             self._boundary.follow_update()
