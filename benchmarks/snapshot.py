@@ -32,7 +32,7 @@ from trainer.config import TrainerConfig
 from trainer.data.loaders import EpochLoader
 from trainer.snapshots.checkpoint import Checkpoint
 from trainer.snapshots.facts import read_facts
-from trainer.snapshots.keeper import SnapshotKeeper
+from trainer.snapshots.store import SnapshotStore
 from trainer.step.losses import LossMeter
 from trainer.step.precision import Precision
 
@@ -73,7 +73,7 @@ class Ours:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Path) -> None:
         self.config = TrainerConfig(output_dir=place, snapshot_interval=1, keep_snapshots=1)
-        self.keeper = SnapshotKeeper(self.config)
+        self.store = SnapshotStore(self.config)
         device = torch.device("cpu")
         self.checkpoint = Checkpoint(
             model=model,
@@ -90,8 +90,8 @@ class Ours:
         self.progress.step += 1
         state = self.checkpoint.read(mid_epoch=False)
         facts = read_facts(self.progress, self.config, ())
-        self.keeper.save(self.progress.step, state, facts, lambda path: None, {})
-        return lambda: self.keeper.collect(wait=True)
+        self.store.save(self.progress.step, state, facts, lambda path: None, {})
+        return lambda: self.store.collect(wait=True)
 
 
 class TorchSave:

@@ -10,8 +10,8 @@ import torch
 
 from trainer.config import TrainerConfig
 from trainer.snapshots.durable import explain, save_bytes
-from trainer.snapshots.keeper import SnapshotKeeper
 from trainer.snapshots.state_file import load_state
+from trainer.snapshots.store import SnapshotStore
 from trainer.writers.metrics_file import read_logged
 from trainer_callback import SaveError, SnapshotError, TrainerCallback
 
@@ -34,22 +34,22 @@ def test_disk_full(tiny, tmp_path, caplog):
     disk = tmp_path / "disk"
     small_disk(disk)
     try:
-        keeper = SnapshotKeeper(TrainerConfig(output_dir=disk))
+        store = SnapshotStore(TrainerConfig(output_dir=disk))
         small, large = {"x": torch.ones(100_000)}, {"x": torch.ones(500_000)}
         told = []
-        keeper.save(1, small, FACTS, told.append, {})
-        keeper.collect(wait=True)
-        keeper.save(2, large, FACTS, told.append, {})
-        keeper.collect(wait=True)
+        store.save(1, small, FACTS, told.append, {})
+        store.collect(wait=True)
+        store.save(2, large, FACTS, told.append, {})
+        store.collect(wait=True)
         message = caplog.messages[-1]
         assert "step-00000002" in message
         assert "No space left on device" in message
         assert "2,00" in message  # the bytes it needs
-        keeper.save(3, large, FACTS, told.append, {})
-        keeper.collect(wait=True)
-        keeper.save(4, large, FACTS, told.append, {})
+        store.save(3, large, FACTS, told.append, {})
+        store.collect(wait=True)
+        store.save(4, large, FACTS, told.append, {})
         with pytest.raises(SnapshotError, match="No space left"):
-            keeper.collect(wait=True)
+            store.collect(wait=True)
         assert [path.name for path in told] == ["step-00000001"]
         assert [path.name for path in (disk / "snapshots").iterdir()] == ["step-00000001"]
         load_state(disk / "snapshots" / "step-00000001")

@@ -15,9 +15,9 @@ from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.config import TrainerConfig as Config
-from trainer.snapshots.keeper import SnapshotKeeper
 from trainer.snapshots.snapshot import list_snapshots, write_snapshot
 from trainer.snapshots.state_file import load_state, save_state
+from trainer.snapshots.store import SnapshotStore
 from trainer_callback import (
     CallbackError,
     ResumeError,
@@ -227,12 +227,12 @@ def test_a_write_that_cannot_be_read_back_is_a_failed_write_and_older_snapshots_
     tmp_path, caplog
 ):
     facts = {"step": 1, "plugins": {}, "options": {}, "metrics": {}}
-    keeper = SnapshotKeeper(Config(output_dir=tmp_path, keep_snapshots=1, snapshot_sync=True))
-    keeper.save(1, {"x": torch.ones(2)}, facts, lambda path: None, {})
-    keeper.collect()
+    store = SnapshotStore(Config(output_dir=tmp_path, keep_snapshots=1, snapshot_sync=True))
+    store.save(1, {"x": torch.ones(2)}, facts, lambda path: None, {})
+    store.collect()
     saved = []
-    keeper.save(2, {"x": datetime.date(2020, 1, 1)}, facts, saved.append, {})
-    keeper.collect()
+    store.save(2, {"x": datetime.date(2020, 1, 1)}, facts, saved.append, {})
+    store.collect()
     assert "step-00000002 could not be written" in caplog.text
     assert ".tmp-" not in caplog.text
     assert saved == []

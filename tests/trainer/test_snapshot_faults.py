@@ -16,10 +16,10 @@ import torch
 
 from trainer.config import TrainerConfig
 from trainer.snapshots import state_file
-from trainer.snapshots.keeper import SnapshotKeeper
 from trainer.snapshots.manifest import FORMAT, MANIFEST, read_manifest, seal, verify
 from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, save_bytes, write_snapshot
 from trainer.snapshots.state_file import load_state, save_state
+from trainer.snapshots.store import SnapshotStore
 from trainer_callback import SnapshotError
 
 pytestmark = pytest.mark.any_loop
@@ -215,7 +215,7 @@ def test_the_newest_sound_snapshot_is_taken_and_the_log_says_why(tiny, tmp_path,
     tiny.child(work).wait()
     newest, before, *_ = list_snapshots(tmp_path / "snapshots")
     (newest / "state.pt").write_bytes(b"")
-    path, _, _ = SnapshotKeeper(TrainerConfig(output_dir=tmp_path)).load_newest()
+    path, _, _ = SnapshotStore(TrainerConfig(output_dir=tmp_path)).load_newest()
     assert path == before
     assert f"{newest / 'state.pt'} has 0 bytes" in caplog.text
     for each in list_snapshots(tmp_path / "snapshots"):
@@ -237,7 +237,7 @@ def test_an_empty_directory_is_never_the_newest_snapshot(tiny, tmp_path, caplog)
     tiny.child(lambda: tiny.trainer(tmp_path, epochs=1).train()).wait()
     (tmp_path / "snapshots" / "step-00000099").mkdir()
     (tmp_path / "snapshots" / "step-00000098").symlink_to(tmp_path / "nowhere")
-    path, _, _ = SnapshotKeeper(TrainerConfig(output_dir=tmp_path)).load_newest()
+    path, _, _ = SnapshotStore(TrainerConfig(output_dir=tmp_path)).load_newest()
     assert path.name == "step-00000006"
     assert "step-00000099/manifest.json: No such file" in caplog.text
 
@@ -325,8 +325,8 @@ def test_a_format_of_the_future_is_refused_naming_both(tmp_path):
 
 
 def test_what_was_written_before_the_fault_in_the_background_is_reported(tmp_path, caplog):
-    keeper = SnapshotKeeper(TrainerConfig(output_dir=tmp_path))
-    keeper.save(1, {"x": lambda: 0}, FACTS, print, {})
+    store = SnapshotStore(TrainerConfig(output_dir=tmp_path))
+    store.save(1, {"x": lambda: 0}, FACTS, print, {})
     assert caplog.messages == []
-    keeper.collect(wait=True)
+    store.collect(wait=True)
     assert "step-00000001 could not be written" in caplog.text

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from trainer.config import TrainerConfig
-from trainer.snapshots.keeper import SnapshotKeeper
 from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, write_snapshot
 from trainer.snapshots.state_file import load_state, save_state
+from trainer.snapshots.store import SnapshotStore
 from trainer_callback import SnapshotError
 
 pytestmark = pytest.mark.skipif(
@@ -247,10 +247,10 @@ def test_every_directory_that_a_write_makes_is_synced_in_its_parent(tmp_path):
 
 def test_retention_comes_after_durability(tmp_path):
     config = TrainerConfig(output_dir=tmp_path, keep_snapshots=1, snapshot_sync=True)
-    keeper = SnapshotKeeper(config)
+    store = SnapshotStore(config)
     state = {"x": torch.arange(3)}
-    keeper.save(1, state, FACTS, lambda path: None, {})
-    seen = order_of(lambda: keeper.save(2, state, FACTS, lambda path: None, {}))
+    store.save(1, state, FACTS, lambda path: None, {})
+    seen = order_of(lambda: store.save(2, state, FACTS, lambda path: None, {}))
     durable = seen.index("fsync snapshots")
     removed = seen.index("rename step-00000001")
     assert durable < removed

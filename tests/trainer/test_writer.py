@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from trainer.config import TrainerConfig
-from trainer.snapshots.keeper import SnapshotKeeper
 from trainer.snapshots.snapshot import list_snapshots
 from trainer.snapshots.state_file import load_state
+from trainer.snapshots.store import SnapshotStore
 from trainer.snapshots.writer import BackgroundWriter, HostCopier
 from trainer_callback import SnapshotError, TrainerCallback
 
@@ -105,20 +105,20 @@ def test_one_write_is_in_flight_and_a_second_waits(tmp_path):
         started.set()
         go_on.wait(30)
 
-    keeper = SnapshotKeeper(TrainerConfig(output_dir=tmp_path))
+    store = SnapshotStore(TrainerConfig(output_dir=tmp_path))
     weight = torch.zeros(3)
-    keeper.save(1, {"x": weight}, FACTS, lambda path: None, {"slow": slow})
+    store.save(1, {"x": weight}, FACTS, lambda path: None, {"slow": slow})
     assert started.wait(30)
     weight.fill_(1.0)  # training goes on
     second = threading.Thread(
-        target=keeper.save, args=(2, {"x": weight}, FACTS, lambda path: None, {})
+        target=store.save, args=(2, {"x": weight}, FACTS, lambda path: None, {})
     )
     second.start()
     second.join(0.3)
     assert second.is_alive()
     go_on.set()
     second.join()
-    keeper.collect(wait=True)
+    store.collect(wait=True)
     for step in (1, 2):
         state, _ = load_state(tmp_path / "snapshots" / f"step-{step:08d}")
         assert state["x"].tolist() == [step - 1.0] * 3

@@ -134,7 +134,7 @@ class Run:
         if validate is not None and not callable(validate):
             raise UsageError(f"validate must be a function without arguments, got {validate!r}.")
         self._boundary.validate = validate
-        self.view.expect_validation(is_there=validate is not None)
+        self.view.has_validation = validate is not None
 
     def use_loader(self, loader: Loader, *, validates: bool = False) -> EpochLoader:
         """Returns `loader` as the run goes through it, seeded by epoch and shared by the processes.

@@ -23,8 +23,8 @@ from .processes.loop_queue import LoopQueue
 from .processes.ranks import Ranks
 from .processes.replicas import check_replicas
 from .processes.sharding import gather_weights, whole_tensors
-from .snapshots.keeper import SnapshotKeeper
 from .snapshots.model_state import load_model_state
+from .snapshots.store import SnapshotStore
 from .step.precision import Precision
 from .step.update import Updater
 from .writers.metrics_file import to_floats
@@ -40,11 +40,12 @@ class View:
     Attributes:
         position: where the run stands.
         callbacks: who hears of what is logged.
-        keeper: writes snapshots and weights.
+        store: writes snapshots and weights.
         ranks: the processes of the run.
         queue: what other threads have sent.
         updater: the optimizer at hand: in the hooks of its step the one that steps, else the first.
         snapshot_requested: a callback has asked for a snapshot that is not taken yet.
+        has_validation: whether there is a validation.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class View:
         config: TrainerConfig,
         device: torch.device,
         callbacks: CallbackManager,
-        keeper: SnapshotKeeper,
+        store: SnapshotStore,
         ranks: Ranks,
         precision: Precision,
     ) -> None:
@@ -68,12 +69,12 @@ class View:
         self._told_buffers: set[str] = set()
         self.updater = updater
         self.callbacks = callbacks
-        self.keeper = keeper
+        self.store = store
         self.ranks = ranks
         self.position: Position = Position()
         self.queue: LoopQueue = LoopQueue()
         self.snapshot_requested: bool = False
-        self._has_validation = False
+        self.has_validation: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -104,15 +105,6 @@ class View:
     def output_dir(self) -> Path | None:
         """Where the run writes; None for a run that writes nothing."""
         return self._config.output_dir
-
-    @property
-    def has_validation(self) -> bool:
-        """Whether there is a validation."""
-        return self._has_validation
-
-    def expect_validation(self, *, is_there: bool) -> None:
-        """Takes note of whether there is a validation."""
-        self._has_validation = is_there
 
     @property
     def rank(self) -> int:
@@ -247,7 +239,7 @@ class View:
         self.ranks.meet(point, by_callback=True)
         weights = gather_weights(self._model, keep=self.is_main_process)
         return self.ranks.on_main(
-            lambda: self.keeper.save_weights(name, weights, facts), point, by_callback=True
+            lambda: self.store.save_weights(name, weights, facts), point, by_callback=True
         )
 
     def load_weights(self, name: str, digest: str, *, fallback_step: int | None = None) -> str:
@@ -255,7 +247,7 @@ class View:
         own, weights = self._model.state_dict(), {}
 
         def read() -> str:
-            source, state = self.keeper.read_weights(name, digest, fallback_step, self._model, own)
+            source, state = self.store.read_weights(name, digest, fallback_step, self._model, own)
             weights.update(state)
             return source
 
@@ -275,4 +267,4 @@ class View:
     def delete_weights(self, name: str) -> None:
         """See `TrainerProtocol`."""
         if self.is_main_process:
-            self.keeper.delete_weights(name)
+            self.store.delete_weights(name)

@@ -116,7 +116,7 @@ def test_a_failing_plugin_ends_the_run_and_is_named(loops, tmp_path, name):
     with pytest.raises((CallbackError, ArithmeticError), match="on purpose"):
         loop.train()
     assert loop.run.result.status == "failed"
-    assert loop.run.view.keeper is not None
+    assert loop.run.view.store is not None
     assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["step-00000002"]
 
 

@@ -20,7 +20,7 @@ from ..processes.device import choose_precision, find_device
 from ..processes.ranks import Ranks, join_ranks
 from ..processes.sharding import check_offload
 from ..snapshots.checkpoint import Checkpoint
-from ..snapshots.keeper import SnapshotKeeper
+from ..snapshots.store import SnapshotStore
 from ..step.buffers import KeptBuffers
 from ..step.compiled import plain_model
 from ..step.gradients import Gradients
@@ -146,7 +146,7 @@ def assemble(
         config=config,
         device=device,
         callbacks=manager,
-        keeper=SnapshotKeeper(config),
+        store=SnapshotStore(config),
         ranks=ranks,
         precision=precision,
     )

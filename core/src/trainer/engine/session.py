@@ -44,10 +44,10 @@ class Session:
         """Keeps references."""
         self._view = view
         self._callbacks = view.callbacks
-        self._keeper = view.keeper
+        self._store = view.store
         self._ranks = view.ranks
         self._checkpoint = checkpoint
-        self._place = Place(view.config, view.keeper, checkpoint, artifacts, self._ranks)
+        self._place = Place(view.config, view.store, checkpoint, artifacts, self._ranks)
         self._files = {name: save_bytes(content) for name, content in artifacts.items()}
         self._deal = Deal()
         self._saved: tuple[int, bool, bool] | None = None
@@ -91,13 +91,13 @@ class Session:
             position.load()
             self._checkpoint.check_schedule(position)
             seed_rng(view.config.seed + view.rank)  # as for dropout, not twice the same
-            self._keeper.finite.start(view.model, self._checkpoint.optimizer_state(), self._ranks)
+            self._store.finite.start(view.model, self._checkpoint.optimizer_state(), self._ranks)
             return False
         path, state, manifest = found
         with refusing():
             self._load(path, state)
         self._checkpoint.check_place()
-        self._keeper.finite.start(view.model, self._checkpoint.optimizer_state(), self._ranks)
+        self._store.finite.start(view.model, self._checkpoint.optimizer_state(), self._ranks)
         logger.info(
             "resumed from %s: %d epochs done, update %d.", path, position.epochs_done, position.step
         )
@@ -122,7 +122,7 @@ class Session:
             self._saved = position.boundary
             if view.is_main_process:
                 self._untold = self._make_report(path)
-                self._keeper.retain(path)
+                self._store.retain(path)
         return True
 
     def _load(self, path: Path, state: Mapping[str, Any]) -> None:
@@ -145,16 +145,16 @@ class Session:
             SnapshotError: the third failed write in a row; in all processes.
             NonFiniteError: what was to be written is not finite; in all processes.
         """
-        if not self._keeper.can_write:
+        if not self._store.can_write:
             return
         self._view.queue.check_process()
         position = self._view.position
         due = due and position.boundary != self._saved
         # Waited for, so that no state depends on how fast the disk was. Callbacks are told of the
         # write here, outside the point at which all processes hear of its failure.
-        self._keeper.collect(wait=due, may_raise=self._ranks.is_alone)
+        self._store.collect(wait=due, may_raise=self._ranks.is_alone)
         if due:
-            self._ranks.on_main(self._keeper.collect, "snapshot")
+            self._ranks.on_main(self._store.collect, "snapshot")
         if self._untold is not None:
             report, self._untold = self._untold, None
             report()
@@ -165,7 +165,7 @@ class Session:
         facts = read_facts(position, self._view.config, self._callbacks.plugins)
         facts["plugins"] = {**facts["plugins"], **self._deal.carried_writers}
         if self._view.is_main_process:
-            self._keeper.save(position.step, state, facts, self._make_report(), self._files)
+            self._store.save(position.step, state, facts, self._make_report(), self._files)
         self._saved = position.boundary
 
     def _make_report(self, path: Path | None = None) -> Callable[..., None]:
@@ -205,7 +205,7 @@ class Session:
         if error is not None:
             raised = error
             self._tell(lambda: hook.on_exception(trainer=view, exception=raised))
-        write = partial(self._keeper.collect, wait=True, must_succeed=resumable)
+        write = partial(self._store.collect, wait=True, must_succeed=resumable)
         unsaved = self._tell(partial(self._ranks.on_main, write, "end") if decided else write)
         if error is None or (resumable and unsaved is not None):
             error = unsaved
@@ -217,7 +217,7 @@ class Session:
         late = late or unsent
         result = replace(result, switched_off=tuple(self._callbacks.switched_off))
         error = error or late
-        if error is None and result.exit_code == 0 and final and self._keeper.can_write:
+        if error is None and result.exit_code == 0 and final and self._store.can_write:
             error = self._tell(self._save_final)
         if isinstance(error, SnapshotError):
             saving = SaveError(str(error))
@@ -271,7 +271,7 @@ class Session:
         """
         self._check_rates()
         state = {"model": self._view.model.state_dict()}
-        faults = self._ranks.gather(self._keeper.finite.describe_fault(state), "end")
+        faults = self._ranks.gather(self._store.finite.describe_fault(state), "end")
         fault = next(filter(None, faults), None)
         if fault is not None:
             raise NonFiniteError(
@@ -294,7 +294,7 @@ class Session:
         if describe_unsaveable(weights) is None:
             files["model.safetensors"] = save_safetensors(weights)
         facts = read_facts(view.position, view.config, self._callbacks.plugins)
-        path = self._keeper.save_final(weights, view.position.state(), files, facts)
+        path = self._store.save_final(weights, view.position.state(), files, facts)
         logger.info("wrote the finished model to %s.", path)
 
     def _tell(self, call: Callable[[], object]) -> BaseException | None:

@@ -9,7 +9,7 @@ from trainer_callback import CallbackError, SnapshotError, option_text
 
 from ..processes.ranks import Ranks
 from ..processes.sharding import holds_sharded
-from .keeper import Found
+from .store import Found
 
 __all__ = ["check_same", "match_parts"]
 

@@ -14,10 +14,10 @@ from trainer_callback import ResumeError, SnapshotError, option_text
 from ..config import ConfigError, TrainerConfig, read_path
 from ..processes.ranks import Ranks
 from .checkpoint import Checkpoint
-from .keeper import Found, SnapshotKeeper, load_named
 from .manifest import MANIFEST
 from .run_record import METRICS
 from .rundir import RunDirectory
+from .store import Found, SnapshotStore, load_named
 
 __all__ = ["Place", "Resume", "refusing"]
 
@@ -52,7 +52,7 @@ class Place:
     def __init__(
         self,
         config: TrainerConfig,
-        keeper: SnapshotKeeper,
+        store: SnapshotStore,
         checkpoint: Checkpoint,
         artifacts: Mapping[str, bytes],
         ranks: Ranks,
@@ -64,7 +64,7 @@ class Place:
         """
         _check_artifacts(artifacts)
         self._config = config
-        self._keeper = keeper
+        self._store = store
         self._checkpoint = checkpoint
         self._artifacts = artifacts
         self._ranks = ranks
@@ -108,7 +108,7 @@ class Place:
         """
         if self._named is not None:
             return self._named
-        found = self._keeper.load_newest() if resume else None
+        found = self._store.load_newest() if resume else None
         if found is None and resume is True:
             where = self._config.output_dir
             raise ConfigError(
@@ -142,7 +142,7 @@ class Place:
     def _claim(self, directory: RunDirectory, resume: Resume) -> None:
         """Makes sure that no file is overwritten that this run may not overwrite."""
         if directory.is_known:
-            self._keeper.clean()
+            self._store.clean()
         if not self._is_own_snapshot:
             directory.finish_clearing()
         asked = resume is True or resume == "auto"

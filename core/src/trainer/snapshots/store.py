@@ -31,7 +31,7 @@ from .writer import BackgroundWriter, HostCopier
 
 __all__ = [
     "Found",
-    "SnapshotKeeper",
+    "SnapshotStore",
     "load_named",
 ]
 
@@ -43,7 +43,7 @@ logger: logging.Logger = logging.getLogger("trainer")
 _MOST_FAILURES: Final = 3
 
 
-class SnapshotKeeper:
+class SnapshotStore:
     """Writes and finds what a run keeps under its output directory: `snapshots/`, `weights/` and
     `final/`. What gets its name there is finite, and has been read as a resume reads it.
 
@@ -52,7 +52,7 @@ class SnapshotKeeper:
     """
 
     def __init__(self, config: TrainerConfig) -> None:
-        """Makes a keeper for the run's `output_dir`; without one it can write nothing."""
+        """Makes a store for the run's `output_dir`; without one it can write nothing."""
         self._place = config.output_dir
         self._keep = config.keep_snapshots
         self._writer = BackgroundWriter(sync=config.snapshot_sync)
