@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from trainer import Run, TrainerConfig
 from trainer.writers.metrics_file import read_logged
@@ -108,6 +109,45 @@ class Epochs(NanoGPT):
                     run.backward(self.loss_of(*self.get_batch("train")) + shift * 0)
                     run.step()
                 run.log({"shift": shift, "behind": torch.rand(())})
+        return run.result
+
+
+class Accelerated(Epochs):
+    """The same in a script of Accelerate, which prepares and accumulates."""
+
+    def __init__(self, place, callbacks=(), **settings):
+        import accelerate
+
+        super().__init__(place, callbacks, **settings)
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerate.state.GradientState._reset_state()
+        self.accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+        schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
+        data = [torch.rand(4, generator=torch.Generator().manual_seed(i)) for i in range(28)]
+        loader = DataLoader(data, batch_size=4, shuffle=True)
+        self.prepared, self.optimizer, self.loader, schedule = self.accelerator.prepare(
+            self.model, self.optimizer, loader, schedule
+        )
+        self.run = Run(
+            self.prepared,
+            self.optimizer,
+            scheduler=schedule,
+            validate=self.estimate_loss,
+            config=self.run.view.config,
+            callbacks=callbacks,
+            discover=False,
+            accelerator=self.accelerator,
+        )
+
+    def train(self, resume=False):
+        run = self.run
+        with run.start(resume=resume):
+            for _ in run.epochs():
+                for batch in run.batches(self.loader):
+                    with self.accelerator.accumulate(self.prepared):
+                        run.backward(self.loss_of(*self.get_batch("train")) + 0 * batch.sum())
+                        run.step()
+                run.log({"behind": torch.rand(())})
         return run.result
 
 
@@ -280,7 +320,13 @@ class QLearning:
         return run.result
 
 
-LOOPS = {"nanogpt": NanoGPT, "epochs": Epochs, "gan": GAN, "rl": QLearning}
+LOOPS = {
+    "nanogpt": NanoGPT,
+    "epochs": Epochs,
+    "gan": GAN,
+    "rl": QLearning,
+    "accelerate": Accelerated,
+}
 
 
 def make_plugins(loop):

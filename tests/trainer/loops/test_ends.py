@@ -1,5 +1,7 @@
 """A loop that is written by hand ends like a `Trainer`: signals, NaN, faults, full disks."""
 
+import copy
+import importlib.util
 import json
 import os
 import resource
@@ -12,6 +14,8 @@ from trainer import NonFiniteError
 from trainer_callback import CallbackError, SaveError, TrainerCallback
 
 NAMES = ["nanogpt", "epochs", "gan", "rl"]
+if importlib.util.find_spec("accelerate") is not None:
+    NAMES.append("accelerate")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,6 +85,60 @@ def test_a_nan_ends_the_run_with_the_weights_before_it(loops, tmp_path, name):
     for key, value in loop.run.model.state_dict().items():
         if "weight" in key:
             assert torch.equal(value, weights[key])
+
+
+def snap(loop):
+    """The state of model, optimizer and schedule, copied."""
+    run = loop.run
+    parts = [run.model, run.view.optimizer, *filter(None, [run.view.scheduler])]
+    return copy.deepcopy([part.state_dict() for part in parts])
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("epochs", "accelerate")])
+def test_an_update_that_is_not_finite_changes_nothing(
+    loops, tiny, tmp_path, name, what, on_nonfinite
+):
+    states = {}
+
+    class Spoil(TrainerCallback):
+        def on_backward_end(self, trainer):
+            states[trainer.step] = snap(loop)
+            if what == "gradient" and trainer.step == 3:
+                loop.model[2].weight.grad[0, 0] = float("inf")
+
+        def on_step_end(self, trainer, skipped):
+            assert skipped == (trainer.step == 4)
+
+    class Bad(loops.kinds[name]):
+        def loss_of(self, ids, labels):
+            is_bad = what == "loss" and self.run.position.step == 3 and self.model.training
+            return super().loss_of(ids, labels) * (float("nan") if is_bad else 1.0)
+
+    loop = Bad(tmp_path, [Spoil()], on_nonfinite=on_nonfinite, epochs=2)
+    if on_nonfinite == "stop":
+        with pytest.raises(NonFiniteError, match="at epoch 0, update 4"):
+            loop.train()
+        after = snap(loop)
+    else:
+        assert (loop.train().status, loop.run.result.steps) == ("finished", 8)
+        after = states[4]
+    assert tiny.difference(states[3], after) is None
+    assert tiny.difference(states[2], after) is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plugin_that_is_not_critical_is_switched_off(loops, tmp_path, name):
+    class Fails(TrainerCallback):
+        critical = False
+
+        def on_step_end(self, trainer):
+            if trainer.step == 3:
+                raise ArithmeticError("on purpose")
+
+    result = loops.kinds[name](tmp_path, [Fails()]).train()
+    assert (result.status, result.switched_off) == ("finished", ("Fails",))
 
 
 def test_a_skipped_update_of_one_optimizer_leaves_the_other_alone(loops, caplog):
