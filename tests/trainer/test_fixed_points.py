@@ -185,14 +185,43 @@ def test_weights_that_the_main_process_cannot_load_are_the_same_error_in_all(tin
     assert tiny.run_ranks(work, seconds=20) == [0, 0]
 
 
-@pytest.mark.slow  # it waits until that is unusual
-@pytest.mark.parametrize("hook", ["on_batch_start", "on_forward_end"])
-def test_a_process_that_waits_for_another_one_inside_a_batch_says_so(tiny, tmp_path, caplog, hook):
-    def call(self, trainer):
-        if trainer.is_main_process:
-            trainer.save_weights("mine")
+@pytest.mark.parametrize("call", ["save", "load"])
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize("hook", ["on_batch_start", "on_forward_end", "on_batch_end"])
+def test_weights_are_not_saved_inside_an_update(tiny, tmp_path, hook, everywhere, call):
+    """One that does not call would wait in its backward pass, where it hears of nothing."""
 
-    alone = type("Alone", (TrainerCallback,), {hook: call})
+    def strike(self, trainer):
+        if everywhere or trainer.is_main_process:
+            if call == "save":
+                trainer.save_weights("mine")
+            else:
+                trainer.load_weights("mine", "0")
+
+    alone = type("Alone", (TrainerCallback,), {hook: strike})
+    text = f"{call}_weights 'mine' is called inside an update, where all processes wait"
+
+    def work(rank):
+        with pytest.raises((CallbackError, RuntimeError)) as caught:
+            make(tmp_path, alone(), gradient_accumulation_steps=2).train()
+        assert text in str(caught.value) or (rank == 1 and not everywhere)
+
+    started = time.monotonic()
+    assert tiny.run_ranks(work, seconds=30) == [0, 0]
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.slow  # it waits until that is unusual
+def test_a_process_that_waits_while_another_one_waits_elsewhere_says_so(tiny, tmp_path, caplog):
+    class Alone(TrainerCallback):
+        def on_validation_start(self, trainer):
+            if trainer.is_main_process:
+                trainer.save_weights("mine")
+
+    class Sums(TrainerCallback):
+        def on_validation_start(self, trainer):
+            torch.distributed.all_reduce(torch.ones(1))
+
     text = "waiting for another process at save_weights 'mine' for 10 seconds"
 
     def work(rank):
@@ -205,7 +234,7 @@ def test_a_process_that_waits_for_another_one_inside_a_batch_says_so(tiny, tmp_p
         if rank == 0:
             threading.Thread(target=end, daemon=True).start()
         with contextlib.suppress(Exception):
-            make(tmp_path, alone()).train()
+            make(tmp_path, Alone(), Sums()).train()
         return 9
 
     assert tiny.run_ranks(work, seconds=30) == [7, 9]

@@ -226,7 +226,7 @@ class TrainerProtocol(Protocol):
         """Writes weights and buffers of `model`, as safely as a snapshot, to
         `OUTPUT_DIR/weights/NAME/`, outside retention.
 
-        All processes have to call it; the main one writes.
+        All processes have to call it, behind an update; the main one writes.
 
         Returns:
             The digest of what was written, for `load_weights`.

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from trainer_callback import TrainerCallback
+
 
 def write(loop, place, rank):
     weights = [each.double().flatten().tolist() for each in loop.run.model.parameters()]
@@ -89,6 +91,24 @@ def test_a_model_that_is_called_past_the_run_is_told(loops, tiny, tmp_path):
 
     assert tiny.run_ranks(work) == [1, 1]
     assert "Call run.module in place of the model" in (tmp_path / "error-0").read_text()
+
+
+def test_weights_are_saved_behind_the_step_of_all_optimizers(loops, tiny, tmp_path):
+    """Between two of them the processes wait for each other's gradients."""
+
+    class Saves(TrainerCallback):
+        def on_batch_end(self, trainer):
+            trainer.save_weights("mine")
+
+        def on_step_end(self, trainer):
+            with pytest.raises(RuntimeError, match="called inside an update"):
+                trainer.save_weights("mine")
+
+    def work(rank):
+        loop = loops.kinds["gan"](tmp_path, [Saves()], epochs=1)
+        assert loop.train().status == "finished"
+
+    assert tiny.run_ranks(work) == [0, 0]
 
 
 class Leaves:

@@ -253,7 +253,7 @@ class Passes:
         if self.in_batch and self.loss is not None:
             position.is_last = position.is_last or self.ends_update  # its boundary is another
             self._end_batch()
-        self.in_batch = False
+        self.in_batch = self._setup.ranks.is_in_update = False
         if position.window:
             logger.warning(
                 "epoch %d ends inside an update: the last %d batches before update %d do not "
@@ -306,6 +306,8 @@ class Passes:
     def _start_update(self) -> None:
         self._callbacks.start_update()
         self._position.update = self._position.step + 1
+        if not self._is_alone:
+            self._setup.ranks.is_in_update = True
         updaters = self._setup.updaters
         if self._callbacks.plugins or len(updaters) > 1:
             for updater in updaters.values():  # gradients may be left since the last update
@@ -331,6 +333,7 @@ class Passes:
             )
         if ends and self._only is None:
             check_stepped(self._setup.updaters, position.update)
+            self._setup.ranks.is_in_update = False
         if "on_batch_end" in self._callbacks.used:
             own = loss.detach() if ends else loss.detach().clone()  # which is yet to be read
             self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)

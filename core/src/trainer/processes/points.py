@@ -130,8 +130,8 @@ class FixedPoints:
             self._resolve(arrived)
 
     def _await_others(self, work: dist.Work, point: str) -> None:
-        """Says so once, where the others do not come for a while: they may be inside a batch, where
-        they wait for this process and hear of nothing.
+        """Says so once, where the others do not come for a while: they may be in a sum over all
+        processes, where they wait for this one and hear of nothing.
         """
         end, pause = time.monotonic() + _UNUSUAL, 0.0001
         while not work.is_completed() and time.monotonic() < end:
@@ -139,9 +139,9 @@ class FixedPoints:
             pause = min(2 * pause, 0.01)
         if not work.is_completed():
             logger.warning(
-                "waiting for another process at %s for %.0f seconds: it may be inside a batch, "
-                "where it would wait for this one. If a callback calls this in some processes "
-                "only, end the run and call it in all of them, or in none.",
+                "waiting for another process at %s for %.0f seconds: it may wait for this one "
+                "elsewhere. If a callback calls this in some processes only, end the run and call "
+                "it in all of them, or in none.",
                 *(point, _UNUSUAL),
             )
 

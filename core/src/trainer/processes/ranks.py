@@ -23,7 +23,7 @@ from torch import nn
 from trainer_callback import RunError
 
 from ..config import ConfigError
-from .points import FixedPoints
+from .points import FixedPointError, FixedPoints
 from .sharding import check_sharding, share_copies, whole_tensors
 
 __all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
@@ -42,6 +42,8 @@ class Ranks:
     Attributes:
         rank: 0-based number of this process.
         world_size: W.
+        is_in_update: gradients are made whose means the processes make together: they wait for
+            each other where nobody hears of a fixed point.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -56,6 +58,7 @@ class Ranks:
         self._sharded: nn.Module | None = None
         self._plain: nn.Module | None = None
         self._is_called = self._notes_calls = False
+        self.is_in_update: bool = False
 
     @property
     def is_alone(self) -> bool:
@@ -117,9 +120,22 @@ class Ranks:
         return cast(T, outcome[0])
 
     def meet(self, point: str, *, by_callback: bool = False) -> None:
-        """Waits for all processes; for `by_callback` see `on_main`."""
-        if self._points is not None:
-            self._points.meet(point, by_callback=by_callback)
+        """Waits for all processes; for `by_callback` see `on_main`.
+
+        Raises:
+            FixedPointError: they do not come; or a callback has called inside an update, where
+                one that does not come could not be told of.
+        """
+        if self._points is None:
+            return
+        if by_callback and self.is_in_update:
+            raise FixedPointError(
+                f"{point} is called inside an update, where all processes wait for each other's "
+                "gradients: one that does not call it would wait for ever. Call it behind the "
+                "update, in on_batch_end of its last batch, in the hooks of a validation or of "
+                "an epoch's end."
+            )
+        self._points.meet(point, by_callback=by_callback)
 
     def leave(self, what: str) -> None:
         """Notes that this process leaves its loop by `what`, which the others have to do, too.
@@ -137,6 +153,7 @@ class Ranks:
             yield
             return
         self._points.start()
+        self.is_in_update = False
         try:
             yield
             self.watch(lambda: False)
@@ -229,6 +246,7 @@ class Ranks:
         if self._group is None:
             return
         self._check_called()
+        self.is_in_update = self._plain is not None  # whose other optimizers come yet
         if self._plain is None or not parameters:
             return
         device = parameters[0].device
