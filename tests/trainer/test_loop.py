@@ -354,3 +354,15 @@ def test_a_callback_cannot_put_another_part_in_the_place_of_one_of_the_trainer(n
     with pytest.raises(CallbackError, match=rf"Swap.*on_step_end.*AttributeError.*{name}"):
         trainer.train()
     assert getattr(trainer.run.view, name) is before
+
+
+def test_a_setting_that_nobody_reads_is_refused():
+    class Stops(TrainerCallback):
+        def on_step_end(self, trainer):
+            trainer.stop = True
+
+    trainer = make_trainer(callbacks=[Stops()], epochs=1)
+    with pytest.raises(CallbackError, match=r"on_step_end.*AttributeError.*'stop'"):
+        trainer.train()
+    with pytest.raises(AttributeError, match=r"Trainer has no attribute 'stop'.*should_stop_"):
+        trainer.stop = True

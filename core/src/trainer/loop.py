@@ -120,6 +120,15 @@ class Trainer:
             )
             self.run.use_validation(mean)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuses what nobody would read, such as `trainer.stop`."""
+        if name != "run" and name[0] != "_" and not hasattr(type(self), name):
+            raise AttributeError(
+                f"Trainer has no attribute {name!r}, and nobody would read it. A run ends where a "
+                "callback answers should_stop_training, and settings are those of TrainerConfig."
+            )
+        super().__setattr__(name, value)
+
     @property
     def model(self) -> nn.Module:
         """The module that is trained, never a compiled wrapper."""

@@ -134,7 +134,7 @@ class Run:
         if validate is not None and not callable(validate):
             raise UsageError(f"validate must be a function without arguments, got {validate!r}.")
         self._boundary.validate = validate
-        self.view.has_validation = validate is not None
+        self.view.validates = validate is not None
 
     def use_loader(self, loader: Loader, *, validates: bool = False) -> EpochLoader:
         """Returns `loader` as the run goes through it, seeded by epoch and shared by the processes.
@@ -199,7 +199,8 @@ class Run:
         way = "an epoch has one pass over one loader: chain loaders, or begin another epoch"
         refuse(passes.loader is not None, "batches()", way)
         passes.loader = passes.use(loader, limit)
-        return Turns(passes.next_batch)
+        passes.batches = Turns(passes.next_batch)
+        return passes.batches
 
     def updates(self) -> Iterator[int]:
         """Yields the number of each micro-batch of a loop without a loader, until the steps or the

@@ -45,8 +45,14 @@ class View:
         queue: what other threads have sent.
         updater: the optimizer at hand: in the hooks of its step the one that steps, else the first.
         snapshot_requested: a callback has asked for a snapshot that is not taken yet.
-        has_validation: whether there is a validation.
+        validates: there is a validation.
     """
+
+    __slots__ = (  # and no others: nobody would read a `trainer.stop` that a callback sets
+        *("_config", "_device", "_logs_within", "_model", "_precision", "_told_buffers"),
+        *("callbacks", "position", "queue", "ranks", "snapshot_requested"),
+        *("store", "updater", "validates", "__weakref__"),
+    )
 
     def __init__(
         self,
@@ -74,7 +80,7 @@ class View:
         self.position: Position = Position()
         self.queue: LoopQueue = LoopQueue()
         self.snapshot_requested: bool = False
-        self.has_validation: bool = False
+        self.validates: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -105,6 +111,11 @@ class View:
     def output_dir(self) -> Path | None:
         """Where the run writes; None for a run that writes nothing."""
         return self._config.output_dir
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation."""
+        return self.validates
 
     @property
     def rank(self) -> int:

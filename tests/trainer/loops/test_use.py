@@ -1,5 +1,7 @@
 """The calls of `Run` where people leave, hold, repeat or misplace them."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -262,6 +264,22 @@ def test_an_iterator_of_an_ended_run_takes_no_batch_of_the_next():
                 assert [*held[-1:]] == [] or [*held[-1]] == []
                 held.append(batches)
     assert run.result.steps == 8
+
+
+def test_an_iterator_of_an_earlier_epoch_takes_no_batch_of_the_next():
+    run = make_run()
+    seen, held = [], None
+    with run.start():
+        for epoch in run.epochs():
+            earlier, held = held, run.batches(DATA)
+            for batch in held:
+                if earlier is not None:
+                    assert next(earlier, None) is None
+                seen.append((epoch, int(batch[0, 0])))
+                learn(run, batch)
+                if epoch == 0 and len(seen) == 2:
+                    break
+    assert seen == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)]
 
 
 def test_stop_ends_the_loop_at_the_next_boundary(tmp_path):
@@ -658,3 +676,45 @@ def test_a_limit_that_is_no_number_of_batches_is_refused(limit):
         for _ in run.epochs():
             with pytest.raises(ConfigError, match="limit must be an integer of at least 1"):
                 run.batches([torch.ones(3, 2)], limit=limit)
+
+
+def test_a_run_inside_another_is_refused_and_the_outer_one_goes_on():
+    outer, inner, found = make_run(epochs=1), make_run(epochs=1), []
+
+    def learn_and_start(run, batch):
+        learn(run, batch)
+        with pytest.raises(RunOrderError, match="another run of this process") as caught:
+            walk(inner, learn)
+        found.append(caught)
+
+    walk(outer, learn_and_start)
+    assert (outer.result.status, len(found)) == ("finished", 4)
+    walk(inner, learn)
+    assert inner.result.status == "finished"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_runs_in_two_threads_are_refused_and_in_a_forked_process_not(tiny):
+    outer, inner, found = make_run(epochs=1), make_run(epochs=1), []
+
+    def start_elsewhere():
+        try:
+            walk(inner, learn)
+        except RunOrderError as error:
+            found.append(str(error))
+
+    def learn_and_start(run, batch):
+        learn(run, batch)
+        thread = threading.Thread(target=start_elsewhere)
+        thread.start()
+        thread.join()
+        assert tiny.child(lambda: walk(inner, learn)).wait() == 0
+
+    walk(outer, learn_and_start)
+    assert len(found) == 4
+
+
+def test_a_run_that_could_not_start_leaves_the_process_to_the_next(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        walk(make_run(tmp_path / "none"), learn, resume=True)
+    walk(make_run(), learn)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Generic, TypeVar
+import os
+import weakref
+from collections.abc import Iterator
+from typing import Final, Generic, TypeVar
 
 from ..processes.signals import SignalFlags
 from ..result import TrainResult
@@ -12,11 +15,14 @@ from .boundary import Boundary
 from .memory import explain_memory
 from .passes import Passes
 from .session import Resume
-from .turns import refuse
+from .turns import RunOrderError, refuse
 
 __all__ = ["Lifetime", "Started"]
 
 T = TypeVar("T")
+
+_open: Final[weakref.WeakKeyDictionary[Lifetime, int]] = weakref.WeakKeyDictionary()
+"""Whose run is under way, and in which process; one that was forked off starts anew."""
 
 
 class Lifetime:
@@ -42,6 +48,7 @@ class Lifetime:
         refuse(self.is_open, "start()", "this run has started already, and has not ended")
         setup, view, passes = self._setup, self._setup.view, self._passes
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_alone(self))
             stack.enter_context(setup.session.open(resume))
             signals = stack.enter_context(SignalFlags())
             setup.decider.start(signals)
@@ -102,6 +109,22 @@ class Lifetime:
         self._boundary.leave()
         if passes.is_begun:  # else what the directory holds stays as it is
             self._setup.session.save(due=True)
+
+
+@contextlib.contextmanager
+def _alone(lifetime: Lifetime) -> Iterator[None]:
+    """Refuses a run beside another one of this process."""
+    if os.getpid() in _open.values():
+        raise RunOrderError(
+            "start: another run of this process has not ended. Both would draw from the same "
+            "random numbers and hear the same signals, so that neither could be resumed exactly. "
+            "End that one first, or start this one in a process of its own."
+        )
+    _open[lifetime] = os.getpid()
+    try:
+        yield
+    finally:
+        del _open[lifetime]
 
 
 class Started(contextlib.AbstractContextManager[T], Generic[T]):

@@ -22,7 +22,7 @@ from .accelerated import PreparedLoader, is_prepared
 from .alike import check_alike_loader
 from .assembly import Setup
 from .boundary import Boundary
-from .turns import RunOrderError, check_stepped, refuse
+from .turns import RunOrderError, Turns, check_stepped, refuse
 
 __all__ = ["Loader", "Passes"]
 
@@ -36,6 +36,7 @@ class Passes:
 
     Attributes:
         loader: what the epoch under way goes through; None: nothing yet.
+        batches: what the loop holds of it; behind the epoch it has no more.
         loss: of the micro-batch at hand, a 0-dim tensor; None: it had no backward pass.
         named: the optimizers that the backward passes of that batch named; None where it did not.
         stepped: those whose step was called in that batch.
@@ -60,6 +61,7 @@ class Passes:
         self._shards = [*fsdp_modules(setup.view.model)]
         self._source: Iterator[tuple[Any, bool]] | None = None
         self.loader: EpochLoader | None = None
+        self.batches: Turns = Turns(iter(()).__next__)
         self.loss: Tensor | None = None
         self.named: set[str | None] = set()
         self.stepped: set[str] = set()
@@ -195,8 +197,6 @@ class Passes:
         if self.in_batch:
             self._end_batch()
         elif self._source is None:
-            if self.loader is None:  # the epoch of an iterator that is held has passed
-                raise StopIteration
             self._catch_up()
             self._source = self._checkpoint.continue_epoch(position.epoch, position.batch)
         source = self._source
@@ -277,6 +277,7 @@ class Passes:
 
     def close(self) -> None:
         """Lets go of the loader, whose workers end."""
+        self.batches.end()
         close = getattr(self._source, "close", None)
         if close is not None:
             close()

@@ -26,6 +26,10 @@ class Turns(Iterator[Any]):
     def __next__(self) -> Any:
         return self._take()
 
+    def end(self) -> None:
+        """From now on it has no more, for what it went through is over."""
+        self._take = iter(()).__next__
+
 
 def refuse(is_wrong: bool, what: str, way: str) -> None:
     """Raises a RunOrderError where `what` is called and `is_wrong`; `way` says what to do."""
