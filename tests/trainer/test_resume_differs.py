@@ -356,3 +356,61 @@ def test_another_setting_is_told_with_its_effect(tmp_path, caplog, option, told,
     assert "from here on" in text
     if "seed" in option:
         assert "come again or are left out" in text
+
+
+class Doubles(nn.Module):
+    """Its function is somewhere in memory, and says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.function = lambda x: 2 * x
+
+    def forward(self, x):
+        return self.function(x)
+
+    def extra_repr(self):
+        return repr(self.function)
+
+
+def make_of(place, *parts, **config):
+    model = nn.Sequential(nn.Linear(4, 3), *parts, nn.Linear(3, 1))
+    return Trainer(
+        model,
+        sgd(model),
+        DataLoader(torch.ones(8, 4), batch_size=2),
+        loss_fn=lambda model, batch: model(batch).square().mean(),
+        config=TrainerConfig(output_dir=place, **config),
+        discover=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ([nn.Dropout(0.1)], [nn.Dropout(0.5)], "1 Dropout(p=0.5, inplace=False) where that had 1"),
+        ([nn.ReLU(), nn.Tanh()], [nn.Tanh(), nn.ReLU()], "the same parts in another order"),
+        ([Doubles()], [Doubles()], None),
+    ],
+)
+def test_a_model_of_the_same_shapes_that_is_built_otherwise_is_told(
+    tmp_path, caplog, before, after, text
+):
+    make_of(tmp_path, *before, max_steps=2).train()
+    make_of(tmp_path, *after, max_steps=4).train(resume=True)
+    found = [line for line in warned(caplog) if "is built otherwise" in line]
+    assert len(found) == (text is not None)
+    assert text is None or text in found[0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ({"epochs": 1}, "nothing is left to train: epochs is 1, and 1 epochs and 4 updates"),
+        ({"max_steps": 3}, "nothing is left to train: max_steps is 3, and 0 epochs and 3 updates"),
+    ],
+)
+def test_a_resume_behind_the_end_of_the_run_says_what_to_raise(tmp_path, caplog, limits, text):
+    make(tmp_path, **limits).train()
+    assert not warned(caplog)
+    make(tmp_path, **limits).train(resume=True)
+    assert [message[: len(text)] for message in warned(caplog)] == [text]

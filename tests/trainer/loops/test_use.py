@@ -669,6 +669,23 @@ def test_discard_before_the_first_backward_pass_of_fp16_does_nothing():
     assert run.result.steps == 2
 
 
+@pytest.mark.parametrize(("until", "told"), [(1, True), (2, False)])
+def test_another_limit_inside_an_epoch_is_told_at_the_resume(tmp_path, caplog, until, told):
+    def train(limit, **config):
+        run = make_run(tmp_path, **config)
+        with run.start(resume="auto"):
+            for _ in run.epochs():
+                for batch in run.batches(DATA, limit):
+                    learn(run, batch)
+
+    train(2, max_steps=until)
+    train(3)
+    text = (
+        "batches: limit was 2 in the snapshot's run and is 3, so that epoch 0, of which 1 batches"
+    )
+    assert [text in line for line in caplog.messages if "limit" in line] == [True] * told
+
+
 @pytest.mark.parametrize("limit", [0, -1, 2.5, "3", True])
 def test_a_limit_that_is_no_number_of_batches_is_refused(limit):
     run = make_two()

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from trainer_callback import TrainerCallback
+from trainer_callback import TrainerCallback, option_text
 
 from ..processes.sharding import fsdp_modules, reshard
 from ..result import Stop
@@ -57,8 +57,25 @@ class Boundary:
         """Decides, before the first epoch, whether the run ends where it begins."""
         stop = self._decide() if resumed else self._decider.read_signals()
         self.stop, _ = self._decider.agree(stop, snapshot_due=False)
+        if resumed and self._view.is_main_process:
+            self._tell_what_is_used_up()
         if self.stop is not None:
             self._session.save(due=True)
+
+    def _tell_what_is_used_up(self) -> None:
+        """Says of a run that resumes behind its end why it trains nothing."""
+        position, config, stop = self._position, self._config, self.stop
+        if stop is None and position.epochs_done >= config.epochs:
+            limit, value = "epochs", config.epochs
+        elif stop is not None and stop.reason == "max_steps" and config.max_steps is not None:
+            limit, value = "max_steps", config.max_steps
+        else:
+            return
+        logger.warning(
+            "nothing is left to train: %s is %d, and %d epochs and %d updates are done. Raise it "
+            "to go on.",
+            *(option_text(limit), value, position.epochs_done, position.step),
+        )
 
     def leave(self) -> None:
         """Ends the run here, where the loop was left before its end."""

@@ -102,7 +102,7 @@ class Session:
             "resumed from %s: %d epochs done, update %d.", path, position.epochs_done, position.step
         )
         self._checkpoint.check_schedule(position)
-        tell_differences(manifest, view.config, self._callbacks.plugins, position)
+        tell_differences(manifest, view.config, self._callbacks.plugins, position, view.model)
         self._deal = deal_out(
             state["callback_state"],
             manifest.get("plugins", {}),
@@ -147,8 +147,8 @@ class Session:
         """
         if not self._store.can_write:
             return
-        self._view.queue.check_process()
-        position = self._view.position
+        view, position = self._view, self._view.position
+        view.queue.check_process()
         due = due and position.boundary != self._saved
         # Waited for, so that no state depends on how fast the disk was. Callbacks are told of the
         # write here, outside the point at which all processes hear of its failure.
@@ -160,11 +160,11 @@ class Session:
             report()
         if not due:
             return
-        self._view.check_replicas()
+        view.check_replicas()
         state = self._collect()
-        facts = read_facts(position, self._view.config, self._callbacks.plugins)
+        facts = read_facts(position, view.config, self._callbacks.plugins, view.model)
         facts["plugins"] = {**facts["plugins"], **self._deal.carried_writers}
-        if self._view.is_main_process:
+        if view.is_main_process:
             self._store.save(position.step, state, facts, self._make_report(), self._files)
         self._saved = position.boundary
 
@@ -293,7 +293,7 @@ class Session:
         files = dict(self._files)
         if describe_unsaveable(weights) is None:
             files["model.safetensors"] = save_safetensors(weights)
-        facts = read_facts(view.position, view.config, self._callbacks.plugins)
+        facts = read_facts(view.position, view.config, self._callbacks.plugins, view.model)
         path = self._store.save_final(weights, view.position.state(), files, facts)
         logger.info("wrote the finished model to %s.", path)
 

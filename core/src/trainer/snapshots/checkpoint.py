@@ -107,7 +107,7 @@ class Checkpoint:
         self._resumed_data = None
         self._check_place(loader, progress, path)
         if saved is not None:
-            tell_other_data(saved, describe_data(loader.given), progress)
+            tell_other_data(saved, _describe_pass(loader), progress)
 
     def reset(self) -> None:
         """Forgets the snapshot that was loaded; looks what is frozen before any callback."""
@@ -173,7 +173,7 @@ class Checkpoint:
             "model": gather_weights(self._model, keep=self._ranks.is_main),
             **read_updaters(self._updaters, self._model),
             "frozen": self._frozen,
-            "data": None if self._loader is None else describe_data(self._loader.given),
+            "data": None if self._loader is None else _describe_pass(self._loader),
             "scaler": self._precision.state(),
             "losses": self._losses.state(),
             **own,
@@ -296,6 +296,11 @@ class Checkpoint:
                 f"the training loader has {length} batches. Give it the data and the batch size of "
                 "the run that wrote it, or name a snapshot of an epoch's end."
             )
+
+
+def _describe_pass(loader: EpochLoader) -> dict[str, Any]:
+    """Returns what is known of its data, and how many batches of them the loop takes."""
+    return {**describe_data(loader.given), "limit": loader.limit}
 
 
 def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -> None:

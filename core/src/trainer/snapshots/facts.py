@@ -4,15 +4,19 @@ machine; a resume tells what differs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
 import logging
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Final
 
 import torch
+from torch import nn
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -62,10 +66,17 @@ _OTHER_ORDER: Final = (
 )
 
 
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
+"""Of an object in memory, such as a function that a module names."""
+_MOST_TEXT: Final = 300
+
+
 def read_facts(
-    position: Position, config: TrainerConfig, plugins: Sequence[Plugin]
+    position: Position, config: TrainerConfig, plugins: Sequence[Plugin], model: nn.Module
 ) -> dict[str, Any]:
-    """Returns step, epoch, metrics, versions, plugins and the options in force."""
+    """Returns step, epoch, metrics, versions, plugins, the options in force, and what the model is
+    built of.
+    """
     return {
         "step": position.step,
         "epoch": position.epoch,
@@ -78,6 +89,7 @@ def read_facts(
             for plugin in plugins
         },
         "options": _options(config),
+        "model": _describe_model(model),
     }
 
 
@@ -86,9 +98,11 @@ def tell_differences(
     config: TrainerConfig,
     plugins: Sequence[Plugin],
     position: Position,
+    model: nn.Module,
 ) -> None:
-    """Logs a line for each option that the snapshot's run had otherwise: those of this run hold. A
-    warning where it changes the numbers, so that the resume is not exact.
+    """Logs a line for each option that the snapshot's run had otherwise, and for a model that is
+    built otherwise: those of this run hold. A warning where it changes the numbers, so that the
+    resume is not exact.
     """
     for name, text in _compare(manifest.get("options", {}), _options(config)):
         is_order = name == "seed" and position.is_mid_epoch
@@ -99,6 +113,44 @@ def tell_differences(
         saved = manifest.get("plugins", {}).get(plugin.state_key, {}).get("options", {})
         for _, text in _compare(saved, describe_callback(plugin)["options"]):
             logger.info("%s.%s.", plugin.state_key, text)
+
+    _tell_other_model(manifest.get("model", {}), _describe_model(model))
+
+
+def _describe_model(model: nn.Module) -> dict[str, Any]:
+    """Returns how many modules without children there are of each kind and setting, as they say
+    themselves, such as `Dropout(p=0.1, inplace=False)`, and a checksum of which is where.
+    """
+    modules = {name: _say(each) for name, each in model.named_modules()}
+    leaves = {name: text for name, text in modules.items() if "(" in text}
+    places = zlib.crc32("\n".join(map(" ".join, modules.items())).encode())
+    return {"checksum": f"{places:08x}", "parts": dict(Counter(leaves.values()))}
+
+
+def _say(module: nn.Module) -> str:
+    """Returns what a module says of itself and its settings; of one with children, its class."""
+    if next(module.children(), None) is None:
+        with contextlib.suppress(Exception):  # somebody's own repr must not end a run
+            return _ADDRESS.sub("", repr(module))
+    return type(module).__name__
+
+
+def _tell_other_model(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if saved.get("checksum", now["checksum"]) == now["checksum"]:
+        return
+    before, after = Counter(saved["parts"]), Counter(now["parts"])
+    gone, come = (
+        ", ".join(f"{count} {part}" for part, count in sorted(each.items()))
+        for each in (before - after, after - before)
+    )
+    what = f"{come or 'nothing'} where that had {gone or 'nothing'}"
+    if before == after:
+        what = "the same parts in another order"
+    logger.warning(
+        "the model is built otherwise than in the snapshot's run, whose weights fit: it has %s. "
+        "The resume is not exact.",
+        what if len(what) < _MOST_TEXT else f"{what[:_MOST_TEXT]}...",
+    )
 
 
 def _compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -131,8 +183,20 @@ def describe_data(loader: Iterable[Any]) -> dict[str, Any]:
 def tell_other_data(
     saved: Mapping[str, Any], now: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> None:
-    """Logs what of the training data differs (see `describe_data`); a warning inside an epoch."""
+    """Logs what of the training data differs (see `describe_data`), and of the `limit` of batches
+    where that cuts the epoch under way elsewhere; a warning inside an epoch.
+    """
+    is_inside = progress["batch_in_epoch"] and not progress["epoch_done"]
     names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    if "limit" in names:
+        names.remove("limit")
+        if is_inside and "limit" in saved and "limit" in now:
+            logger.warning(
+                "batches: limit was %s in the snapshot's run and is %s, so that epoch %d, of which "
+                "%d batches are done, ends elsewhere. Give it that of the snapshot's run, for an "
+                "exact resume.",
+                *(saved["limit"], now["limit"], progress["epoch"], progress["batch_in_epoch"]),
+            )
     if "sampler" not in names:  # or an older version wrote none of its options
         names = [name for name in names if name in saved or name not in _OPTION_NAMES]
     if not names:
@@ -141,7 +205,6 @@ def tell_other_data(
         ", ".join(f"{name}={each[name]!r}" for name in names if name in each) or "none of these"
         for each in (saved, now)
     )
-    is_inside = progress["batch_in_epoch"] and not progress["epoch_done"]
     effect = "They are used from the next epoch on."
     if is_inside:
         effect = _OTHER_ORDER % (progress["epoch"], progress["batch_in_epoch"])
