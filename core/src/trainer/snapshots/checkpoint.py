@@ -138,12 +138,12 @@ class Checkpoint:
                 )
         model = self._model.state_dict()
         parts = {"model": model, **read_updaters(self._updaters, self._model)}
-        kept = {f"keep({name!r})": thing.state_dict() for name, thing in self._kept.items()}
-        for name, part in {**parts, **kept}.items():
-            try:
+        try:
+            kept = {f"keep({name!r})": each for name, each in read_kept(self._kept).items()}
+            for name, part in {**parts, **kept}.items():
                 to_plain(part, name, copy_tensors=False)
-            except StateError as error:
-                raise UnsaveableError(str(error)) from error
+        except StateError as error:
+            raise UnsaveableError(str(error)) from error
         for name, value in model.items():
             if isinstance(value, torch.Tensor) and _is_expanded(value):
                 raise UnsaveableError(
