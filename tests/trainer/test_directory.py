@@ -359,8 +359,11 @@ def test_a_directory_that_is_gone_in_mid_run_is_made_anew_with_its_lock(tiny, tm
             elif trainer.step == 5:
                 place.rename(tmp_path / "moved")
             elif trainer.step == 11:
-                with pytest.raises(ConfigError, match="is in use by process"):
-                    tiny.trainer(place).train("auto")
+                assert tiny.child(start_another).wait() == 0
+
+    def start_another():
+        with pytest.raises(ConfigError, match="is in use by process"):
+            tiny.trainer(place).train("auto")
 
     options = {"snapshot_interval": 1, "snapshot_sync": True}
     trainer = tiny.trainer(place, callbacks=[Remove()], **options)
