@@ -8,9 +8,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,71 +40,63 @@ TokenArray: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 """Token ids, 1-D, of the smallest unsigned type that holds the vocabulary."""
 
 
-class Tokenizer(Protocol):
-    """What the command uses of a tokenizer."""
+class Tokenizer(ABC):
+    """Text to ids and back.
+
+    Attributes:
+        name: what `--tokenizer` calls it.
+        vocab_size: number of distinct ids; ids are 0 to `vocab_size - 1`.
+    """
 
     name: ClassVar[str]
+    vocab_size: int
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of distinct ids; ids are 0 to `vocab_size - 1`."""
-        ...
-
+    @abstractmethod
     def encode(self, text: str) -> TokenArray:
         """Returns the ids of `text`."""
-        ...
 
     def encode_pieces(self, texts: Iterable[str]) -> Iterator[TokenArray]:
         """Yields the ids of each of `texts`, which are read a few at a time."""
-        ...
-
-    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
-        """Returns the text of `ids`; what is no valid text is shown as U+FFFD."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns what `load_tokenizer` needs, as plain JSON data."""
-        ...
-
-
-class ByteTokenizer:
-    """The 256 bytes of UTF-8: knows every text, needs no training."""
-
-    name: ClassVar[str] = "byte"
-
-    def __init__(self) -> None:
-        self.vocab_size = 256
-
-    def encode(self, text: str) -> TokenArray:
-        """Returns the ids of `text`, uint8."""
-        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
-
-    def encode_pieces(self, texts: Iterable[str]) -> Iterator[TokenArray]:
-        """Yields the ids of each of `texts`."""
         return map(self.encode, texts)
 
+    @abstractmethod
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
-        """Returns the text of `ids`; bytes that are not UTF-8 are shown as U+FFFD."""
+        """Returns the text of `ids`; what is no valid text is shown as U+FFFD."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `load_tokenizer` needs, as plain JSON data."""
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8: knows every text, needs no training."""
+
+    name = "byte"
+    vocab_size = 256
+
+    def encode(self, text: str) -> TokenArray:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
         return np.asarray(ids, dtype=np.uint8).tobytes().decode("utf-8", errors="replace")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `load_tokenizer` needs."""
         return {"kind": self.name}
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """One id for each character of the training text; id 0 stands for all others.
 
     Args:
         characters: the known characters, without repetition; the first gets id 1.
     """
 
-    name: ClassVar[str] = "char"
+    name = "char"
     unknown: ClassVar[int] = 0
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
-        self.vocab_size: int = len(characters) + 1
+        self.vocab_size = len(characters) + 1
         self._codes = _code_points("\ufffd" + characters)  # id -> code point
         dtype = np.min_scalar_type(self.vocab_size - 1)
         # Code point -> id; the last entry stands for all that are higher.
@@ -119,24 +112,17 @@ class CharTokenizer:
         return cls("".join(sorted(characters - {"\ufffd"})))
 
     def encode(self, text: str) -> TokenArray:
-        """Returns the ids of `text`; unknown characters become id 0."""
         ids: TokenArray = self._ids.take(_code_points(text), mode="clip")
         return ids
 
-    def encode_pieces(self, texts: Iterable[str]) -> Iterator[TokenArray]:
-        """Yields the ids of each of `texts`."""
-        return map(self.encode, texts)
-
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
-        """Returns the text of `ids`; id 0 is shown as U+FFFD."""
         return self._codes[np.asarray(ids, dtype=np.int64)].tobytes().decode("utf-32-le")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `load_tokenizer` needs."""
         return {"kind": self.name, "characters": self.characters}
 
 
-class BpeTokenizer:
+class BpeTokenizer(Tokenizer):
     """Byte-pair encoding over bytes: knows every text, frequent words are one token.
 
     Source: Sennrich et al., arXiv:1508.07909, over bytes as in GPT-2; by the library `tokenizers`.
@@ -145,11 +131,11 @@ class BpeTokenizer:
         tokenizer: a trained `tokenizers.Tokenizer`.
     """
 
-    name: ClassVar[str] = "bpe"
+    name = "bpe"
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.vocab_size: int = tokenizer.get_vocab_size()
+        self.vocab_size = tokenizer.get_vocab_size()
         self._dtype = np.min_scalar_type(self.vocab_size - 1)
 
     @classmethod
@@ -195,7 +181,6 @@ class BpeTokenizer:
         return np.concatenate(ids)
 
     def encode_pieces(self, texts: Iterable[str]) -> Iterator[TokenArray]:
-        """Yields the ids of each of `texts`."""
         remaining = iter(texts)
         # One call encodes on all cores; an Encoding is large, so only a few of them live at a time.
         while batch := list(itertools.islice(remaining, 32)):
@@ -203,7 +188,6 @@ class BpeTokenizer:
             yield from (np.array(encoding.ids, self._dtype) for encoding in encodings)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> str:
-        """Returns the text of `ids`; bytes that are not UTF-8 are shown as U+FFFD."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
 
     def to_dict(self) -> dict[str, Any]:
