@@ -9,7 +9,6 @@ from trainer_callback import UsageError
 from trainer_lm.data import Blocks, make_loaders
 from trainer_lm.options import TextOptions
 from trainer_lm.text import Corpus
-from trainer_lm.tokenizer import ByteTokenizer, CharTokenizer
 
 TEXT = "".join(f"{number:03d}," for number in range(250))  # 1000 bytes
 
@@ -20,15 +19,14 @@ def make(
     validation=TEXT[:130],
     block_size=16,
     batch_size=4,
-    tokenizer=None,
-    tokenizer_name="byte",
+    tokenizer="byte",
     **others,
 ):
     options = TextOptions(
-        cache_dir=tmp_path / "cache", tokenizer=tokenizer_name, batch_size=batch_size, **others
+        cache_dir=tmp_path / "cache", tokenizer=tokenizer, batch_size=batch_size, **others
     )
     corpus = Corpus(TEXT.encode(), validation.encode(), "numbers", ("a note",))
-    return make_loaders(corpus, options, block_size, tokenizer=tokenizer)
+    return make_loaders(corpus, options, block_size)
 
 
 def texts(loader):
@@ -115,7 +113,7 @@ def test_tokens_lie_in_a_mapped_file(tmp_path):
 
 
 def test_facts_count_tokens_and_bytes(tmp_path):
-    _, _, facts = make(tmp_path, validation="äöü" * 50, tokenizer=CharTokenizer("äöü"))
+    _, _, facts = make(tmp_path, validation="äöü" * 50, tokenizer="char")
     assert (facts.name, facts.train_bytes, facts.train_tokens) == ("numbers", 1000, 1000)
     assert (facts.validation_bytes, facts.validation_tokens) == (300, 150)
 
@@ -123,20 +121,14 @@ def test_facts_count_tokens_and_bytes(tmp_path):
 def test_bits_per_byte_of_a_uniform_guess(tmp_path):
     _, _, facts = make(tmp_path)
     assert facts.bits_per_byte(math.log(256)) == pytest.approx(8.0)
-    _, _, facts = make(tmp_path, validation="äöü" * 50, tokenizer=CharTokenizer("äöü"))
+    _, _, facts = make(tmp_path, validation="äöü" * 50, tokenizer="char")
     assert facts.bits_per_byte(math.log(4)) == pytest.approx(1.0)
-
-
-def test_a_tokenizer_that_is_given_is_used(tmp_path):
-    tokenizer = ByteTokenizer()
-    _, _, facts = make(tmp_path, tokenizer=tokenizer)
-    assert facts.tokenizer is tokenizer
 
 
 @pytest.mark.parametrize("name", ["byte", "char", "bpe"])
 def test_each_tokenizer_makes_batches_within_its_vocabulary(tmp_path, name):
     train_loader, val_loader, facts = make(
-        tmp_path, batch_size=2, block_size=4, tokenizer_name=name, vocab_size=260
+        tmp_path, batch_size=2, block_size=4, tokenizer=name, vocab_size=260
     )
     assert facts.tokenizer.name == name
     for loader in (train_loader, val_loader):
@@ -144,7 +136,7 @@ def test_each_tokenizer_makes_batches_within_its_vocabulary(tmp_path, name):
 
 
 def test_characters_that_only_validation_has_are_told(tmp_path):
-    _, _, facts = make(tmp_path, validation=TEXT[:130] + "ab!", tokenizer_name="char")
+    _, _, facts = make(tmp_path, validation=TEXT[:130] + "ab!", tokenizer="char")
     assert facts.notes[0] == "a note"
     assert facts.notes[1].startswith("3 of the 133 characters of the validation text")
 

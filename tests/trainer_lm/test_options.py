@@ -30,7 +30,6 @@ def test_importing_the_options_imports_neither_torch_nor_numpy():
     ("options", "wrong"),
     [
         (TextOptions, {"dataset": ""}),
-        (TextOptions, {"tokenizer": "word"}),
         (TextOptions, {"vocab_size": 255}),
         (TextOptions, {"batch_size": 0}),
         (TextOptions, {"num_workers": -1}),
@@ -44,7 +43,6 @@ def test_importing_the_options_imports_neither_torch_nor_numpy():
         (OptimizerOptions, {"learning_rate": float("nan")}),
         (OptimizerOptions, {"weight_decay": -0.1}),
         (OptimizerOptions, {"warmup_steps": -1}),
-        (OptimizerOptions, {"lr_schedule": "step"}),
         (OptimizerOptions, {"beta1": 1.0}),
         (OptimizerOptions, {"beta2": -0.5}),
     ],

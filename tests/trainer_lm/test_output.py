@@ -95,7 +95,7 @@ from trainer_lm import cli
 settings = cli._read(["--dataset", "text.txt"])
 print("ready", flush=True)
 sys.stdin.readline()
-print(settings.reserve())
+print(settings.reserve().training.output_dir)
 """
 
 

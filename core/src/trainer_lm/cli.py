@@ -81,7 +81,8 @@ def read_flags(plugins: Sequence[InstalledPlugin]) -> dict[str, str]:
 
 def _read(arguments: list[str]) -> Settings | None:
     """Returns the settings, or None where the command was only asked to print them."""
-    first_parser = _make_first_parser()
+    first_parser = Parser(add_help=False)  # of what the plugins' own flags depend on
+    _add_run_options(first_parser)
     first, others = first_parser.parse_known_args(arguments)
     in_file = [] if first.config is None else read_config_file(first.config)
     first_parser.read_file(first, in_file)
@@ -141,13 +142,6 @@ def _read_prompt(prompt: str) -> str:
         ) from error
 
 
-def _make_first_parser() -> Parser:
-    """What has to be known before the plugins can add their flags."""
-    parser = Parser(add_help=False)
-    _add_run_options(parser)
-    return parser
-
-
 def _add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--config", metavar="FILE", help="read options from a YAML file")
     parser.add_argument(
@@ -183,7 +177,15 @@ def _make_parser(plugins: Sequence[InstalledPlugin], given: Collection[str]) -> 
         "--version", action="version", version=f"train-lm {find_version('trainer-core')}"
     )
     Settings.add_options(parser)
-    group = parser.add_argument_group("this command")
+    _add_command_options(parser.add_argument_group("this command"))
+    admit(plugins, _read_flags(parser), given)
+    for plugin in plugins:
+        if plugin.problem is None:
+            plugin.add_options(parser)
+    return parser
+
+
+def _add_command_options(group: argparse._ArgumentGroup) -> None:
     _add_run_options(group)
     group.add_argument(
         "--resume",
@@ -210,11 +212,6 @@ def _make_parser(plugins: Sequence[InstalledPlugin], given: Collection[str]) -> 
         "--plugin_costs", action="store_true", help="print the time that each plugin took"
     )
     group.add_argument("--quiet", action="store_true", help="print the summary only")
-    admit(plugins, _read_flags(parser), given)
-    for plugin in plugins:
-        if plugin.problem is None:
-            plugin.add_options(parser)
-    return parser
 
 
 def _read_flags(parser: argparse.ArgumentParser) -> dict[str, str]:

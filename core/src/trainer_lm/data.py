@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -103,12 +104,7 @@ class Blocks(Dataset[Batch]):
 
 
 def make_loaders(
-    corpus: Corpus,
-    options: TextOptions,
-    block_size: int,
-    *,
-    tokenizer: Tokenizer | None = None,
-    pin_memory: bool = False,
+    corpus: Corpus, options: TextOptions, block_size: int, *, pin_memory: bool = False
 ) -> tuple[DataLoader[Batch], DataLoader[Batch], Facts]:
     """Returns the loaders of training and validation batches, and what became of the text.
 
@@ -119,7 +115,6 @@ def make_loaders(
         corpus: the two texts.
         options: tokenizer, batch size, cache folder and loader processes.
         block_size: T.
-        tokenizer: used instead of a new one, such as that of the run that is resumed.
         pin_memory: puts batches where a CUDA device copies from faster.
 
     Raises:
@@ -127,7 +122,7 @@ def make_loaders(
             `cache_dir` that was asked for cannot be written, or a library is missing.
     """
     cache = TokenCache(options.cache_dir)
-    tokenizer = tokenizer or cache.tokenizer(options, corpus.train)
+    tokenizer = cache.tokenizer(options, corpus.train)
     train = Blocks(cache.tokens(corpus.train, tokenizer), block_size)
     validation = Blocks(cache.tokens(corpus.validation, tokenizer), block_size)
     _check_sizes(corpus.name, train, validation, options.batch_size)
@@ -146,23 +141,14 @@ def make_loaders(
             *_unknown(tokenizer, validation.tokens),
         ),
     )
-    train_loader = DataLoader(
-        train,
-        options.batch_size,
-        shuffle=True,
-        drop_last=True,
+    make_loader = partial(
+        DataLoader,
+        batch_size=options.batch_size,
         num_workers=options.num_workers,
         collate_fn=_as_gathered,
         pin_memory=pin_memory,
     )
-    val_loader = DataLoader(
-        validation,
-        options.batch_size,
-        num_workers=options.num_workers,
-        collate_fn=_as_gathered,
-        pin_memory=pin_memory,
-    )
-    return train_loader, val_loader, facts
+    return make_loader(train, shuffle=True, drop_last=True), make_loader(validation), facts
 
 
 def _map(path: Path) -> TokenArray:

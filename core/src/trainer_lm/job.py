@@ -6,12 +6,14 @@ import contextlib
 import logging
 import math
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from torch.utils.data import DataLoader
 
 from trainer import Trainer, TrainResult
 from trainer.engine.memory import OutOfMemoryError
@@ -20,11 +22,11 @@ from trainer.processes.ranks import join_ranks, leave_ranks
 from trainer.processes.rng import seed_rng
 from trainer.writers.console import ProgressCallback
 from trainer.writers.output import printing
-from trainer_callback import RunError, UsageError
+from trainer_callback import RunError, TrainerCallback, UsageError
 from trainer_callback.calls.manager import Plugin
 from trainer_callback.discovery import find_version
 
-from .data import Facts, make_loaders
+from .data import Batch, Facts, make_loaders
 from .memory import check_size, keep_freed_memory
 from .model import GPT, make_optimizer, make_scheduler
 from .run_options import RunOptions
@@ -32,7 +34,7 @@ from .sample import printable
 from .samples import SampleCallback
 from .settings import Settings
 from .text import load_text
-from .tokenizer import tokenizer_bytes
+from .tokenizer import Tokenizer, tokenizer_bytes
 
 __all__ = ["run"]
 
@@ -63,11 +65,8 @@ def _train(settings: Settings) -> int:
     seed_rng(settings.training.seed)
     settings = settings.with_precision(choose_precision(settings.training.precision, device))
     corpus = load_text(settings.text)
-    train_loader, val_loader, facts = make_loaders(
-        corpus,
-        settings.text,
-        settings.model.block_size,
-        pin_memory=device.type == "cuda",
+    *loaders, facts = make_loaders(
+        corpus, settings.text, settings.model.block_size, pin_memory=device.type == "cuda"
     )
     for note in facts.notes:
         logger.info("%s", note)
@@ -75,42 +74,23 @@ def _train(settings: Settings) -> int:
     del corpus  # its tokens are in a file, or with the loaders
     check_size(facts.tokenizer.vocab_size, settings.model)
     model = GPT(facts.tokenizer.vocab_size, settings.model).to(device)
-    place = settings.reserve() if ranks.is_main else settings.training.output_dir
-    settings = settings.with_place(place)
+    samples = SampleCallback(facts.tokenizer, settings.samples.sample_interval)
+    settings = settings.reserve() if ranks.is_main else settings
     try:
-        batches = len(train_loader) // ranks.world_size
-        steps = _count_steps(batches, settings)
+        steps = _count_steps(len(loaders[0]) // ranks.world_size, settings)
         tokens = settings.text.batch_size * settings.model.block_size * ranks.world_size
         tokens *= settings.training.gradient_accumulation_steps
-        samples = SampleCallback(facts.tokenizer, settings.samples.sample_interval)
         own = {
             "options": options,
             "samples": samples,
             "progress": ProgressCallback(steps, tokens, "tokens", console),
         }
-        optimizer = make_optimizer(model, settings.optimizer)
-        trainer = Trainer(
-            model,
-            optimizer,
-            train_loader,
-            val_loader,
-            scheduler=make_scheduler(optimizer, settings.optimizer, steps),
-            config=settings.training,
-            callbacks=[
-                *settings.plugins,
-                *(Plugin(each, name, _CORE, find_version(_CORE)) for name, each in own.items()),
-            ],
-            artifacts={
-                "config.yaml": settings.as_yaml().encode(),
-                "tokenizer.json": tokenizer_bytes(facts.tokenizer),
-            },
-            discover=False,
-        )
+        trainer = _make_trainer(settings, model, loaders, facts.tokenizer, own=own, steps=steps)
         _announce(trainer, facts, settings)
         result = _call(trainer, settings, alone=ranks.is_alone)
     except UsageError:
-        if settings.is_fresh and place is not None and ranks.is_main:
-            _remove_empty(place)
+        if settings.is_fresh and ranks.is_main:
+            _remove_empty(settings.training.output_dir)
         raise
     if ranks.is_main:
         with printing():
@@ -123,6 +103,38 @@ def _count_steps(batches: int, settings: Settings) -> int:
     training = settings.training
     updates_per_epoch = math.ceil(batches / training.gradient_accumulation_steps)
     return min(updates_per_epoch * training.epochs, training.max_steps or 2**62)
+
+
+def _make_trainer(
+    settings: Settings,
+    model: GPT,
+    loaders: Sequence[DataLoader[Batch]],
+    tokenizer: Tokenizer,
+    *,
+    own: Mapping[str, TrainerCallback],
+    steps: int,
+) -> Trainer:
+    """Returns the trainer of a run of so many `steps`, with the command's `own` callbacks by name,
+    behind those of the plugins.
+    """
+    optimizer = make_optimizer(model, settings.optimizer)
+    version = find_version(_CORE)
+    return Trainer(
+        model,
+        optimizer,
+        *loaders,
+        scheduler=make_scheduler(optimizer, settings.optimizer, steps),
+        config=settings.training,
+        callbacks=[
+            *settings.plugins,
+            *(Plugin(each, name, _CORE, version) for name, each in own.items()),
+        ],
+        artifacts={
+            "config.yaml": settings.as_yaml().encode(),
+            "tokenizer.json": tokenizer_bytes(tokenizer),
+        },
+        discover=False,
+    )
 
 
 def _announce(trainer: Trainer, facts: Facts, settings: Settings) -> None:
@@ -152,9 +164,9 @@ def _call(trainer: Trainer, settings: Settings, *, alone: bool) -> TrainResult:
         raise RunError(f"another process of this run has died. {_how_to_go_on(trainer)}") from error
 
 
-def _remove_empty(place: Path) -> None:
+def _remove_empty(place: Path | None) -> None:
     """Gives a fresh output directory back, if nothing was written there."""
-    for folder in (place, place.parent):
+    for folder in (place, place.parent) if place is not None else ():
         with contextlib.suppress(OSError):
             folder.rmdir()
 

@@ -64,8 +64,8 @@ class Settings:
         plugins: the callbacks that the options ask for, live ones included.
         values: flag -> value, of every option of the command and of the plugins in use.
         origins: flag -> where the value came from.
-        is_fresh: the output directory was not named: it is the next number that is free, and has
-            to be taken by `reserve`.
+        is_fresh: the output directory was not named: it is the next number that is free, and is
+            taken by `reserve`.
         resume: what `Trainer.train` takes.
         quiet: print the summary only.
         plugin_costs: print what each plugin cost at the end.
@@ -102,13 +102,13 @@ class Settings:
         values: dict[str, Any] = {}
         parts: dict[str, Any] = {}
         is_fresh = False
+        resume = namespace.resume
         for title, options in _own_options().items():
             known = {option.parameter: option.default for option in options}
             known.update(collect_options(namespace, options))
             if known.get("output_dir", "") is None:
-                place = _find_place(parts["text"].dataset, namespace.resume)
-                known["output_dir"] = place
-                is_fresh = namespace.resume in (None, "auto") and not place.exists()
+                place = known["output_dir"] = _find_place(parts["text"].dataset, resume)
+                is_fresh = resume in (None, "auto") and not place.exists()
             parts[title] = _GROUPS[title](**known)
             values.update({o.flag: getattr(parts[title], o.parameter) for o in options})
             if "output_dir" in known:  # as it was given: the trainer makes it absolute
@@ -125,7 +125,6 @@ class Settings:
         for name in ("callback", "no_plugin"):
             if getattr(namespace, name):
                 values[name] = getattr(namespace, name)
-        resume = namespace.resume
         return cls(
             **parts,
             plugins=made,
@@ -145,9 +144,9 @@ class Settings:
             values={**self.values, "precision": precision},
         )
 
-    def reserve(self) -> Path | None:
-        """Returns the output directory; a fresh one is made, with the next number that nobody else
-        has taken in the meantime.
+    def reserve(self) -> Settings:
+        """Makes a fresh output directory, with the next number that nobody else has taken in the
+        meantime. Returns the same settings with it.
         """
         place = self.training.output_dir
         while self.is_fresh and place is not None:
@@ -159,10 +158,6 @@ class Settings:
                 place = place.with_name(f"{stem}-{int(number) + 1}")
             except OSError:
                 break  # the trainer says what is wrong with it
-        return place
-
-    def with_place(self, place: Path | None) -> Settings:
-        """Returns the same settings with another output directory."""
         return dataclasses.replace(
             self, training=dataclasses.replace(self.training, output_dir=place)
         )
