@@ -19,14 +19,13 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
-__all__ = ["BINS", "LOWEST_BIN", "copy_weights", "count_magnitudes", "update_ratios"]
+__all__ = ["BINS", "EDGES", "copy_weights", "count_magnitudes", "update_ratios"]
 
-LOWEST_BIN: Final = -24
-BINS: Final = 34
-"""Of log2 of the magnitude: below -24, one each from -24 to 7, 8 and above.
+EDGES: Final = tuple(range(-24, 9))
+"""Of the bins, as log2 of the magnitude. fp16 has nothing below 2**-24."""
 
-fp16 has nothing below 2**-24.
-"""
+BINS: Final = len(EDGES) + 1
+"""One below all edges, one above."""
 
 _CPU_PIECE: Final = 1 << 20
 """Elements: there a float32 norm of so many is right to 1e-5; of 38 million it is 0.3 % too low."""
@@ -137,7 +136,7 @@ def _count_bins(values: torch.Tensor) -> torch.Tensor:
 
     magnitude = (values if values.dtype is torch.float64 else values.float()).abs()
     floor = torch.frexp(magnitude).exponent.long() - 1
-    place = (floor - LOWEST_BIN + 1).clamp(0, BINS - 1)
+    place = (floor - EDGES[0] + 1).clamp(0, BINS - 1)
     counted = ((magnitude > 0) & magnitude.isfinite()).long()
     return counted.new_zeros(BINS).scatter_add_(0, place, counted)
 

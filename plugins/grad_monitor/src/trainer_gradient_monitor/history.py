@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Final
 
 from .measurement import COLUMNS, Reading
@@ -15,6 +16,15 @@ __all__ = ["History", "Sample", "thin"]
 
 _MOST: Final = 3.4e38
 """Nearly the largest float32. What is more, in gradients of float64, is drawn as so much."""
+
+_LISTS: Final[Mapping[str, str]] = {
+    "steps": "step",
+    "epochs": "epoch",
+    "total_norms": "total_norm",
+    "skipped": "skipped",
+    "severities": "severity",
+}
+"""Key in a snapshot -> attribute of each sample, in the order of `Sample`."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ class History:
 
     def _append(self, sample: Sample) -> None:
         if self.samples and self._in_last < self._share:
-            self.samples[-1] = _telling(self.samples[-1], sample)
+            self.samples[-1] = _worse(self.samples[-1], sample)
             self._in_last += 1
             return
         if len(self.samples) >= self._capacity:
@@ -104,11 +114,10 @@ class History:
         return {
             "share": self._share,
             "in_last": self._in_last,
-            "steps": [sample.step for sample in self.samples],
-            "epochs": [sample.epoch for sample in self.samples],
-            "total_norms": [sample.total_norm for sample in self.samples],
-            "skipped": [sample.skipped for sample in self.samples],
-            "severities": [sample.severity for sample in self.samples],
+            **{
+                key: [getattr(sample, name) for sample in self.samples]
+                for key, name in _LISTS.items()
+            },
             # torch.load cannot read an empty bytes object
             "float32_values": b"".join(sample.values.tobytes() for sample in self.samples) or None,
         }
@@ -118,19 +127,10 @@ class History:
         values = array("f")
         values.frombytes(plain["float32_values"] or b"")
         width = len(self.rows) * len(COLUMNS)
-        self.samples = [
-            Sample(*facts, values[i * width : (i + 1) * width])
-            for i, facts in enumerate(
-                zip(
-                    plain["steps"],
-                    plain["epochs"],
-                    plain["total_norms"],
-                    plain["skipped"],
-                    plain["severities"],
-                    strict=True,
-                )
-            )
-        ]
+        count = len(plain["steps"])
+        parts = [values[i * width : (i + 1) * width] for i in range(count)]
+        lists = [plain[key] for key in _LISTS]
+        self.samples = [Sample(*facts) for facts in zip(*lists, parts, strict=True)]
         self._share, self._in_last = plain["share"], plain["in_last"]
         while len(self.samples) > self._capacity:
             self._halve()
@@ -139,14 +139,11 @@ class History:
 def thin(samples: Sequence[Sample], most: int) -> list[Sample]:
     """Returns at most `most` samples that cover the same updates: of neighbours the worst."""
     together = -(-len(samples) // most) if samples else 1
-    thinned = []
-    for start in range(0, len(samples), together):
-        best = samples[start]
-        for sample in samples[start + 1 : start + together]:
-            best = _telling(best, sample)
-        thinned.append(best)
-    return thinned
+    return [
+        reduce(_worse, samples[start : start + together])
+        for start in range(0, len(samples), together)
+    ]
 
 
-def _telling(earlier: Sample, later: Sample) -> Sample:
+def _worse(earlier: Sample, later: Sample) -> Sample:
     return earlier if earlier.severity > later.severity else later

@@ -26,38 +26,23 @@ def check_options(monitor: GradientMonitorCallback) -> None:
     """
     interval = monitor.monitor_interval
     elsewhen = monitor.monitor_at_snapshots or monitor.monitor_at_epochs
-    _require(
-        monitor,
-        "monitor_interval",
-        interval is not None or elsewhen,
-        "given, since nothing else is due",
-    )
-    _require(
-        monitor,
-        "monitor_interval",
-        interval is None or interval >= 1,
-        "a whole number, at least 1",
-    )
-    _require(monitor, "monitor_depth", monitor.monitor_depth >= 1, "a whole number, at least 1")
-    _require(monitor, "monitor_norm_type", monitor.monitor_norm_type > 0, "above 0, or inf")
-    _require(
-        monitor,
-        "vanish_threshold",
-        0 <= monitor.vanish_threshold < math.inf,
-        "finite and at least 0",
-    )
-    _require(monitor, "explode_threshold", monitor.explode_threshold > 0, "above 0")
-    _require(monitor, "history", monitor.history >= 2, "a whole number, at least 2")
+    vanishing = monitor.vanish_threshold
+    for option, holds, what in (
+        ("monitor_interval", interval is not None or elsewhen, "given, since nothing else is due"),
+        ("monitor_interval", interval is None or interval >= 1, "a whole number, at least 1"),
+        ("monitor_depth", monitor.monitor_depth >= 1, "a whole number, at least 1"),
+        ("monitor_norm_type", monitor.monitor_norm_type > 0, "above 0, or inf"),
+        ("vanish_threshold", 0 <= vanishing < math.inf, "finite and at least 0"),
+        ("explode_threshold", monitor.explode_threshold > 0, "above 0"),
+        ("history", monitor.history >= 2, "a whole number, at least 2"),
+    ):
+        if not holds:
+            raise OptionError(
+                f"{type(monitor).__name__}: {option_text(option, prefix=PREFIX)} must be {what}, "
+                f"got {getattr(monitor, option)!r}."
+            )
 
 
 def to_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
     """Returns one pattern or several as several."""
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _require(monitor: GradientMonitorCallback, option: str, holds: bool, what: str) -> None:
-    if not holds:
-        raise OptionError(
-            f"{type(monitor).__name__}: {option_text(option, prefix=PREFIX)} must be {what}, got "
-            f"{getattr(monitor, option)!r}."
-        )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import astuple
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-from .arithmetic import BINS, LOWEST_BIN
+from .arithmetic import EDGES
 from .history import Sample, thin
-from .layers import Layer, Spread, read_layers
+from .layers import Layer, read_layers
 from .measurement import Reading
 from .names import readable
+from .record import round_floats
 from .state import MonitorState
 
 __all__ = ["render_page"]
@@ -56,7 +58,7 @@ def render_page(
         "columns": {name: _heat(samples, rows, name) for name in _SHOWN},
         "histogram": _describe_histogram(last),
     }
-    text = json.dumps(_short(data), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(round_floats(data, 4), allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return _template().replace(_PLACE, text)
@@ -71,14 +73,10 @@ def _describe(layer: Layer) -> dict[str, Any]:
     return {
         "name": layer.label,
         "verdict": layer.verdict,
-        "rms": _spread(layer.rms),
-        "update_ratio": _spread(layer.update_ratio),
+        "rms": astuple(layer.rms),
+        "update_ratio": astuple(layer.update_ratio),
         "latest": layer.latest,
     }
-
-
-def _spread(spread: Spread) -> list[float | None]:
-    return [spread.least, spread.median, spread.most]
 
 
 def _heat(samples: list[Sample], rows: list[int], column: str) -> list[list[float | None]]:
@@ -97,14 +95,4 @@ def _cell(value: float, nonfinite: float) -> float | None:
 def _describe_histogram(last: Reading | None) -> dict[str, Any] | None:
     if last is None or last.histogram is None:
         return None
-    edges = [LOWEST_BIN + i for i in range(BINS - 1)]
-    return {"rows": [*map(readable, last.rows)], "log2_edges": edges, "shares": last.histogram}
-
-
-def _short(value: Any) -> Any:
-    """Returns `value` with four digits a float, and None for one that is not finite."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
-    return [_short(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return {"rows": [*map(readable, last.rows)], "log2_edges": EDGES, "shares": last.histogram}

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .arithmetic import BINS, LOWEST_BIN
+from .arithmetic import EDGES
 from .measurement import Reading
 from .verdicts import Verdict
 
-__all__ = ["Record", "describe_step", "make_entry", "make_scalars"]
+__all__ = ["Record", "describe_step", "make_entry", "make_scalars", "round_floats"]
 
 _STEP: Final = re.compile(rb'\{"step": (\d+),')
 
@@ -48,7 +48,7 @@ class Record:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Adds a line; after it a killed process has lost nothing."""
-        line = json.dumps(_finite(entry), allow_nan=False) + "\n"
+        line = json.dumps(round_floats(entry, 7), allow_nan=False) + "\n"
         with self.path.open("ab") as file:
             file.write(line.encode())
 
@@ -84,10 +84,7 @@ def make_entry(
         "layers": layers,
     }
     if reading.histogram is not None:
-        entry["histogram_pre_clip"] = {
-            "log2_edges": [LOWEST_BIN + i for i in range(BINS - 1)],
-            "shares": reading.histogram,
-        }
+        entry["histogram_pre_clip"] = {"log2_edges": EDGES, "shares": reading.histogram}
     return entry
 
 
@@ -95,8 +92,7 @@ def describe_step(reading: Reading, clip_limit: float | None) -> dict[str, float
     """Returns what the whole step shows, beside its counts; None where it has no value.
 
     `clip_factor` is what clipping multiplies the gradients by. `flow_ratio_pre_clip` is the rms of
-    the first layer by
-    that of the last: far below 1, the gradient dies on its way down.
+    the first layer by that of the last: far below 1, the gradient dies on its way down.
     """
     norm, rms = reading.total_norm, reading.columns["rms"]
     factor = None
@@ -129,10 +125,13 @@ def make_scalars(facts: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _finite(value: Any) -> Any:
-    """Returns `value` with the seven digits a float32 has, and None for what is not finite."""
+def round_floats(value: Any, digits: int) -> Any:
+    """Returns `value` with so many digits a float (a float32 has 7), and None for one that is not
+    finite.
+    """
     if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: round_floats(item, digits) for key, item in value.items()}
+    is_list = isinstance(value, (list, tuple))
+    return [round_floats(item, digits) for item in value] if is_list else value

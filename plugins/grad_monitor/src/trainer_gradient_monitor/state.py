@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from .history import History
@@ -14,21 +14,6 @@ from .verdicts import Verdict
 __all__ = ["MonitorState"]
 
 _FORMAT: Final = 1
-
-_FACTS: Final = (
-    "measured",
-    "updates",
-    "updates_since",
-    "clipped",
-    "clipped_since",
-    "skipped",
-    "skipped_in_a_row",
-    "nonfinite_measured",
-    "nonfinite_in_a_row",
-    "disconnected",
-    "last_step",
-    "loss_scale",
-)
 
 
 @dataclass(eq=False)
@@ -130,7 +115,7 @@ class MonitorState:
             "history": self.history.to_plain(),
             "recent_norms": list(self.recent_norms),
             "verdicts": dict(self.verdicts),
-            **{name: getattr(self, name) for name in _FACTS},
+            **{name: getattr(self, name) for name in _COUNTERS},
         }
 
     def load_plain(self, plain: Mapping[str, Any]) -> bool:
@@ -142,7 +127,7 @@ class MonitorState:
         """
         if plain.get("format") != _FORMAT:
             return False
-        for name in _FACTS:
+        for name in _COUNTERS:
             setattr(self, name, plain[name])
         self.recent_norms.extend(plain["recent_norms"])
         known = (plain["fingerprint"], plain["rows"])
@@ -151,3 +136,7 @@ class MonitorState:
         self.history.load_plain(plain["history"])
         self.verdicts = dict(plain["verdicts"])
         return True
+
+
+_COUNTERS: Final = [each.name for each in fields(MonitorState)][4:]
+"""All but the first four, which are no plain data as they are."""
