@@ -156,8 +156,4 @@ def _choose(words: Mapping[str, Any], choices: tuple[Any, ...]) -> Reader:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
         return words[text]
 
-    return Reader(choice, _braces(choices), choices)
-
-
-def _braces(choices: collections.abc.Iterable[Any]) -> str:
-    return "{" + ",".join(show(choice) for choice in choices) + "}"
+    return Reader(choice, "{" + ",".join(map(show, choices)) + "}", choices)

@@ -207,7 +207,7 @@ def _read_values(plugin: InstalledPlugin, namespace: argparse.Namespace) -> dict
 def _as_word(value: Any, option: Option) -> Any:
     """Returns a choice such as True as the word that is read as it."""
     is_plain = value is None or (isinstance(value, (str, int)) and not isinstance(value, bool))
-    if option.choices is None or option.reader.container is not None or is_plain:
+    if option.reader.choices is None or option.reader.container is not None or is_plain:
         return value
     return value if isinstance(value, Enum) else str(value)
 

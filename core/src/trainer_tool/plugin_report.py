@@ -147,7 +147,7 @@ def _read_action(action: argparse.Action) -> dict[str, Any]:
 def _read_option(option: Option) -> dict[str, Any]:
     return {
         "flag": f"--{option.flag}",
-        "type": option.reader.metavar + (" ..." if option.repeated else ""),
+        "type": option.reader.metavar + " ..." * (option.reader.container is not None),
         "default": None if option.required else show(option.default),
         "required": option.required,
         "help": option.help,

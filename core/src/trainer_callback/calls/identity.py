@@ -82,31 +82,28 @@ class Plugin:
         return getattr(self.callback, "critical", True) is not False
 
     def check(self) -> None:
-        """Checks what the callback says of itself.
+        """Checks what the callback says of itself. Of a class that makes an attribute by a property
+        its instances will say.
 
         Raises:
             PluginError: an attribute has a value that it cannot have.
         """
         for name in ("state_key", "state_version"):  # whose properties check them
-            if not isinstance(self._read(name), property):
+            if not isinstance(getattr(self.callback, name, None), property):
                 getattr(self, name)
         for name, default in (("critical", True), ("needs_every_update", False)):
-            value = self._read(name, default)
+            value = getattr(self.callback, name, default)
             if not isinstance(value, (bool, property)):
                 raise PluginError(
                     f"{self.label}: {name} of {describe(self.callback)} must be True or False, got "
                     f"{show(value)}."
                 )
-        prefix = self._read("option_prefix")
+        prefix = getattr(self.callback, "option_prefix", None)
         if not isinstance(prefix, (str, property, type(None))):
             raise PluginError(
                 f"{self.label}: option_prefix of {describe(self.callback)} must be a str, got "
                 f"{show(prefix)}. Leave it out for the entry point's name."
             )
-
-    def _read(self, name: str, default: object = None) -> object:
-        """Returns an attribute; of a class that makes it by a property, the property."""
-        return getattr(self.callback, name, default)
 
 
 def identify(callback: object, index: int, entries: Sequence[Entry]) -> Plugin:
@@ -115,14 +112,14 @@ def identify(callback: object, index: int, entries: Sequence[Entry]) -> Plugin:
     Raises:
         PluginError: it is a class.
     """
-    plugin = callback if isinstance(callback, Plugin) else None
-    callback = plugin.callback if plugin is not None else callback
+    given, where = callback, f"callbacks[{index}]"
+    if isinstance(given, Plugin):
+        callback, where = given.callback, given.label
     if isinstance(callback, type):
-        where = plugin.label if plugin is not None else f"callbacks[{index}]"
         name = callback.__name__
         raise PluginError(f"{where} is the class {name}, not an instance. Write {name}().")
-    if plugin is not None:
-        return plugin
+    if isinstance(given, Plugin):
+        return given
     for entry in entries:
         target = entry.find_loaded()
         if target is not None and (target is callback or target is type(callback)):

@@ -5,8 +5,9 @@ with `before` and `after`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 
 from ..errors import PluginError, show
 from .identity import Plugin
@@ -26,16 +27,19 @@ def arrange(plugins: Sequence[Plugin]) -> list[Plugin]:
     """
     waiting = _name_apart(plugins)
     predecessors = _read_wishes(waiting)
+    try:
+        TopologicalSorter({name: sorted(predecessors[name]) for name in predecessors}).prepare()
+    except CycleError as error:
+        labels = {plugin.name: plugin.label for plugin in waiting}
+        cycle = " after ".join(labels[name] for name in reversed(error.args[1]))
+        raise PluginError(
+            f"the order that plugins ask for by `before` and `after` is a cycle: {cycle}. Remove "
+            "one of the wishes, or leave one of the plugins out."
+        ) from None
     arranged: list[Plugin] = []
     while waiting:
         done = {plugin.name for plugin in arranged}
-        ready = next((p for p in waiting if predecessors[p.name] <= done), None)
-        if ready is None:
-            raise PluginError(
-                f"the order that plugins ask for by `before` and `after` is a cycle: "
-                f"{_find_cycle(waiting, predecessors)}. Remove one of the wishes, or leave one of "
-                "the plugins out."
-            )
+        ready = next(plugin for plugin in waiting if predecessors[plugin.name] <= done)
         waiting.remove(ready)
         arranged.append(ready)
     return arranged
@@ -82,13 +86,3 @@ def _names(plugin: Plugin, wish: str) -> Sequence[str]:
             f"Write {wish} = {example}."
         )
     return names
-
-
-def _find_cycle(waiting: Sequence[Plugin], predecessors: Mapping[str, set[str]]) -> str:
-    """Returns the labels of one cycle, each before the one that has to come after it."""
-    plugins = {plugin.name: plugin for plugin in waiting}
-    path = [waiting[0].name]
-    while (earlier := min(predecessors[path[-1]] & set(plugins))) not in path:
-        path.append(earlier)
-    cycle = [*path[path.index(earlier) :], earlier]
-    return " after ".join(plugins[name].label for name in cycle)

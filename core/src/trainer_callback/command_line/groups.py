@@ -89,16 +89,14 @@ def read_group(
     for each in parser._action_groups:
         each.conflict_handler = "error"  # what is joined replaces nothing
     for action in parser._actions:
-        action.option_strings = [flag[:2] + flag[2:].replace("-", "_") for flag in _flags(action)]
+        action.option_strings = [
+            flag[:2] + flag[2:].replace("-", "_") for flag in action.option_strings
+        ]
     _check(parser)
     _try(parser)
     for action in parser._actions:
         _tame(action)
     return Group(parser)
-
-
-def _flags(action: argparse.Action) -> list[str]:
-    return list(action.option_strings)
 
 
 def _check(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TextIO
 
-from .kept_values import VALUES, Restore
+from .kept_values import VALUES, Restore, keep_value
 
 __all__ = ["aside", "untouched"]
 
@@ -118,43 +119,32 @@ def _watch_ctrl_c() -> Iterator[Callable[[], bool]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _keep_environment() -> Restore:
-    before = dict(os.environ)
-
-    def restore() -> bool:
-        if os.environ == before:
-            return False
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
-        return True
-
-    return restore
+def _write_environment(os: Any, before: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
-def _keep_signals() -> Restore:
-    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+def _read_handlers(signal: Any) -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
 
-    def restore() -> bool:
-        changed = [n for n, handler in before.items() if signal.getsignal(n) is not handler]
-        for number in changed if _is_main_thread() else ():
-            if before[number] is not None:  # None: it was set outside of Python
-                signal.signal(number, before[number])
-        return bool(changed)
 
-    return restore
+def _write_handlers(signal: Any, before: Mapping[int, Any]) -> None:
+    for number, handler in before.items() if _is_main_thread() else ():
+        # None: it was set outside of Python
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def _keep_logging() -> Restore:
     """Of the loggers that are there; new ones belong to who makes them."""
     root, manager = logging.getLogger(), logging.getLogger().manager
-    disabled = manager.disable
-    loggers = [root, *(each for each in manager.loggerDict.values() if _is_logger(each))]
+    disabled, known = manager.disable, [root, *manager.loggerDict.values()]
+    loggers = [each for each in known if isinstance(each, logging.Logger)]
 
     def read(logger: Any) -> dict[str, Any]:
-        names = ("level", "propagate", "disabled")
-        lists = {name: list(getattr(logger, name)) for name in ("handlers", "filters")}
-        return {name: getattr(logger, name) for name in names} | lists
+        names = ("level", "propagate", "disabled", "handlers", "filters")
+        return {name: copy.copy(getattr(logger, name)) for name in names}
 
     before = [(logger, read(logger)) for logger in loggers]
 
@@ -168,10 +158,6 @@ def _keep_logging() -> Restore:
         return True
 
     return restore
-
-
-def _is_logger(entry: object) -> bool:
-    return isinstance(entry, logging.Logger)
 
 
 def _keep_warnings() -> Restore:
@@ -218,22 +204,20 @@ def _keep_threads() -> Restore:
 
 def _keep_random() -> Restore:
     """Random numbers are put back without a word: that somebody has drawn is no fault."""
-    python = random.getstate()
-    numpy, torch = sys.modules.get("numpy.random"), sys.modules.get("torch.random")
+    kept = []
     cuda = sys.modules.get("torch.cuda")
-    of_numpy = numpy.get_state() if numpy is not None else None
-    of_torch = torch.get_rng_state() if torch is not None else None
-    on_cuda = cuda is not None and cuda.is_initialized()
-    of_cuda = cuda.get_rng_state_all() if on_cuda and cuda is not None else None
+    for module, read, write in (
+        (random, "getstate", "setstate"),
+        (sys.modules.get("numpy.random"), "get_state", "set_state"),
+        (sys.modules.get("torch.random"), "get_rng_state", "set_rng_state"),
+        (cuda, "get_rng_state_all", "set_rng_state_all"),
+    ):
+        if module is not None and (module is not cuda or module.is_initialized()):
+            kept.append((getattr(module, write), getattr(module, read)()))
 
     def restore() -> bool:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.set_state(of_numpy)
-        if torch is not None:
-            torch.set_rng_state(of_torch)
-        if of_cuda is not None and cuda is not None:
-            cuda.set_rng_state_all(of_cuda)
+        for put_back, state in kept:
+            put_back(state)
         return False
 
     return restore
@@ -273,8 +257,10 @@ def _keep_exit() -> Restore:
 
 
 _KEEPERS: Final[Mapping[str, Callable[[], Restore]]] = {
-    "set an environment variable": _keep_environment,
-    "set a signal handler": _keep_signals,
+    "set an environment variable": keep_value(
+        "os", lambda os: dict(os.environ), _write_environment
+    ),
+    "set a signal handler": keep_value("signal", _read_handlers, _write_handlers),
     "configured logging": _keep_logging,
     "set filters of warnings": _keep_warnings,
     "started a thread": _keep_threads,

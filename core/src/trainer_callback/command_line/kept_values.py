@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-__all__ = ["VALUES", "Restore"]
+__all__ = ["VALUES", "Restore", "keep_value"]
 
 _NUMPY_ERRORS: Final = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
 """What `numpy.geterr()` returns in a fresh process."""
@@ -16,7 +16,7 @@ Restore: TypeAlias = Callable[[], bool]
 """Puts something back; returns whether it had to."""
 
 
-def _keep_value(
+def keep_value(
     module: str,
     read: Callable[[Any], Any],
     write: Callable[[Any, Any], object],
@@ -59,7 +59,7 @@ def _read_umask(module: Any) -> int:
 
 def _keep_names(module: str, *names: str) -> Callable[[], Restore]:
     """Keeps what some names of a module stand for."""
-    return _keep_value(
+    return keep_value(
         module,
         lambda found: [getattr(found, name) for name in names],
         lambda found, v: vars(found).update(zip(names, v, strict=True)),
@@ -67,61 +67,61 @@ def _keep_names(module: str, *names: str) -> Callable[[], Restore]:
 
 
 VALUES: Final[Mapping[str, Callable[[], Restore]]] = {
-    "changed the directory": _keep_value("os", lambda os: os.getcwd(), lambda os, v: os.chdir(v)),
-    "set the recursion limit": _keep_value(
+    "changed the directory": keep_value("os", lambda os: os.getcwd(), lambda os, v: os.chdir(v)),
+    "set the recursion limit": keep_value(
         "sys", lambda sys: sys.getrecursionlimit(), lambda sys, v: sys.setrecursionlimit(v)
     ),
     "set sys.excepthook": _keep_names("sys", "excepthook"),
     "set sys.unraisablehook": _keep_names("sys", "unraisablehook"),
     "set threading.excepthook": _keep_names("threading", "excepthook"),
     "replaced a builtin": _keep_names("builtins", "print", "open", "input", "__import__"),
-    "set the umask": _keep_value("os", _read_umask, lambda os, v: os.umask(v)),
-    "switched the garbage collector": _keep_value(
+    "set the umask": keep_value("os", _read_umask, lambda os, v: os.umask(v)),
+    "switched the garbage collector": keep_value(
         "gc",
         lambda gc: gc.isenabled(),
         lambda gc, v: gc.enable() if v else gc.disable(),
         lambda gc: True,
     ),
-    "set the time limit of sockets": _keep_value(
+    "set the time limit of sockets": keep_value(
         "socket",
         lambda socket: socket.getdefaulttimeout() or 0.0,
         lambda socket, v: socket.setdefaulttimeout(v or None),
         lambda socket: 0.0,
     ),
-    "set the start method of multiprocessing": _keep_value(
+    "set the start method of multiprocessing": keep_value(
         "multiprocessing",
         lambda mp: mp.get_start_method(allow_none=True) or "default",
         lambda mp, v: mp.set_start_method(None if v == "default" else v, force=True),
         lambda mp: "default",
     ),
-    "called numpy.seterr": _keep_value(
+    "called numpy.seterr": keep_value(
         "numpy", lambda np: np.geterr(), lambda np, v: np.seterr(**v), lambda np: _NUMPY_ERRORS
     ),
-    "set torch's default dtype": _keep_value(
+    "set torch's default dtype": keep_value(
         "torch",
         lambda torch: torch.get_default_dtype(),
         lambda torch, v: torch.set_default_dtype(v),
         lambda torch: torch.float32,
     ),
-    "set torch's default device": _keep_value(
+    "set torch's default device": keep_value(
         "torch",
         lambda torch: torch.get_default_device(),
         lambda torch, v: torch.set_default_device(None if v.type == "cpu" else v),
         lambda torch: torch.device("cpu"),
     ),
-    "switched torch's gradients": _keep_value(
+    "switched torch's gradients": keep_value(
         "torch",
         lambda torch: torch.is_grad_enabled(),
         lambda torch, v: torch.set_grad_enabled(v),
         lambda torch: True,
     ),
-    "set torch's deterministic algorithms": _keep_value(
+    "set torch's deterministic algorithms": keep_value(
         "torch",
         lambda torch: torch.are_deterministic_algorithms_enabled(),
         lambda torch, v: torch.use_deterministic_algorithms(v),
         lambda torch: False,
     ),
-    "set torch's number of threads": _keep_value(
+    "set torch's number of threads": keep_value(
         "torch", lambda torch: torch.get_num_threads(), lambda torch, v: torch.set_num_threads(v)
     ),
 }

@@ -41,16 +41,6 @@ class Option:
         """Whether the constructor cannot do without it."""
         return self.default is inspect.Parameter.empty
 
-    @property
-    def choices(self) -> tuple[Any, ...] | None:
-        """The admitted values, or None."""
-        return self.reader.choices
-
-    @property
-    def repeated(self) -> bool:
-        """Whether it takes several values."""
-        return self.reader.container is not None
-
 
 def read_options(
     target: type, prefix: str = "", skip: Collection[str] = (), *, may_lack: bool = False
