@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .calls.identity import Plugin
 from .calls.order import arrange
@@ -19,9 +19,21 @@ from .discovery import Entry, canonical, find_entries
 from .errors import PluginError, closest
 from .hookspecs import TrainerCallback
 
-__all__ = ["InstalledPlugin", "admit", "create", "discover", "find_live", "read_one_off"]
+__all__ = [
+    "SLOW_IMPORT",
+    "InstalledPlugin",
+    "admit",
+    "create",
+    "discover",
+    "find_live",
+    "not_installed",
+    "read_one_off",
+]
 
 logger: logging.Logger = logging.getLogger("trainer")
+
+SLOW_IMPORT: Final = 3.0
+"""Seconds of a plugin's import from which on it is worth a word."""
 
 
 def discover(blocked: Iterable[str] = ()) -> list[InstalledPlugin]:
@@ -114,17 +126,22 @@ def create(name: str, **options: Any) -> TrainerCallback:
     installed = find_entries()
     found = [entry for entry in installed if entry.is_called(name)]
     if not found:
-        names = list(dict.fromkeys(entry.flag for entry in installed))
-        raise PluginError(
-            f"no plugin {name!r} is installed.{closest(canonical(name), names)} Installed: "
-            f"{', '.join(names) or 'none'}."
-        )
+        raise not_installed(name, installed)
     entry = next((entry for entry in found if not entry.blocked), found[0])
     if entry.is_ambiguous and ":" in name:
         entry = replace(entry, problem=None, is_ambiguous=False)
     callback = InstalledPlugin(entry).create(**options).callback
     assert isinstance(callback, TrainerCallback)
     return callback
+
+
+def not_installed(name: str, installed: Iterable[Entry]) -> PluginError:
+    """Returns the refusal of a plugin's name, with those that there are."""
+    names = sorted({entry.flag for entry in installed})
+    return PluginError(
+        f"no plugin {name!r} is installed.{closest(canonical(name), names)} Installed: "
+        f"{', '.join(names) or 'none'}."
+    )
 
 
 def read_one_off(value: str) -> InstalledPlugin:

@@ -19,7 +19,13 @@ from trainer.writers.output import printing
 from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 from trainer_callback.errors import closest
-from trainer_callback.plugins import InstalledPlugin, admit, discover, read_one_off
+from trainer_callback.plugins import (
+    SLOW_IMPORT,
+    InstalledPlugin,
+    admit,
+    discover,
+    read_one_off,
+)
 from trainer_callback.wording import flags_spoken
 
 from .config_file import read_config_file
@@ -38,9 +44,6 @@ _KNOWN_PLUGINS: Final = {
     "throughput": "trainer-plugin-throughput",
 }
 """Start of a flag -> the distribution of this project that brings it."""
-
-_SLOW: Final = 3.0
-"""Seconds of a plugin's import from which on it is worth a word."""
 
 
 @flags_spoken()
@@ -96,7 +99,7 @@ def _read(arguments: list[str]) -> Settings | None:
         if plugin.kind == "broken" and plugin.is_missed:
             is_asked_for = plugin.is_wanted and plugin not in broken
             _complain(plugin, strict=first.strict_plugins or is_asked_for)
-        elif plugin.seconds > _SLOW:
+        elif plugin.seconds > SLOW_IMPORT:
             _say_slow(plugin)
     usable = [plugin for plugin in plugins if plugin.problem is None]
     namespace, unknown = parser.parse_known_args(arguments)

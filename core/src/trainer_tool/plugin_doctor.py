@@ -5,23 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
-from trainer.writers.named_file import read_named
-from trainer_callback import PluginError, UsageError
+from trainer_callback import PluginError
 from trainer_callback.calls.order import arrange
 from trainer_callback.discovery import canonical, find_distribution, find_version, read_names
 from trainer_callback.errors import closest
-from trainer_callback.plugins import InstalledPlugin
+from trainer_callback.plugins import SLOW_IMPORT, InstalledPlugin
 from trainer_lm.cli import read_flags
+from trainer_lm.config_file import read_config_file
 
 __all__ = ["examine"]
 
 _CORE: Final = "trainer-core"
-
-_SLOW: Final = 3.0
-"""Seconds of an import from which on it is worth a word."""
 
 _IMPORT: Final = (
     "import importlib, sys, time; start = time.perf_counter(); "
@@ -44,7 +40,7 @@ def examine(plugins: Sequence[InstalledPlugin], config: str | None = None) -> li
     flags = read_flags(usable)
     findings += [*_find_wrong_flags(usable), *_find_cycle(plugins), *_find_unknown_names(plugins)]
     if config is not None:
-        findings += _find_unknown_options(Path(config), plugins, flags)
+        findings += _find_unknown_options(config, plugins, flags)
     return findings
 
 
@@ -95,7 +91,7 @@ def _find_wrong_core(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, s
 
 def _find_slow(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
     """What a plugin's import costs every command, `--help` included, or would have changed."""
-    if "torch" in sys.modules or any(plugin.seconds > _SLOW for plugin in plugins):
+    if "torch" in sys.modules or any(plugin.seconds > SLOW_IMPORT for plugin in plugins):
         for plugin in plugins:
             if plugin.problem is None:
                 yield from _time_import(plugin)
@@ -116,7 +112,7 @@ def _time_import(plugin: InstalledPlugin) -> Iterator[dict[str, str]]:
     if answer.returncode != 0 or len(words) != 2:
         return
     seconds, has_torch = float(words[0]), words[1] == "True"
-    if has_torch or seconds > _SLOW:
+    if has_torch or seconds > SLOW_IMPORT:
         what = "imports torch, which" if has_torch else "has an import that"
         problem = f"{plugin.label} {what} takes {seconds:.1f} s of every command, --help included."
         advice = "its author can move slow imports into the hooks, or under `if TYPE_CHECKING:`"
@@ -148,18 +144,10 @@ def _find_unknown_names(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str
 
 
 def _find_unknown_options(
-    path: Path, plugins: Sequence[InstalledPlugin], known: Collection[str]
+    path: str, plugins: Sequence[InstalledPlugin], known: Collection[str]
 ) -> Iterator[dict[str, str]]:
-    import yaml
-
-    try:
-        options = yaml.safe_load(read_named(path).decode("utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {path} cannot be read: {error}") from error
-    if not isinstance(options, dict):
-        raise UsageError(f"--config {path} is no list of options. Write lines such as `epochs: 3`.")
     names = [flag.removeprefix("--") for flag in known]
-    for option in map(str, options):
+    for option in (each.name for each in read_config_file(path)):
         if f"--{option}" in known:
             continue
         problem = f"{path}: there is no option {option!r}.{closest(option, names)}"

@@ -18,9 +18,8 @@ from trainer_callback import PluginError
 from trainer_callback.calls.order import arrange
 from trainer_callback.command_line.options import Option
 from trainer_callback.discovery import canonical, find_distribution
-from trainer_callback.errors import closest
 from trainer_callback.hints import show
-from trainer_callback.plugins import InstalledPlugin, admit, discover
+from trainer_callback.plugins import InstalledPlugin, admit, discover, not_installed
 
 __all__ = ["main"]
 
@@ -79,11 +78,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _find(name: str, plugins: Sequence[InstalledPlugin]) -> InstalledPlugin:
     found = next((plugin for plugin in plugins if plugin.entry.is_called(name)), None)
     if found is None:
-        names = sorted({plugin.entry.flag for plugin in plugins})
-        raise PluginError(
-            f"no plugin {name!r} is installed.{closest(canonical(name), names)} Installed: "
-            f"{', '.join(names) or 'none'}."
-        )
+        raise not_installed(name, [plugin.entry for plugin in plugins])
     return found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from ..errors import CallbackError, show
@@ -28,6 +28,8 @@ logger: logging.Logger = logging.getLogger("trainer")
 
 _OVER: Final = object()
 _STATES: Final = "on_snapshot_save"
+
+_Wrapper: TypeAlias = Generator[None, Any, Any]
 
 _Outcome: TypeAlias = tuple[list[Answer], BaseException | None, BaseException | None]
 """The answers, what the inner ones raised, and what the wrapper did wrong."""
@@ -49,35 +51,23 @@ def wrap(
         costs: where the wrapper's own time is added up, that of `inner` left out; or None.
         shared: as `make_call` takes it.
     """
-    plugin, implementation = wrapper
-    pick = make_pick(spec.arguments, wrapper, spec, shared)
+    plugin, _ = wrapper
     cost = HookCost() if costs is None else costs.cost(plugin.name, spec.name)
     clock = time.perf_counter if costs is not None else lambda: 0.0
-    layer = _Layer(spec, wrapper)
+    layer = _Layer(spec, wrapper, shared)
 
     def call(**arguments: Any) -> Any:
-        began = clock()
-        generator: Generator[None, Any, Any] | None = None
-        fault: BaseException | None = None
-        try:
-            own = pick([arguments[name] for name in spec.arguments])
-            given, named = own if implementation.named else (own, {})
-            generator = implementation.function(*given, **named)
-            if next(generator, _OVER) is _OVER:
-                fault = RuntimeError("the wrapper did not reach its `yield`")
-        except KeyboardInterrupt:
-            raise
-        except BaseException as caught:
-            fault = caught
         answers: list[Answer] = []
         error: BaseException | None = None
+        began = clock()
+        generator, fault = layer.start(arguments)
         entered = clock()
         try:
             answers = inner(**arguments) or []
         except BaseException as caught:
             error = caught
         left = clock()
-        if generator is not None and fault is None:
+        if generator is not None:
             answers, error, fault = layer.resume(generator, answers, error)
         cost.seconds += clock() - left + entered - began
         cost.calls += 1
@@ -92,18 +82,31 @@ def wrap(
 
 
 class _Layer:
-    """What becomes of the answers in one wrapper."""
+    """One wrapper: what runs before its `yield`, what behind, and what becomes of the answers."""
 
-    def __init__(self, spec: HookSpec, wrapper: Owned) -> None:
-        self._plugin, _ = wrapper
+    def __init__(self, spec: HookSpec, wrapper: Owned, shared: Iterable[str]) -> None:
+        self._plugin, self._implementation = wrapper
+        self._pick = make_pick(spec.arguments, wrapper, spec, shared)
+        self._arguments = spec.arguments
         self._has_answers = spec.answers
         self._has_states = spec.name == _STATES
 
+    def start(self, arguments: Mapping[str, Any]) -> tuple[_Wrapper | None, BaseException | None]:
+        """Runs the wrapper up to its `yield`; returns it, or what it did wrong."""
+        try:
+            own = self._pick([arguments[name] for name in self._arguments])
+            given, named = own if self._implementation.named else (own, {})
+            generator = self._implementation.function(*given, **named)
+            if next(generator, _OVER) is _OVER:
+                return None, RuntimeError("the wrapper did not reach its `yield`")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as caught:
+            return None, caught
+        return generator, None
+
     def resume(
-        self,
-        generator: Generator[None, Any, Any],
-        named: list[Answer],
-        error: BaseException | None,
+        self, generator: _Wrapper, named: list[Answer], error: BaseException | None
     ) -> _Outcome:
         """Runs the wrapper behind its `yield`. It may deal with the failure of another callback,
         but not with Ctrl-C, and not where the states of all the others would be lost with it.
