@@ -114,7 +114,7 @@ def test_tokens_lie_in_a_mapped_file(tmp_path):
 
 def test_facts_count_tokens_and_bytes(tmp_path):
     _, _, facts = make(tmp_path, validation="äöü" * 50, tokenizer="char")
-    assert (facts.name, facts.train_bytes, facts.train_tokens) == ("numbers", 1000, 1000)
+    assert (facts.name, facts.train_tokens) == ("numbers", 1000)
     assert (facts.validation_bytes, facts.validation_tokens) == (300, 150)
 
 

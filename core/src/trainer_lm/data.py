@@ -36,8 +36,7 @@ class Facts:
     Attributes:
         name: what was asked for, for people.
         tokenizer: what the tokens mean.
-        train_bytes: size of the training text in UTF-8.
-        train_tokens: its tokens.
+        train_tokens: tokens of the training text.
         validation_bytes: size of the validation text in UTF-8.
         validation_tokens: its tokens.
         cache_dir: folder of the token files, or None where tokens are in memory only.
@@ -46,7 +45,6 @@ class Facts:
 
     name: str
     tokenizer: Tokenizer
-    train_bytes: int
     train_tokens: int
     validation_bytes: int
     validation_tokens: int
@@ -112,7 +110,6 @@ def make_loaders(
     batch. Validation keeps the order and leaves out none.
 
     Args:
-        corpus: the two texts.
         options: tokenizer, batch size, cache folder and loader processes.
         block_size: T.
         pin_memory: puts batches where a CUDA device copies from faster.
@@ -126,20 +123,15 @@ def make_loaders(
     train = Blocks(cache.tokens(corpus.train, tokenizer), block_size)
     validation = Blocks(cache.tokens(corpus.validation, tokenizer), block_size)
     _check_sizes(corpus.name, train, validation, options.batch_size)
+    unlearnt, unknown = _unlearnt(tokenizer, options), _unknown(tokenizer, validation.tokens)
     facts = Facts(
         name=corpus.name,
         tokenizer=tokenizer,
-        train_bytes=len(corpus.train),
         train_tokens=len(train.tokens),
         validation_bytes=len(corpus.validation),
         validation_tokens=len(validation.tokens),
         cache_dir=cache.folder,
-        notes=(
-            *corpus.notes,
-            *cache.notes,
-            *_unlearnt(tokenizer, options),
-            *_unknown(tokenizer, validation.tokens),
-        ),
+        notes=(*corpus.notes, *cache.notes, *unlearnt, *unknown),
     )
     make_loader = partial(
         DataLoader,

@@ -58,9 +58,8 @@ def run(settings: Settings) -> int:
 def _train(settings: Settings) -> int:
     device = find_device(settings.training.device)
     ranks = join_ranks(device.type)
-    quiet = settings.quiet or not ranks.is_main
-    console = _Console(stderr=True, quiet=quiet)
-    _start_logging(console, settings, quiet=quiet)
+    console = _Console(stderr=True, quiet=settings.quiet or not ranks.is_main)
+    _start_logging(console, settings)
     keep_freed_memory()
     seed_rng(settings.training.seed)
     settings = settings.with_precision(choose_precision(settings.training.precision, device))
@@ -178,7 +177,7 @@ class _Console(Console):
         self.quiet = True
 
 
-def _start_logging(console: Console, settings: Settings, *, quiet: bool) -> None:
+def _start_logging(console: Console, settings: Settings) -> None:
     """Lines of the trainer, of this command and of the plugins in use go above the progress bar,
     others from warnings on.
     """
@@ -187,7 +186,7 @@ def _start_logging(console: Console, settings: Settings, *, quiet: bool) -> None
         handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    level = logging.WARNING if quiet else logging.INFO
+    level = logging.WARNING if console.quiet else logging.INFO
     logging.getLogger("trainer").setLevel(level)
     for plugin in settings.plugins:
         logging.getLogger(type(plugin.callback).__module__.split(".")[0]).setLevel(level)

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,31 +108,27 @@ class Settings:
             known = {option.parameter: option.default for option in options}
             known.update(collect_options(namespace, options))
             if known.get("output_dir", "") is None:
-                place = known["output_dir"] = _find_place(parts["text"].dataset, resume)
-                is_fresh = resume in (None, "auto") and not place.exists()
+                known["output_dir"], is_fresh = _find_place(parts["text"].dataset, resume)
             parts[title] = _GROUPS[title](**known)
             values.update({o.flag: getattr(parts[title], o.parameter) for o in options})
             if "output_dir" in known:  # as it was given: the trainer makes it absolute
                 values["output_dir"] = known["output_dir"]
-        made = []
-        for plugin in plugins:
-            callbacks = plugin.make_callbacks(namespace)
-            made += callbacks
+        made = {plugin: plugin.make_callbacks(namespace) for plugin in plugins}
+        for plugin, callbacks in made.items():
             if callbacks and plugin.options:
                 values.update(_read_values(plugin, namespace))
         derived = {option.flag for plugin in plugins for option in plugin.options}
         derived |= {plugin.entry.flag for plugin in plugins}
         values.update(parser.as_given(vars(namespace).keys() - derived - _COMMAND - values.keys()))
-        for name in ("callback", "no_plugin"):
-            if getattr(namespace, name):
-                values[name] = getattr(namespace, name)
+        repeated = {name: getattr(namespace, name) for name in ("callback", "no_plugin")}
+        values.update({name: given for name, given in repeated.items() if given})
         return cls(
             **parts,
-            plugins=made,
+            plugins=[*chain(*made.values())],
             values=values,
             origins={flag: parser.origin(flag) for flag in values},
             is_fresh=is_fresh,
-            resume=False if resume is None else True if resume == "newest" else resume,
+            resume={None: False, "newest": True}.get(resume, resume),
             quiet=namespace.quiet,
             plugin_costs=namespace.plugin_costs,
         )
@@ -228,26 +225,25 @@ def _is_plain(value: object) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def _find_place(dataset: str, resume: str | None) -> Path:
-    """Returns the output directory: that of the run to resume, or a fresh `runs/NAME-NUMBER`.
+def _find_place(dataset: str, resume: str | None) -> tuple[Path, bool]:
+    """Returns the output directory, that of the run to resume or a fresh `runs/NAME-NUMBER`, and
+    whether it is fresh.
 
     Raises:
         ConfigError: nothing to resume.
     """
     if resume not in (None, "newest", "auto"):
-        return Path(str(resume)).absolute().parent.parent
+        return Path(str(resume)).absolute().parent.parent, False
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(dataset).name)
     stem = (name.strip(".") or "text")[:80] + "-"
     runs = Path("runs")
-    tails = (
-        [path.name.removeprefix(stem) for path in runs.glob(f"{stem}*")] if runs.is_dir() else []
-    )
+    tails = [path.name.removeprefix(stem) for path in runs.glob(f"{stem}*")]
     taken = [int(tail) for tail in tails if tail.isdecimal()]
     if resume is not None and taken:
-        return runs / f"{stem}{max(taken)}"
+        return runs / f"{stem}{max(taken)}", False
     if resume == "newest":
         raise ConfigError(
             f"there is nothing to resume: no run {stem}NUMBER in {str(runs)!r}. "
             "Name one with --output_dir, or start without --resume."
         )
-    return runs / f"{stem}{max(taken, default=0) + 1}"
+    return runs / f"{stem}{max(taken, default=0) + 1}", True

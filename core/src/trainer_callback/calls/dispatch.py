@@ -93,8 +93,7 @@ def make_call(
     costs: CostMeter | None,
     shared: Iterable[str],
 ) -> Callable[..., Any]:
-    """Returns the function that calls the implementations in order, with the keyword arguments of
-    the hook.
+    """Returns what calls the implementations in order, with the keyword arguments of the hook.
 
     One that raises does not keep the others from the event: `failures.caught` is told at once and
     `failures.finish` at the end, which decides whether to raise. KeyboardInterrupt is the user's

@@ -52,6 +52,15 @@ def read_saved_state(
     written = writer.get("update", update)
     if plugin.needs_every_update and written < update:
         return None, f"fresh: its state is of update {written}, and it was absent until {update}"
+    old, new = _read_versions(plugin, writer)
+    age = f", from update {written} of {update}" if written < update else ""
+    if old == new:
+        return saved, "restored" + age
+    return _migrate(plugin, saved, old, new), "migrated" + age
+
+
+def _read_versions(plugin: Plugin, writer: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns the version of the state in the snapshot, and that which the plugin has."""
     distribution = writer.get("distribution") or plugin.distribution
     if plugin.distribution and distribution != plugin.distribution:
         raise PluginError(
@@ -60,16 +69,13 @@ def read_saved_state(
             "another `state_key`, and it starts fresh."
         )
     old, new = int(writer.get("state_version", 1)), plugin.state_version
-    age = f", from update {written} of {update}" if written < update else ""
-    if old == new:
-        return saved, "restored" + age
     if old > new:
         raise PluginError(
             f"{plugin.label} reads state of version {new}, and the snapshot has version {old}, "
             f"written by {distribution or plugin.name} {writer.get('version', '')}. Upgrade the "
             "plugin to that version."
         )
-    return _migrate(plugin, saved, old, new), "migrated" + age
+    return old, new
 
 
 def _migrate(plugin: Plugin, saved: Mapping[str, Any], old: int, new: int) -> Mapping[str, Any]:

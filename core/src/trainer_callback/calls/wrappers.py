@@ -51,10 +51,9 @@ def wrap(
         costs: where the wrapper's own time is added up, that of `inner` left out; or None.
         shared: as `make_call` takes it.
     """
-    plugin, _ = wrapper
-    cost = HookCost() if costs is None else costs.cost(plugin.name, spec.name)
+    cost = HookCost() if costs is None else costs.cost(wrapper[0].name, spec.name)
     clock = time.perf_counter if costs is not None else lambda: 0.0
-    layer = _Layer(spec, wrapper, shared)
+    layer = _Layer(spec, wrapper, failures, shared)
 
     def call(**arguments: Any) -> Any:
         answers: list[Answer] = []
@@ -71,12 +70,7 @@ def wrap(
             answers, error, fault = layer.resume(generator, answers, error)
         cost.seconds += clock() - left + entered - began
         cost.calls += 1
-        count = 0 if fault is None else failures.caught(plugin, spec.name, fault)
-        if error is not None:
-            failures.drop(count)
-            raise error
-        failures.finish(count)
-        return answers if spec.answers else None
+        return layer.end(answers, error, fault)
 
     return call
 
@@ -84,17 +78,19 @@ def wrap(
 class _Layer:
     """One wrapper: what runs before its `yield`, what behind, and what becomes of the answers."""
 
-    def __init__(self, spec: HookSpec, wrapper: Owned, shared: Iterable[str]) -> None:
+    def __init__(
+        self, spec: HookSpec, wrapper: Owned, failures: FailureHandler, shared: Iterable[str]
+    ) -> None:
         self._plugin, self._implementation = wrapper
         self._pick = make_pick(spec.arguments, wrapper, spec, shared)
-        self._arguments = spec.arguments
-        self._has_answers = spec.answers
+        self._spec = spec
+        self._failures = failures
         self._has_states = spec.name == _STATES
 
     def start(self, arguments: Mapping[str, Any]) -> tuple[_Wrapper | None, BaseException | None]:
         """Runs the wrapper up to its `yield`; returns it, or what it did wrong."""
         try:
-            own = self._pick([arguments[name] for name in self._arguments])
+            own = self._pick([arguments[name] for name in self._spec.arguments])
             given, named = own if self._implementation.named else (own, {})
             generator = self._implementation.function(*given, **named)
             if next(generator, _OVER) is _OVER:
@@ -128,12 +124,27 @@ class _Layer:
         if isinstance(error, CallbackError) and not self._has_states:
             logger.warning("%s went on after: %s", self._plugin.label, error)
             error = None
-        if error is not None or not self._has_answers:
+        if error is not None or not self._spec.answers:
             return named, error, None
         try:
             return self._name(named, shown, answers), None, None
         except TypeError as caught:
             return named, None, caught
+
+    def end(
+        self, answers: list[Answer], error: BaseException | None, fault: BaseException | None
+    ) -> list[Answer] | None:
+        """Returns the answers; raises what the inner ones raised, else what the wrapper did wrong,
+        where that ends the run.
+        """
+        failed = 0
+        if fault is not None:
+            failed = self._failures.caught(self._plugin, self._spec.name, fault)
+        if error is not None:
+            self._failures.drop(failed)
+            raise error
+        self._failures.finish(failed)
+        return answers if self._spec.answers else None
 
     def _show(self, answer: Any) -> Any:
         """Returns what the wrapper sees of an answer: of a state a copy."""
