@@ -371,7 +371,7 @@ def test_a_name_that_is_usual_elsewhere_leads_to_ours(
 
 
 def test_every_usual_name_leads_to_an_option_and_none_hides_one() -> None:
-    from trainer_lm.spelling import _NAMES, find_usual
+    from trainer_lm.spelling import _NAMES, find_our_name
 
     parser = cli._make_parser([], ())
     plugins = {name for name in _NAMES if name.startswith("early_stop")}
@@ -379,7 +379,7 @@ def test_every_usual_name_leads_to_an_option_and_none_hides_one() -> None:
     names = [name for names in _NAMES.values() for name in names.split()]
     assert len(names) == len(set(names))
     assert [name for name in names if parser.find(name)] == []
-    assert find_usual("LR") == "learning_rate"
+    assert find_our_name("LR") == "learning_rate"
 
 
 def test_two_files_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

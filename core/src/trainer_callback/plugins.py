@@ -22,9 +22,9 @@ from .hookspecs import TrainerCallback
 __all__ = [
     "SLOW_IMPORT",
     "InstalledPlugin",
-    "admit",
     "create",
     "discover",
+    "exclude_unusable",
     "find_live",
     "not_installed",
     "read_one_off",
@@ -47,9 +47,9 @@ def find_live(blocked: Iterable[str] = ()) -> list[Plugin]:
     """
     live = []
     plugins = discover(blocked)
-    _set_quarrels_aside(plugins)
+    _exclude_live_conflicts(plugins)
     for plugin in plugins:
-        if plugin.kind == "broken" and plugin.is_missed:
+        if plugin.kind == "broken" and plugin.matters:
             logger.warning("%s", plugin.problem)
         elif plugin.is_callback:
             plugin.tell_changes()
@@ -57,10 +57,10 @@ def find_live(blocked: Iterable[str] = ()) -> list[Plugin]:
     return live
 
 
-def admit(
+def exclude_unusable(
     plugins: Sequence[InstalledPlugin], taken: Mapping[str, str], given: Collection[str] = ()
 ) -> None:
-    """Sets aside each plugin that cannot be in a run with those before it, or whose options a
+    """Excludes each plugin that cannot be in a run with those before it, or whose options a
     command line cannot have: they are wrong by themselves, or clash with the command's or with
     those of a plugin before it. Whoever is asked for comes before the others.
 
@@ -68,48 +68,48 @@ def admit(
         taken: the command's own options: flag -> where its value goes.
         given: the options that somebody has given, as `--flag`.
     """
-    _set_quarrels_aside(plugins)
+    _exclude_live_conflicts(plugins)
     owners: dict[str, InstalledPlugin] = {}
     flags, given = dict(taken), set(given) - taken.keys()
     usable = [plugin for plugin in plugins if plugin.problem is None]
     for plugin in sorted(usable, key=lambda plugin: not plugin.is_named(given)):
-        plugin.is_wanted = plugin.is_named(given)
+        plugin.is_requested = plugin.is_named(given)
         try:
             group = plugin.group
         except PluginError as error:
-            plugin.set_aside(str(error))
+            plugin.exclude(str(error))
             continue
-        plugin.is_wanted |= bool(group.flags.keys() & given - flags.keys())
+        plugin.is_requested |= bool(group.flags.keys() & given - flags.keys())
         clash = group.find_clash(flags)
         if clash is None:
             flags.update(group.flags)
             owners.update(dict.fromkeys(group.flags, plugin))
         elif clash in owners:
-            plugin.set_aside(
+            plugin.exclude(
                 f"{owners[clash].label} and {plugin.label} both add {clash}. Leave one of them "
                 f"out: --no_plugin {owners[clash].entry.flag} or --no_plugin {plugin.entry.flag}."
             )
         else:
-            plugin.set_aside(f"{plugin.label} adds {clash}, which is an option of train-lm itself.")
+            plugin.exclude(f"{plugin.label} adds {clash}, which is an option of train-lm itself.")
 
 
-def _set_quarrels_aside(plugins: Sequence[InstalledPlugin]) -> None:
-    """Sets aside what is live in every run and cannot be there with those before it."""
+def _exclude_live_conflicts(plugins: Sequence[InstalledPlugin]) -> None:
+    """Excludes what is live in every run and cannot be there with those before it."""
     kept: list[Plugin] = []
     for plugin in plugins:
         if not plugin.is_callback:
             continue
-        record, plugin.is_wanted = plugin.record, False
-        twin = next((each for each in kept if each.state_key == record.state_key), None)
+        record, plugin.is_requested = plugin.record, False
+        other = next((each for each in kept if each.state_key == record.state_key), None)
         try:
             arrange([*kept, record])
         except PluginError as error:
-            plugin.set_aside(str(error))
+            plugin.exclude(str(error))
             continue
-        if twin is not None:
-            plugin.set_aside(
-                f"{twin.label} and {record.label} have the same state key {twin.state_key!r}. "
-                f"Leave one of them out: TRAINER_DISABLE_PLUGINS={canonical(twin.name)} or "
+        if other is not None:
+            plugin.exclude(
+                f"{other.label} and {record.label} have the same state key {other.state_key!r}. "
+                f"Leave one of them out: TRAINER_DISABLE_PLUGINS={canonical(other.name)} or "
                 f"TRAINER_DISABLE_PLUGINS={plugin.entry.flag}."
             )
             continue

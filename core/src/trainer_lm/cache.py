@@ -39,7 +39,7 @@ _NEW: Final = ".new-"
 _FORM: Final = b"2 "
 """Raised when the same text and tokenizer make another file."""
 
-_SEAL: Final = hashlib.sha256().digest_size
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
 """Bytes at the end of each file: a digest of its key and of all before them."""
 
 
@@ -80,9 +80,9 @@ class TokenCache:
         if options.tokenizer != "bpe":
             return train_tokenizer(options, pieces(text))
         entry = self._entry(f"bpe {options.vocab_size}", text, ".json")
-        if self._is_sound(entry):
-            assert entry is not None
-            return parse_tokenizer(entry.path.read_bytes()[:-_SEAL])
+        found = self._find(entry)
+        if found is not None:
+            return parse_tokenizer(found.read_bytes()[:-_DIGEST_BYTES])
         tokenizer = train_tokenizer(options, pieces(text))
         self._write(entry, [tokenizer_bytes(tokenizer)])
         return tokenizer
@@ -94,9 +94,9 @@ class TokenCache:
             UsageError: the folder that was asked for cannot be written.
         """
         entry = self._entry(json.dumps(tokenizer.to_dict(), sort_keys=True), text, ".npy")
-        if self._is_sound(entry):
-            assert entry is not None
-            return entry.path
+        found = self._find(entry)
+        if found is not None:
+            return found
         ids = list(tokenizer.encode_pieces(pieces(text))) or [tokenizer.encode("")]
         header = io.BytesIO()
         form = {
@@ -105,10 +105,8 @@ class TokenCache:
             "shape": (sum(len(each) for each in ids),),
         }
         np.lib.format.write_array_header_1_0(header, form)
-        if self._write(entry, [header.getvalue(), *(each.data for each in ids)]):
-            assert entry is not None
-            return entry.path
-        return np.concatenate(ids)
+        written = self._write(entry, [header.getvalue(), *(each.data for each in ids)])
+        return np.concatenate(ids) if written is None else written
 
     def _entry(self, key: str, text: bytes, suffix: str) -> _Entry | None:
         if self.folder is None:
@@ -117,28 +115,28 @@ class TokenCache:
         digest.update(text)
         return _Entry(self.folder / f"{digest.hexdigest()[:32]}{suffix}", digest.digest())
 
-    def _is_sound(self, entry: _Entry | None) -> bool:
-        """Whether the file is there, whole, and the one that was written under its name."""
+    def _find(self, entry: _Entry | None) -> Path | None:
+        """Returns the file if it is there, whole, and the one that was written under its name."""
         if entry is None or not os.path.lexists(entry.path):
-            return False
+            return None
         try:
-            size = entry.path.stat().st_size - _SEAL
+            size = entry.path.stat().st_size - _DIGEST_BYTES
             digest = hashlib.sha256(entry.key)
             with entry.path.open("rb") as file:
                 while block := file.read(min(2**20, size)) if size > 0 else b"":
                     digest.update(block)
                     size -= len(block)
                 if size == 0 and file.read() == digest.digest():
-                    return True
+                    return entry.path
         except OSError as error:
             self.notes.append(f"{entry.path} cannot be read ({error.strerror}), is written again")
-            return False
+            return None
         self.notes.append(f"{entry.path} was damaged and is written again")
-        return False
+        return None
 
-    def _write(self, entry: _Entry | None, parts: Iterable[bytes | memoryview]) -> bool:
+    def _write(self, entry: _Entry | None, parts: Iterable[bytes | memoryview]) -> Path | None:
         if entry is None:
-            return False
+            return None
         folder = entry.path.parent
         digest = hashlib.sha256(entry.key)
         try:
@@ -156,8 +154,8 @@ class TokenCache:
                 target.replace(entry.path)
         except OSError as error:
             self._give_up(f"{folder} cannot be written: {error.strerror or error}", error)
-            return False
-        return True
+            return None
+        return entry.path
 
     def _give_up(self, reason: str, error: Exception) -> None:
         reason = reason.rstrip(".")

@@ -22,8 +22,8 @@ from trainer_callback.errors import closest
 from trainer_callback.plugins import (
     SLOW_IMPORT,
     InstalledPlugin,
-    admit,
     discover,
+    exclude_unusable,
     read_one_off,
 )
 from trainer_callback.wording import flags_spoken
@@ -31,7 +31,7 @@ from trainer_callback.wording import flags_spoken
 from .config_file import read_config_file
 from .parser import Parser
 from .settings import Settings
-from .spelling import find_usual
+from .spelling import find_our_name
 from .threads import shorten_spinning
 
 __all__ = ["main", "read_flags"]
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_flags(plugins: Sequence[InstalledPlugin]) -> dict[str, str]:
     """Returns the flags of the command and of `plugins` -> where their values go. A plugin whose
-    flags it cannot have is set aside.
+    flags it cannot have is excluded.
     """
     return _read_flags(_make_parser(plugins, ()))
 
@@ -96,8 +96,8 @@ def _read(arguments: list[str]) -> Settings | None:
     broken = [plugin for plugin in plugins if plugin.kind == "broken"]
     parser = _make_parser(plugins, given)
     for plugin in plugins:
-        if plugin.kind == "broken" and plugin.is_missed:
-            is_asked_for = plugin.is_wanted and plugin not in broken
+        if plugin.kind == "broken" and plugin.matters:
+            is_asked_for = plugin.is_requested and plugin not in broken
             _complain(plugin, strict=first.strict_plugins or is_asked_for)
         elif plugin.seconds > SLOW_IMPORT:
             _say_slow(plugin)
@@ -169,7 +169,7 @@ def _add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
 
 
 def _make_parser(plugins: Sequence[InstalledPlugin], given: Collection[str]) -> Parser:
-    """Returns the parser of the command and of the plugins, except those that it sets aside."""
+    """Returns the parser of the command and of the plugins, except those that it excludes."""
     parser = Parser(
         prog="train-lm",
         usage="train-lm [options]",
@@ -181,7 +181,7 @@ def _make_parser(plugins: Sequence[InstalledPlugin], given: Collection[str]) -> 
     )
     Settings.add_options(parser)
     _add_command_options(parser.add_argument_group("this command"))
-    admit(plugins, _read_flags(parser), given)
+    exclude_unusable(plugins, _read_flags(parser), given)
     for plugin in plugins:
         if plugin.problem is None:
             plugin.add_options(parser)
@@ -287,7 +287,7 @@ def _explain_unknown(argument: str, parser: Parser, plugins: Sequence[InstalledP
         if owner.problem is not None:
             return f"{flag} cannot be used: {owner.label} is {owner.problem}."
     flags = [text for action in parser._actions for text in action.option_strings]
-    usual = f"--{find_usual(name)}"
+    usual = f"--{find_our_name(name)}"
     if usual in flags:
         hint = f" Here it is {usual}."
     else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["find_usual"]
+__all__ = ["find_our_name"]
 
 _NAMES: Final[Mapping[str, str]] = {
     "learning_rate": "lr alpha base_lr max_lr step_size",
@@ -55,9 +55,9 @@ _NAMES: Final[Mapping[str, str]] = {
 }
 """An option of ours -> the names that it has elsewhere."""
 
-_USUAL: Final = {name: ours for ours, names in _NAMES.items() for name in names.split()}
+_OURS: Final = {name: ours for ours, names in _NAMES.items() for name in names.split()}
 
 
-def find_usual(name: str) -> str | None:
+def find_our_name(name: str) -> str | None:
     """Returns our name of the option that is called `name`, without hyphens in front, elsewhere."""
-    return _USUAL.get(name.replace("-", "_").lower())
+    return _OURS.get(name.replace("-", "_").lower())

@@ -19,7 +19,7 @@ from trainer_callback.calls.order import arrange
 from trainer_callback.command_line.options import Option
 from trainer_callback.discovery import canonical, find_distribution
 from trainer_callback.hints import show
-from trainer_callback.plugins import InstalledPlugin, admit, discover, not_installed
+from trainer_callback.plugins import InstalledPlugin, discover, exclude_unusable, not_installed
 
 __all__ = ["main"]
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # what plugins print must not get into the JSON
         plugins = discover()
         if options.action != "doctor":  # who looks at the command's own options, too
-            admit(plugins, {})
+            exclude_unusable(plugins, {})
         if options.action == "show":
             facts: Any = _read_details(_find(options.name, plugins))
         elif options.action == "doctor":

@@ -90,11 +90,11 @@ def prune(path: Path, keep: int) -> list[Path]:
         sound = [each for each in known if report(each, check=True).problem is None]
         if known and not sound:
             raise UsageError(f"none of the {len(known)} snapshots in {str(path)!r} is sound.")
-        doomed = [each for each in known if each not in sound[:keep]]
-        for each in doomed:
+        superfluous = [each for each in known if each not in sound[:keep]]
+        for each in superfluous:
             remove_snapshot(each)
         remove_leftovers(directory)
-    return [each for each in doomed if not os.path.lexists(each)]
+    return [each for each in superfluous if not os.path.lexists(each)]
 
 
 def _size(path: Path) -> int:

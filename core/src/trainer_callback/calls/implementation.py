@@ -185,28 +185,28 @@ def _is_near_miss(plugin: object, attribute: str, value: object) -> bool:
         return True
     if not (callable(value) or isinstance(value, (*_FUNCTIONS, property, partialmethod))):
         return False
-    meant = _find_meant(attribute, shortened=is_function)
+    meant = _find_similar_hook(attribute, shortened=is_function)
     if meant is None:
         return False
     own = inspect.getattr_static(plugin, meant)
     return own is None or own is vars(TrainerCallback)[meant]
 
 
-def _find_meant(attribute: str, *, shortened: bool) -> str | None:
+def _find_similar_hook(attribute: str, *, shortened: bool) -> str | None:
     """Returns the hook that is spelt nearly like `attribute`.
 
     Args:
         shortened: a hook's name without `on_` counts.
     """
-    spelt = _squeeze(attribute)
+    spelt = _without_underscores(attribute)
     for hook in HOOKS:
-        if spelt == _squeeze(hook):
+        if spelt == _without_underscores(hook):
             return hook
         if (
             shortened
             and hook.count("_") > 1
             and hook not in _COMMON
-            and "on" + spelt == (_squeeze(hook))
+            and "on" + spelt == (_without_underscores(hook))
         ):
             return hook
     if attribute[0].lower() not in "ons":  # what a slip makes of `on_` and `should_`
@@ -215,7 +215,7 @@ def _find_meant(attribute: str, *, shortened: bool) -> str | None:
     return next(iter(difflib.get_close_matches(attribute.lower(), names, 1, cutoff=0.9)), None)
 
 
-def _squeeze(name: str) -> str:
+def _without_underscores(name: str) -> str:
     return name.replace("_", "").lower()
 
 

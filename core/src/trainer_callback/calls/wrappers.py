@@ -26,7 +26,7 @@ __all__ = ["wrap"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
-_OVER: Final = object()
+_EXHAUSTED: Final = object()
 _STATES: Final = "on_snapshot_save"
 
 _Wrapper: TypeAlias = Generator[None, Any, Any]
@@ -93,7 +93,7 @@ class _Layer:
             own = self._pick([arguments[name] for name in self._spec.arguments])
             given, named = own if self._implementation.named else (own, {})
             generator = self._implementation.function(*given, **named)
-            if next(generator, _OVER) is _OVER:
+            if next(generator, _EXHAUSTED) is _EXHAUSTED:
                 return None, RuntimeError("the wrapper did not reach its `yield`")
         except KeyboardInterrupt:
             raise

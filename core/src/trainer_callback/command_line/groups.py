@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NoReturn
 
 from ..errors import text_of
-from .guard import aside
+from .guard import stdout_to_stderr
 
 __all__ = ["Group", "read_group"]
 
@@ -95,7 +95,7 @@ def read_group(
     _check(parser)
     _try(parser)
     for action in parser._actions:
-        _tame(action)
+        _wrap_type(action)
     return Group(parser)
 
 
@@ -132,7 +132,7 @@ def _try(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         action.help = _mend_help(parser, action)
     try:
-        with aside():
+        with stdout_to_stderr():
             parser.parse_args([])
             parser.format_help()
     except ValueError as error:
@@ -159,14 +159,14 @@ def _mend_help(parser: argparse.ArgumentParser, action: argparse.Action) -> str 
     return text
 
 
-def _tame(action: argparse.Action) -> None:
+def _wrap_type(action: argparse.Action) -> None:
     """What a plugin's own type prints goes to stderr, what it raises is a message."""
     convert = action.type
     if not callable(convert):
         return
 
-    def tamed(text: str) -> Any:
-        with aside():
+    def wrapped(text: str) -> Any:
+        with stdout_to_stderr():
             try:
                 return convert(text)
             except (argparse.ArgumentTypeError, TypeError, ValueError, KeyboardInterrupt):
@@ -175,5 +175,5 @@ def _tame(action: argparse.Action) -> None:
                 message = f"{text!r}: {type(error).__name__}: {text_of(error)}"
                 raise argparse.ArgumentTypeError(message) from error
 
-    tamed.__name__ = getattr(convert, "__name__", "value")  # argparse names it in its messages
-    action.type = tamed
+    wrapped.__name__ = getattr(convert, "__name__", "value")  # argparse names it in its messages
+    action.type = wrapped

@@ -20,11 +20,11 @@ from typing import Any, Final, TextIO
 
 from .kept_values import VALUES, Restore, keep_value
 
-__all__ = ["aside", "untouched"]
+__all__ = ["stdout_to_stderr", "undo_changes"]
 
 
 @contextlib.contextmanager
-def aside() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Sends to stderr what is written to stdout meanwhile, by child processes too: a command's
     stdout is its own. Whoever replaces, wraps or closes the streams does it to copies.
     """
@@ -43,7 +43,7 @@ def aside() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untouched() -> Iterator[list[str]]:
+def undo_changes() -> Iterator[list[str]]:
     """Puts back what is changed meanwhile, and yields a list that names it at the end.
 
     Threads that are started meanwhile do not keep the process from ending.
@@ -54,7 +54,7 @@ def untouched() -> Iterator[list[str]]:
     changed: list[str] = []
     restores = [(what, keep()) for what, keep in _KEEPERS.items()]
     try:
-        with aside(), _watch_ctrl_c() as is_pressed:
+        with stdout_to_stderr(), _watch_ctrl_c() as is_pressed:
             try:
                 yield changed
             except KeyboardInterrupt as error:
@@ -230,7 +230,7 @@ class _ToStderr:
         self.function = function
 
     def __call__(self, *args: Any, **named: Any) -> None:
-        with aside():
+        with stdout_to_stderr():
             self.function(*args, **named)
 
     def __eq__(self, other: object) -> bool:  # for atexit.unregister

@@ -17,7 +17,7 @@ from ..discovery import Entry
 from ..errors import PluginError, UsageError, text_of
 from ..hookspecs import SPECS, TrainerCallback
 from .groups import Group, read_group
-from .guard import aside, untouched
+from .guard import stdout_to_stderr, undo_changes
 from .options import Option, add_flag, add_options, build, collect_options, read_options
 
 __all__ = ["InstalledPlugin"]
@@ -38,11 +38,11 @@ class InstalledPlugin:
         kind: `flag` (a class: a flag makes the callback), `live` (a module or object: in every
             run), `blocked`, or `broken`.
         problem: why it is blocked or broken, else None.
-        is_missed: whether a run without it is another run, so that its problem is worth a word.
+        matters: whether a run without it is another run, so that its problem is worth a word.
         target: the class, module or object; None where it was not loaded.
         implementations: its hooks.
         options: the options derived from its constructor.
-        is_wanted: somebody asks for it, so that what goes wrong with it is no mere warning.
+        is_requested: somebody asks for it, so that what goes wrong with it is no mere warning.
         changed: what its import did to the process and was undone: `set a signal handler`.
         seconds: how long the import took.
     """
@@ -57,11 +57,11 @@ class InstalledPlugin:
         self.kind: Literal["flag", "live", "blocked", "broken"]
         self.kind = "blocked" if entry.blocked else "broken"
         self.problem = entry.problem
-        self.is_missed: bool = True
+        self.matters: bool = True
         self.target: object = None
         self.implementations: list[Implementation] = []
         self.options: list[Option] = []
-        self.is_wanted = True
+        self.is_requested = True
         self.changed: list[str] = []
         self.seconds: float = 0.0
         self._active = active
@@ -69,8 +69,8 @@ class InstalledPlugin:
         if self.problem is None or entry.is_ambiguous:
             self._load_safely()
         if entry.is_ambiguous:
-            self.is_missed = not isinstance(self.target, type)
-            self.set_aside(str(entry.problem))
+            self.matters = not isinstance(self.target, type)
+            self.exclude(str(entry.problem))
 
     @property
     def label(self) -> str:
@@ -102,7 +102,7 @@ class InstalledPlugin:
         """
         if self._group is None:
             try:
-                with untouched() as changed:
+                with undo_changes() as changed:
                     own_builder = self._implements("make_callbacks")
                     self._group = read_group(self.label, self._fill, may_replace=own_builder)
             except ValueError as error:
@@ -125,7 +125,7 @@ class InstalledPlugin:
         """Whether the options `given`, each as `--flag`, ask for it by its name."""
         return self._active or f"--{self.entry.flag}" in given
 
-    def set_aside(self, problem: str) -> None:
+    def exclude(self, problem: str) -> None:
         """Leaves it out, for the reason `problem`."""
         self.kind, self.problem = "broken", problem
 
@@ -142,7 +142,7 @@ class InstalledPlugin:
             try:
                 answer = self._read_made(self._call("make_callbacks", self._view(namespace)))
             except PluginError as error:
-                if self.is_wanted or isinstance(error.__cause__, UsageError):
+                if self.is_requested or isinstance(error.__cause__, UsageError):
                     raise
                 logger.warning("%s. The run goes on without it.", str(error).rstrip("."))
                 return []
@@ -182,7 +182,7 @@ class InstalledPlugin:
     def _load_safely(self) -> None:
         start = time.perf_counter()
         try:
-            with untouched() as self.changed:
+            with undo_changes() as self.changed:
                 self._load()
         except KeyboardInterrupt:
             raise
@@ -261,7 +261,7 @@ class InstalledPlugin:
             )
         assert isinstance(self.target, type)
         try:
-            with aside():
+            with stdout_to_stderr():
                 return build(self.target, arguments)
         except (ValueError, TypeError, UsageError) as error:
             raise PluginError(f"{self.label}: {text_of(error)}") from error
@@ -276,7 +276,7 @@ class InstalledPlugin:
         """Calls a set-up hook, which takes its one argument or none."""
         found = next(each for each in self.implementations if each.hook == hook)
         try:
-            with aside():
+            with stdout_to_stderr():
                 return found.function(**dict.fromkeys(found.asked, argument))
         except (KeyboardInterrupt, argparse.ArgumentError):
             raise

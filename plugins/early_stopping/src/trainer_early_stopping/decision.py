@@ -145,11 +145,11 @@ class Rule:
             first_epoch: the epoch of the next check.
             several: an epoch has several checks, nobody knows how many.
         """
-        checks = 1 if self.sudden else self.checks_left(state)
+        checks = 1 if self.single_check_options else self.checks_left(state)
         return max(first_epoch + (0 if several else checks), self.min_epochs)
 
     @property
-    def sudden(self) -> tuple[str, ...]:
+    def single_check_options(self) -> tuple[str, ...]:
         """The options in force that can stop at a single check."""
         options = {
             "stopping_threshold": self.stopping_threshold is not None,

@@ -33,8 +33,8 @@ def describe_start(
         f"in a row without an improvement{margin}: at the earliest after "
         f"{earliest(rule.checks_left(state))}"
     )
-    if rule.sudden:
-        text += f", by {' or '.join(rule.sudden)} after {earliest(1)}"
+    if rule.single_check_options:
+        text += f", by {' or '.join(rule.single_check_options)} after {earliest(1)}"
     return text + "."
 
 

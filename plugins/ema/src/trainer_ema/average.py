@@ -86,7 +86,7 @@ class WeightAverage:
             if name in own:
                 weight.copy_(own[name])
 
-    def heal(self) -> None:
+    def repair_nonfinite(self) -> None:
         """Makes entries that are not finite those of the weights, of which they came: -inf of a
         mask has become NaN (inf - inf). Not done at each update, for it reads every average.
         """
@@ -97,7 +97,7 @@ class WeightAverage:
 
     def copy_in(self) -> None:
         """Puts the averages into the model, in place and for good."""
-        self.heal()
+        self.repair_nonfinite()
         for name, weight in self._find().items():
             if name in self.averages:
                 weight.copy_(self.averages[name])

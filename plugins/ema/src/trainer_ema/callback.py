@@ -172,7 +172,7 @@ class EMACallback(TrainerCallback):
     ) -> Mapping[str, object]:
         if self._average is None:
             return {"updates": self.updates, "averages": {}}
-        self._average.heal()
+        self._average.repair_nonfinite()
         averages = dict(sorted(self._average.averages.items()))  # a resume begins them in one order
         state = {"updates": self.updates, "averages": averages}
         others = {key: asdict(other) for key, other in self._others.items()}

@@ -24,7 +24,7 @@ from .measurement import Probe, Reading
 from .names import readable
 from .news import describe_change, describe_disconnected, describe_nonfinite
 from .options import PREFIX, OnNonfinite, check_options, to_patterns
-from .plan import clip_limit, describe_plan, is_due, tell_idle
+from .plan import clip_limit, describe_plan, is_due, warn_of_idle_options
 from .record import Record, describe_step, make_entry, make_scalars
 from .report import Report
 from .state import MonitorState
@@ -150,44 +150,46 @@ class GradientMonitorCallback(TrainerCallback):
         logger.info(
             "gradients: measures %d rows %s; %s.", len(self._groups), describe_plan(self), where
         )
-        tell_idle(self, trainer)
+        warn_of_idle_options(self, trainer)
 
     def on_backward_end(self, trainer: TrainerProtocol) -> None:
         if is_due(self, trainer):
-            self._find_watch(trainer)._measure(trainer)
+            self._find_monitor(trainer)._measure(trainer)
 
     def on_gradients_clipped(
         self, trainer: TrainerProtocol, total_norm: torch.Tensor, clipped: torch.Tensor
     ) -> None:
-        watch = self._find_watch(trainer)
-        before = watch._clipped
-        watch._clipped = clipped.float() if before is None else before + clipped
+        monitor = self._find_monitor(trainer)
+        before = monitor._clipped
+        monitor._clipped = clipped.float() if before is None else before + clipped
 
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
-        watch = self._find_watch(trainer)
-        watch.state.count_update(skipped=skipped)
-        if watch.state.skipped_in_a_row == _MANY_SKIPPED:
+        monitor = self._find_monitor(trainer)
+        monitor.state.count_update(skipped=skipped)
+        if monitor.state.skipped_in_a_row == _MANY_SKIPPED:
             logger.warning(
                 "update %d: %d updates in a row were skipped, whatever the loss scale: the loss "
                 "or the gradients are not finite.",
                 trainer.step,
                 _MANY_SKIPPED,
             )
-        if watch._probe is not None:
-            watch._take(trainer, trainer.step, skipped=skipped)
+        if monitor._probe is not None:
+            monitor._take(trainer, trainer.step, skipped=skipped)
 
     def should_stop_training(self, trainer: TrainerProtocol) -> StopRequest | None:
-        return next((watch._stop for watch in self._watches if watch._stop is not None), None)
+        return next(
+            (monitor._stop for monitor in self._monitors if monitor._stop is not None), None
+        )
 
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
     ) -> Mapping[str, object] | None:
-        for watch in self._watches:
-            if watch._clipped is not None:
-                watch.state.clipped_since += int(watch._clipped)
-                watch._clipped = None
-            if watch._record is not None:
-                watch._record.sync()
+        for monitor in self._monitors:
+            if monitor._clipped is not None:
+                monitor.state.clipped_since += int(monitor._clipped)
+                monitor._clipped = None
+            if monitor._record is not None:
+                monitor._record.sync()
         self._saved.update({w._name: w.state.to_plain() for w in self._others.values()})
         others = {"others": dict(self._saved)} if self._saved else {}
         return {**self.state.to_plain(), **others}
@@ -195,52 +197,52 @@ class GradientMonitorCallback(TrainerCallback):
     def on_snapshot_saved(
         self, trainer: TrainerProtocol, path: Path, epoch: int, step: int
     ) -> None:
-        for watch in self._watches:
-            if watch._report is not None:
-                watch._report.write_if_cheap(watch.state, watch._last)
+        for monitor in self._monitors:
+            if monitor._report is not None:
+                monitor._report.write_if_cheap(monitor.state, monitor._last)
 
     def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
-        for watch in self._watches:
-            if watch._probe is not None:  # this update ended the run: say where it came from
-                watch.state.count_update(skipped=True)
-                watch._take(trainer, trainer.step + 1, skipped=True)
+        for monitor in self._monitors:
+            if monitor._probe is not None:  # this update ended the run: say where it came from
+                monitor.state.count_update(skipped=True)
+                monitor._take(trainer, trainer.step + 1, skipped=True)
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
-        if self.state.updates and not any(watch.state.measured for watch in self._watches):
+        if self.state.updates and not any(monitor.state.measured for monitor in self._monitors):
             logger.warning(
                 "nothing was measured in %d updates: no snapshot was due. Use %s to measure every "
                 "100 updates.",
                 self.state.updates,
                 option_text("monitor_interval", 100, PREFIX),
             )
-        for watch in self._watches:
-            if watch.state.updates and watch.state.measured:
-                if watch._report is not None:
-                    watch._report.write(watch.state, watch._last)
-                page = watch._report.page if watch._report is not None else None
-                logger.info("%s", summarize(watch.state, page))
+        for monitor in self._monitors:
+            if monitor.state.updates and monitor.state.measured:
+                if monitor._report is not None:
+                    monitor._report.write(monitor.state, monitor._last)
+                page = monitor._report.page if monitor._report is not None else None
+                logger.info("%s", summarize(monitor.state, page))
 
     @property
-    def _watches(self) -> tuple[GradientMonitorCallback, ...]:
+    def _monitors(self) -> tuple[GradientMonitorCallback, ...]:
         return (self, *self._others.values())
 
-    def _find_watch(self, trainer: TrainerProtocol) -> GradientMonitorCallback:
+    def _find_monitor(self, trainer: TrainerProtocol) -> GradientMonitorCallback:
         """Returns the monitor of the optimizer at hand, which is made when it is first needed."""
         if trainer.optimizer is self._optimizer:
             return self
-        watch = self._others.get(trainer.optimizer)
-        if watch is None:
-            watch = copy.copy(self)
-            watch._start(trainer)
+        monitor = self._others.get(trainer.optimizer)
+        if monitor is None:
+            monitor = copy.copy(self)
+            monitor._start(trainer)
             own = find_own(trainer.model, trainer.optimizer)
-            watch._name = name_part(own, {each._name for each in self._others.values()})
+            monitor._name = name_part(own, {each._name for each in self._others.values()})
             if trainer.output_dir is not None and trainer.is_main_process:
-                folder = trainer.output_dir / FOLDER / safe_name(watch._name)
-                watch._open(folder, self._cut_at, clip_limit(trainer))
-            if watch._name in self._saved:
-                watch.state.load_plain(self._saved[watch._name])
-            self._others[trainer.optimizer] = watch
-        return watch
+                folder = trainer.output_dir / FOLDER / safe_name(monitor._name)
+                monitor._open(folder, self._cut_at, clip_limit(trainer))
+            if monitor._name in self._saved:
+                monitor.state.load_plain(self._saved[monitor._name])
+            self._others[trainer.optimizer] = monitor
+        return monitor
 
     def _measure(self, trainer: TrainerProtocol) -> None:
         own = keep(self._groups, find_own(trainer.model, trainer.optimizer))

@@ -12,7 +12,7 @@ from .options import PREFIX
 if TYPE_CHECKING:
     from .callback import GradientMonitorCallback
 
-__all__ = ["clip_limit", "describe_plan", "is_due", "tell_idle"]
+__all__ = ["clip_limit", "describe_plan", "is_due", "warn_of_idle_options"]
 
 logger: logging.Logger = logging.getLogger("trainer.gradient_monitor")
 
@@ -39,7 +39,7 @@ def describe_plan(monitor: GradientMonitorCallback) -> str:
     return " and ".join(moments)
 
 
-def tell_idle(monitor: GradientMonitorCallback, trainer: TrainerProtocol) -> None:
+def warn_of_idle_options(monitor: GradientMonitorCallback, trainer: TrainerProtocol) -> None:
     """Says which option has no effect in this run, where that can be known."""
     steps: int | None = getattr(trainer.config, "max_steps", None)
     every = monitor.monitor_interval

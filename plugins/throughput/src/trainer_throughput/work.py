@@ -27,7 +27,7 @@ def count_batch(batch: Any) -> tuple[int, Unit, bool]:
     if tokens is not None:
         return tokens, "tokens", True
     sizes: list[int] = []
-    clear = _look(batch, sizes)
+    clear = _collect_sizes(batch, sizes)
     return (sizes[0] if sizes else 1), "items", clear and len({*sizes}) == 1
 
 
@@ -65,24 +65,24 @@ def _count_tokens(batch: Any) -> int | None:
     return int(found.numel()) if hasattr(found, "numel") else None
 
 
-def _look(value: Any, sizes: list[int]) -> bool:
+def _collect_sizes(value: Any, sizes: list[int]) -> bool:
     """Adds to `sizes` what may be the number of items; returns False where it may be another."""
     if hasattr(value, "batch_sizes"):  # a PackedSequence
         sizes.append(int(value.batch_sizes[0]))
     elif hasattr(value, "shape"):
         sizes += [int(value.shape[0])] if value.shape else []
     elif isinstance(value, list) and value and not any(hasattr(each, "shape") for each in value):
-        parts = [_look(each, []) for each in value if isinstance(each, (list, tuple))]
+        parts = [_collect_sizes(each, []) for each in value if isinstance(each, (list, tuple))]
         sizes.append(len(value))
         return not parts
     elif isinstance(value, (Mapping, list, tuple)):
         parts = [*(value.values() if isinstance(value, Mapping) else value)]
         shapes = {tuple(getattr(part, "shape", ())) for part in parts}
         alike = len(parts) > 2 and len(shapes) == 1 and () not in shapes
-        clear = [_look(part, sizes) for part in parts]
+        clear = [_collect_sizes(part, sizes) for part in parts]
         return all(clear) and not (isinstance(value, list) and alike)
     elif hasattr(value, "__dict__"):
-        return _look(vars(value), sizes)
+        return _collect_sizes(vars(value), sizes)
     return True
 
 
