@@ -226,7 +226,7 @@ def load(monkeypatch: pytest.MonkeyPatch, target: object, name: str = "x") -> In
 
 def make(plugin: InstalledPlugin, *words: str) -> list[Any]:
     parser = argparse.ArgumentParser(exit_on_error=False)
-    plugin.add_options(parser)
+    plugin.group.join(parser)
     return [made.callback for made in plugin.make_callbacks(parser.parse_args(words))]
 
 
@@ -510,10 +510,10 @@ def test_two_plugins_that_add_the_same_flag_cannot_be_together(
     own = make_module(add_options=lambda parser: parser.add_argument("--same_size"))
     third = load(monkeypatch, own, "c")
     parser = argparse.ArgumentParser()
-    first.add_options(parser)
+    first.group.join(parser)
     for plugin in (second, third):
         with pytest.raises(argparse.ArgumentError, match="same_size"):
-            plugin.add_options(parser)
+            plugin.group.join(parser)
 
 
 def test_what_is_live_cannot_be_created(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,7 @@ def _make_parser(plugins: Sequence[InstalledPlugin], given: Collection[str]) -> 
     exclude_unusable(plugins, _read_flags(parser), given)
     for plugin in plugins:
         if plugin.problem is None:
-            plugin.add_options(parser)
+            plugin.group.join(parser)
     return parser
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from rich.filesize import decimal
+
 from trainer.snapshots.manifest import to_json_data
 from trainer.writers.output import printing, write_out
 
@@ -98,7 +100,7 @@ def _print_table(reports: Iterable[Report]) -> None:
                 Path(each.path).name,
                 str(facts.get("step", "")),
                 str(facts.get("epoch", "")),
-                _readable(each.size),
+                decimal(each.size),
                 _join({k: v for k, v in facts.get("metrics", {}).items() if k in _SHOWN}),
                 each.problem or ("sound" if each.checked else "not checked"),
             )
@@ -115,7 +117,7 @@ def _print_one(shown: Report) -> None:
         rows += [("versions", _join(facts.get("versions", {})))]
         rows += [(f"plugin {key}", _join(value)) for key, value in facts.get("plugins", {}).items()]
         rows += [("options", _join(facts.get("options", {})))]
-        rows += [(name, _readable(entry["size"])) for name, entry in facts["files"].items()]
+        rows += [(name, decimal(entry["size"])) for name, entry in facts["files"].items()]
     _print_rows(rows, header=False)
 
 
@@ -144,13 +146,6 @@ def _join(values: object) -> str:
 
 def _flat(value: object) -> str:
     return f"({_join(value)})" if isinstance(value, Mapping) else str(value)
-
-
-def _readable(size: int) -> str:
-    number, units = float(size), ["bytes", "kB", "MB", "GB", "TB"]
-    while number >= 1000 and len(units) > 1:
-        number, units = number / 1000, units[1:]
-    return f"{number:.3g} {units[0]}"
 
 
 def _clean(text: str) -> str:

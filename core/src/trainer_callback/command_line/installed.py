@@ -95,7 +95,8 @@ class InstalledPlugin:
 
     @property
     def group(self) -> Group:
-        """Its options: the flag and the derived ones, and those of its own `add_options`.
+        """Its options: the flag and the derived ones, and those of its own `add_options`. Tried
+        when first asked for.
 
         Raises:
             PluginError: they cannot be used, or would change more than themselves.
@@ -111,15 +112,6 @@ class InstalledPlugin:
             kept = self._group.flags
             self.options = [option for option in self.options if f"--{option.flag}" in kept]
         return self._group
-
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Adds its options to `parser`, in a group of their own.
-
-        Raises:
-            argparse.ArgumentError: a flag is taken already.
-            PluginError: they cannot be used.
-        """
-        self.group.join(parser)
 
     def is_named(self, given: Collection[str]) -> bool:
         """Whether the options `given`, each as `--flag`, ask for it by its name."""
@@ -146,7 +138,11 @@ class InstalledPlugin:
                     raise
                 logger.warning("%s. The run goes on without it.", str(error).rstrip("."))
                 return []
-            self._check_flag(namespace, answer)
+            if not answer and self.kind == "flag" and getattr(namespace, self.entry.flag, False):
+                raise PluginError(
+                    f"{self.label}: its make_callbacks returns nothing for --{self.entry.flag}. "
+                    "Leave the flag out, or give what else the plugin needs."
+                )
             made.extend(answer)
         elif self.kind == "flag" and self._is_used(namespace):
             made.append(self._build(collect_options(namespace, self.options)))
@@ -234,14 +230,6 @@ class InstalledPlugin:
         if self.kind == "flag":
             defaults[self.entry.flag] = self._active
         return argparse.Namespace(**{**defaults, **vars(namespace)})
-
-    def _check_flag(self, namespace: Any, answer: Sequence[object]) -> None:
-        """Refuses a flag that would do nothing."""
-        if self.kind == "flag" and getattr(namespace, self.entry.flag, False) and not answer:
-            raise PluginError(
-                f"{self.label}: its make_callbacks returns nothing for --{self.entry.flag}. Leave "
-                "the flag out, or give what else the plugin needs."
-            )
 
     def _is_used(self, namespace: Any) -> bool:
         flag = self.entry.flag

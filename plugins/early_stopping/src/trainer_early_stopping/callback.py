@@ -24,12 +24,7 @@ from trainer_callback.values import check_types
 
 from .decision import Rule, State, StopReason
 from .messages import describe_best, describe_start, describe_stop
-from .options import (
-    PREFIX,
-    require_count,
-    require_margin,
-    require_mode,
-)
+from .options import PREFIX, require_count, require_margin, require_mode
 from .weights import BestWeights
 
 __all__ = ["EarlyStoppingCallback"]
@@ -106,7 +101,7 @@ class EarlyStoppingCallback(TrainerCallback):
             ValueError: an option is out of range, or `monitor` does not tell its direction.
         """
         self.patience: int = require_count("patience", patience, 1, "to stop at the first miss")
-        self.min_delta: float = require_margin("min_delta", min_delta)
+        self.min_delta: float = require_margin(min_delta)
         check_types(EarlyStoppingCallback, locals(), PREFIX)
         self.min_delta_mode = min_delta_mode
         self.restore_best = restore_best

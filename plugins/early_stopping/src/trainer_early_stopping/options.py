@@ -37,17 +37,16 @@ def require_count(name: str, value: object, least: int, effect: str) -> int:
     return int(value)
 
 
-def require_margin(name: str, value: object) -> float:
-    """Returns `value`, a finite number of at least 0.
+def require_margin(value: object) -> float:
+    """Returns `value` of min_delta, a finite number of at least 0.
 
     Raises:
         OptionError: it is something else.
     """
-    number = _read_number(value)
-    if number is None or not 0.0 <= number < math.inf:
-        wanted = "a finite number of at least 0"
-        raise _refuse(name, wanted, value, use=0, effect="to count every improvement")
-    return number
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+        return float(value)
+    wanted = "a finite number of at least 0"
+    raise _refuse("min_delta", wanted, value, use=0, effect="to count every improvement")
 
 
 def require_mode(mode: str, monitor: str) -> Mode:
@@ -65,9 +64,3 @@ def require_mode(mode: str, monitor: str) -> Mode:
             f"{option_text('mode', 'max', PREFIX)}."
         )
     return guess
-
-
-def _read_number(value: object) -> float | None:
-    if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
-        return None
-    return float(value)

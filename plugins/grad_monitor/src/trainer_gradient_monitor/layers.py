@@ -25,7 +25,6 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Returns the spread of `values`."""
         finite = sorted(value for value in values if math.isfinite(value))
         if not finite:
             return cls(None, None, None)

@@ -58,7 +58,6 @@ class MonitorState:
 
     @classmethod
     def fresh(cls, fingerprint: dict[str, Any], rows: Sequence[str], capacity: int) -> MonitorState:
-        """Returns the state of a run that has measured nothing."""
         return cls(fingerprint, History(rows, capacity), deque(maxlen=capacity))
 
     @property
@@ -107,7 +106,6 @@ class MonitorState:
         self.nonfinite_in_a_row = self.nonfinite_in_a_row + 1 if nonfinite else 0
 
     def to_plain(self) -> dict[str, Any]:
-        """Returns the state as plain data."""
         return {
             "format": _FORMAT,
             "fingerprint": self.fingerprint,
