@@ -107,9 +107,9 @@ def test_worker_processes_give_the_same_batches(tmp_path):
 
 
 def test_tokens_lie_in_a_mapped_file(tmp_path):
-    train_loader, _, facts = make(tmp_path)
-    assert facts.cache_dir == tmp_path / "cache"
+    train_loader, _, _ = make(tmp_path)
     assert isinstance(train_loader.dataset.tokens, np.memmap)
+    assert train_loader.dataset.source.parent == tmp_path / "cache"
 
 
 def test_facts_count_tokens_and_bytes(tmp_path):

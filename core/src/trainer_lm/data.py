@@ -39,7 +39,6 @@ class Facts:
         train_tokens: tokens of the training text.
         validation_bytes: size of the validation text in UTF-8.
         validation_tokens: its tokens.
-        cache_dir: folder of the token files, or None where tokens are in memory only.
         notes: one sentence for each thing a person may not expect, those of the corpus included.
     """
 
@@ -48,7 +47,6 @@ class Facts:
     train_tokens: int
     validation_bytes: int
     validation_tokens: int
-    cache_dir: Path | None
     notes: tuple[str, ...]
 
     def bits_per_byte(self, val_loss: float) -> float:
@@ -130,7 +128,6 @@ def make_loaders(
         train_tokens=len(train.tokens),
         validation_bytes=len(corpus.validation),
         validation_tokens=len(validation.tokens),
-        cache_dir=cache.folder,
         notes=(*corpus.notes, *cache.notes, *unlearnt, *unknown),
     )
     make_loader = partial(
