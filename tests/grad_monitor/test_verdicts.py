@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import pytest
 
+from trainer_gradient_monitor.layers import Layer, Spread, sort_worst
 from trainer_gradient_monitor.measurement import COLUMNS, Reading
 from trainer_gradient_monitor.news import (
     describe_change,
     describe_disconnected,
     describe_nonfinite,
 )
-from trainer_gradient_monitor.verdicts import Verdict, judge, judge_all, sort_worst
+from trainer_gradient_monitor.verdicts import Verdict, judge, judge_all
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_the_first_non_finite_parameter_is_named(make_reading: Callable[..., Rea
 
 
 def test_the_worst_come_first() -> None:
-    layers: list[tuple[str, Verdict, float]] = [
+    facts: list[tuple[str, Verdict, float]] = [
         ("good", "healthy", 1.0),
         ("better", "healthy", 2.0),
         ("small", "vanishing", 1e-9),
@@ -101,4 +102,6 @@ def test_the_worst_come_first() -> None:
         ("bad", "non-finite", math.nan),
     ]
     expected = ["bad", "larger", "large", "lost", "smaller", "small", "good", "better"]
-    assert sort_worst(layers) == expected
+    nothing = Spread(None, None, None)
+    layers = [Layer(name, verdict, nothing, nothing, {"rms": rms}) for name, verdict, rms in facts]
+    assert [layer.name for layer in sort_worst(layers)] == expected

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from .measurement import COLUMNS
 from .names import readable
 from .state import MonitorState
-from .verdicts import Verdict
+from .verdicts import SEVERITY, Verdict
 
-__all__ = ["Layer", "Spread", "read_layers"]
+__all__ = ["Layer", "Spread", "read_layers", "sort_worst"]
 
 
 @dataclass(frozen=True)
@@ -74,3 +74,13 @@ def read_layers(state: MonitorState) -> list[Layer]:
                 )
             )
     return layers
+
+
+def sort_worst(layers: Iterable[Layer]) -> list[Layer]:
+    """Returns the layers, worst first: exploding ones by falling, all others by rising rms."""
+
+    def key(layer: Layer) -> tuple[int, float]:
+        rms = layer.latest.get("rms", 0.0)
+        return -SEVERITY[layer.verdict], -rms if layer.verdict == "exploding" else rms
+
+    return sorted(layers, key=key)

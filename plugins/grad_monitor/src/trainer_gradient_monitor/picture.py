@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from .files import MARK
-from .layers import Layer, Spread, read_layers
+from .layers import Layer, Spread, read_layers, sort_worst
 from .state import MonitorState
-from .verdicts import Verdict, sort_worst
+from .verdicts import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,8 +86,7 @@ def _choose(layers: Sequence[Layer]) -> Sequence[Layer]:
     """Returns the layers, or of more than a picture can hold the worst, in the same order."""
     if len(layers) <= _MOST_ROWS:
         return layers
-    facts = [(each.name, each.verdict, each.latest.get("rms", 0.0)) for each in layers]
-    worst = {*sort_worst(facts)[:_MOST_ROWS]}
+    worst = {layer.name for layer in sort_worst(layers)[:_MOST_ROWS]}
     return [layer for layer in layers if layer.name in worst]
 
 

@@ -6,9 +6,8 @@ import math
 from pathlib import Path
 from typing import Final
 
-from .layers import Layer, read_layers
+from .layers import Layer, read_layers, sort_worst
 from .state import MonitorState
-from .verdicts import sort_worst
 
 __all__ = ["summarize"]
 
@@ -18,11 +17,8 @@ _HEADER: Final = ("layer", "verdict", "rms", "median", "lowest", "highest", "upd
 
 def summarize(state: MonitorState, page: Path | None) -> str:
     """Returns the five worst layers, what was clipped and skipped, and where the page is."""
-    layers = {layer.name: layer for layer in read_layers(state)}
-    order = sort_worst(
-        (layer.name, layer.verdict, layer.latest.get("rms", 0.0)) for layer in layers.values()
-    )
-    rows = [_HEADER, *(_cells(layers[name]) for name in order[:_WORST])]
+    layers = read_layers(state)
+    rows = [_HEADER, *map(_cells, sort_worst(layers)[:_WORST])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
     lines = [f"gradients of {len(layers)} layers at {state.measured} of {state.updates} updates:"]
     for row in rows:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias
 
 from .groups import Groups
 from .measurement import Reading
 
-__all__ = ["SEVERITY", "Verdict", "judge", "judge_all", "sort_worst"]
+__all__ = ["SEVERITY", "Verdict", "judge", "judge_all"]
 
 Verdict: TypeAlias = Literal["healthy", "vanishing", "disconnected", "exploding", "non-finite"]
 
@@ -59,17 +58,3 @@ def judge_all(
         elif not set(members).isdisjoint(reading.disconnected):
             verdicts[row] = "disconnected"
     return verdicts
-
-
-def sort_worst(layers: Iterable[tuple[str, Verdict, float]]) -> list[str]:
-    """Returns the names, worst first: exploding ones by falling, all others by rising rms.
-
-    Args:
-        layers: name, verdict and rms of each.
-    """
-
-    def key(layer: tuple[str, Verdict, float]) -> tuple[int, float]:
-        _, verdict, rms = layer
-        return -SEVERITY[verdict], -rms if verdict == "exploding" else rms
-
-    return [name for name, _, _ in sorted(layers, key=key)]
