@@ -9,13 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from trainer_callback import (
-    StopRequest,
-    TrainerCallback,
-    TrainerProtocol,
-    UsageError,
-    option_text,
-)
+from trainer_callback import StopRequest, TrainerCallback, TrainerProtocol, UsageError, option_text
 from trainer_callback.values import check_types
 
 from .files import FOLDER, PAGE, PICTURE, RECORD, claim, safe_name
@@ -177,9 +171,7 @@ class GradientMonitorCallback(TrainerCallback):
             monitor._take(trainer, trainer.step, skipped=skipped)
 
     def should_stop_training(self, trainer: TrainerProtocol) -> StopRequest | None:
-        return next(
-            (monitor._stop for monitor in self._monitors if monitor._stop is not None), None
-        )
+        return next((each._stop for each in self._monitors if each._stop is not None), None)
 
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
