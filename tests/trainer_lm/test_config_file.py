@@ -162,8 +162,8 @@ def test_every_option_of_the_installed_plugins_is_read_back_as_it_was(number: in
         words += [f"--{plugin.entry.flag}"] if plugin.kind == "flag" else []
         for option in plugin.options:
             value = option.default if number == 0 else "none" if number == 1 else 3
-            if option.choices is not None and number == 2:
-                value = option.choices[-1]
+            if option.reader.choices is not None and number == 2:
+                value = option.reader.choices[-1]
             if option.reader.is_switch and number:
                 value = number == 1
             if value is not None and not isinstance(value, (list, tuple)):

@@ -17,7 +17,7 @@ def test_every_field_becomes_a_flag_with_help(options):
 
 def test_choices_reach_the_command_line():
     flags = {option.flag: option for option in read_options(TextOptions)}
-    assert flags["tokenizer"].choices == ("byte", "char", "bpe")
+    assert flags["tokenizer"].reader.choices == ("byte", "char", "bpe")
 
 
 def test_importing_the_options_imports_neither_torch_nor_numpy():
