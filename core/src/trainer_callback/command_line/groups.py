@@ -24,19 +24,16 @@ class Group:
     """What one plugin adds to a command line, judged by itself.
 
     Attributes:
+        actions: the options as argparse has them.
         flags: `--flag`, or `-f` -> where its value goes in the namespace.
     """
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._parser = parser
+        self.actions: list[argparse.Action] = parser._actions
         self.flags: dict[str, str] = {
-            flag: action.dest for action in parser._actions for flag in action.option_strings
+            flag: action.dest for action in self.actions for flag in action.option_strings
         }
-
-    @property
-    def actions(self) -> list[argparse.Action]:
-        """The options as argparse has them."""
-        return list(self._parser._actions)
 
     def join(self, parser: argparse.ArgumentParser) -> None:
         """Adds the group to `parser`.
