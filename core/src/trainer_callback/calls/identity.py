@@ -32,12 +32,8 @@ class Plugin:
     @property
     def label(self) -> str:
         """The name with distribution and version, for messages."""
-        return f"{self.name} ({self.origin or 'not installed'})"
-
-    @property
-    def origin(self) -> str:
-        """Distribution and version, or an empty string."""
-        return f"{self.distribution} {self.version}".strip()
+        origin = f"{self.distribution} {self.version}".strip()
+        return f"{self.name} ({origin or 'not installed'})"
 
     @property
     def state_key(self) -> str:

@@ -110,7 +110,7 @@ def find_unmarked(plugin: object) -> list[str]:
     return [
         f"{describe(plugin)}.{name}"
         for name, value in _attributes(plugin)
-        if name in HOOKS and _is_function(value) and _read_mark(value) is None
+        if name in HOOKS and isinstance(value, _FUNCTIONS) and _read_mark(value) is None
         if getattr(value, "__module__", home) == home  # not what it imports
     ]
 
@@ -180,7 +180,7 @@ def _is_near_miss(plugin: object, attribute: str, value: object) -> bool:
     options = set(getattr(plugin, "__dataclass_fields__", ()))
     if not isinstance(plugin, type):
         options.update(getattr(plugin, "__dict__", ()))
-    is_function = _is_function(value) and attribute not in options
+    is_function = isinstance(value, _FUNCTIONS) and attribute not in options
     if is_function and re.match(r"(on|should)(_|[A-Z])", attribute):
         return True
     if not (callable(value) or isinstance(value, (*_FUNCTIONS, property, partialmethod))):
@@ -200,14 +200,9 @@ def _find_similar_hook(attribute: str, *, shortened: bool) -> str | None:
     """
     spelt = _without_underscores(attribute)
     for hook in HOOKS:
-        if spelt == _without_underscores(hook):
-            return hook
-        if (
-            shortened
-            and hook.count("_") > 1
-            and hook not in _COMMON
-            and "on" + spelt == (_without_underscores(hook))
-        ):
+        may_be_short = shortened and hook.count("_") > 1 and hook not in _COMMON
+        spellings = (spelt, f"on{spelt}") if may_be_short else (spelt,)
+        if _without_underscores(hook) in spellings:
             return hook
     if attribute[0].lower() not in "ons":  # what a slip makes of `on_` and `should_`
         return None
@@ -217,10 +212,6 @@ def _find_similar_hook(attribute: str, *, shortened: bool) -> str | None:
 
 def _without_underscores(name: str) -> str:
     return name.replace("_", "").lower()
-
-
-def _is_function(value: object) -> bool:
-    return isinstance(value, _FUNCTIONS)
 
 
 def _check_name(plugin: object, attribute: str, name: str) -> None:
@@ -277,7 +268,7 @@ def _read_function(
         PluginError: it could not be called as one.
     """
     where = f"{describe(plugin)}.{attribute}"
-    if not _is_function(static):
+    if not isinstance(static, _FUNCTIONS):
         raise PluginError(
             f"{where} is a {type(static).__name__}, where a hook is a function. Write "
             f"`def {attribute}`, or give the attribute another name."
