@@ -31,7 +31,7 @@ from trainer.progress import Progress
 from trainer.config import TrainerConfig
 from trainer.data.loaders import EpochLoader
 from trainer.snapshots.checkpoint import Checkpoint
-from trainer.snapshots.facts import read_facts
+from trainer.snapshots.facts import describe_run
 from trainer.snapshots.store import SnapshotStore
 from trainer.step.losses import LossMeter
 from trainer.step.precision import Precision
@@ -89,7 +89,7 @@ class Ours:
     def start(self) -> Callable[[], object]:
         self.progress.step += 1
         state = self.checkpoint.read(mid_epoch=False)
-        facts = read_facts(self.progress, self.config, ())
+        facts = describe_run(self.progress, self.config, ())
         self.store.save(self.progress.step, state, facts, lambda path: None, {})
         return lambda: self.store.collect(wait=True)
 

@@ -16,7 +16,7 @@ from torch.utils.data import (
 
 from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.data.loaders import EmptyLoaderError
-from trainer.snapshots.facts import describe_data, tell_other_data
+from trainer.snapshots.facts import describe_data, log_other_data
 from trainer.step.schedules import ScheduleError
 from trainer_callback import SnapshotError, TrainerCallback
 
@@ -313,7 +313,7 @@ def test_a_snapshot_that_knows_no_options_of_samplers_is_resumed_silently(caplog
     caplog.set_level("INFO")
     now = describe_data(drawn(replacement=True))
     old = {name: now[name] for name in now if name not in ("replacement", "num_samples")}
-    tell_other_data(old, now, {"epoch": 0, "batch_in_epoch": 1, "epoch_done": False})
+    log_other_data(old, now, {"epoch": 0, "batch_in_epoch": 1, "epoch_done": False})
     assert caplog.messages == []
 
 

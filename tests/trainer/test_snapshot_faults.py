@@ -16,8 +16,9 @@ import torch
 
 from trainer.config import TrainerConfig
 from trainer.snapshots import state_file
+from trainer.snapshots.durable import save_bytes
 from trainer.snapshots.manifest import FORMAT, MANIFEST, read_manifest, seal, verify
-from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, save_bytes, write_snapshot
+from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, write_snapshot
 from trainer.snapshots.state_file import load_state, save_state
 from trainer.snapshots.store import SnapshotStore
 from trainer_callback import SnapshotError

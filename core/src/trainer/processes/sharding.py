@@ -21,12 +21,12 @@ from ..config import ConfigError
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
-    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "check_offload",
     "check_optimizer_state",
     "check_sharding",
+    "find_tensors",
     "fsdp_modules",
     "gather_state",
     "gather_weights",
@@ -47,7 +47,7 @@ def fsdp_modules(model: nn.Module) -> Iterator[FSDPModule]:
 
 
 def check_offload(model: nn.Module) -> None:
-    """Sees to it that parts of parameters lie where they are computed with.
+    """Checks that parts of parameters lie where they are computed with.
 
     Raises:
         ConfigError: they are kept on the host, as with FSDP2's CPUOffloadPolicy.
@@ -179,7 +179,7 @@ def scatter_optimizer_state(
 
 
 def check_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Sees to it that `scatter_optimizer_state` will be able to divide what `state` has sharded.
+    """Checks that `scatter_optimizer_state` will be able to divide what `state` has sharded.
 
     Raises:
         StateError: a sharded tensor of the optimizer is not divided as its parameter is.
@@ -187,8 +187,8 @@ def check_optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optim
     owners = _owners(state, optimizer)
     for key, value in state["state"].items():
         own = owners.get(key)
-        for tensor in _find_sharded(value):
-            if own is None or tensor.shape != own.shape:
+        for _, tensor in find_tensors(value):
+            if is_sharded(tensor) and (own is None or tensor.shape != own.shape):
                 raise StateError(
                     f"optimizer.state[{key!r}] of {type(optimizer).__name__} has a sharded tensor "
                     f"of shape {tuple(tensor.shape)} that is not divided as a parameter is. Such a "
@@ -203,20 +203,21 @@ def _owners(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[
     return dict(zip(keys, parameters, strict=False))
 
 
-def _find_sharded(value: Any) -> Iterator[DTensor]:
-    if is_sharded(value):
-        yield value
+def find_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors in containers, each behind its place: the keys on the way to it."""
+    if isinstance(value, Tensor):
+        yield path, value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _find_sharded(item)
+        for key, item in value.items():
+            yield from find_tensors(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _find_sharded(item)
+        for index, item in enumerate(value):
+            yield from find_tensors(item, f"{path}[{index}]")
 
 
 def holds_sharded(value: Any) -> bool:
     """Whether there is a DTensor in containers."""
-    return next(_find_sharded(value), None) is not None
+    return any(is_sharded(tensor) for _, tensor in find_tensors(value))
 
 
 def _scatter(whole: Any, own: Any) -> Any:

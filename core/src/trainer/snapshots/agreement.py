@@ -11,11 +11,11 @@ from ..processes.ranks import Ranks
 from ..processes.sharding import holds_sharded
 from .store import Found
 
-__all__ = ["check_same", "match_parts"]
+__all__ = ["check_same", "match_sharded"]
 
 
 def check_same(found: Found | None, ranks: Ranks) -> None:
-    """Sees to it that all processes go on from the same snapshot, or that none has one.
+    """Checks that all processes go on from the same snapshot, or that none has one.
 
     Raises:
         SnapshotError: in all of them, where they do not.
@@ -29,18 +29,20 @@ def check_same(found: Found | None, ranks: Ranks) -> None:
         )
 
 
-def match_parts(states: dict[str, Any], failed: set[str], ranks: Ranks) -> None:
-    """Leaves in `states` of callbacks only such parts as all processes have, which is what can be
-    gathered; those that have `failed` in one of them go.
+def match_sharded(states: dict[str, Any], failed: set[str], ranks: Ranks) -> None:
+    """Leaves in `states` of callbacks what can be gathered: DTensors that all processes have. Of a
+    callback that has failed in one of them nothing is left but what is carried along in the
+    processes where it is among those that have `failed`.
 
     Raises:
-        CallbackError: in all of them, where a callback has answered parts in some only.
+        CallbackError: in all of them, where a callback has answered DTensors in some only.
     """
-    parts = {key for key, each in states.items() if holds_sharded(each)}
-    answers = ranks.gather((parts, failed), "parts of states")
+    sharded = {key for key, each in states.items() if holds_sharded(each)}
+    answers = ranks.gather((sharded, failed), "parts of states")
     gone = {key for _, keys in answers for key in keys}
     for key in gone & states.keys():
-        del states[key]
+        if key in sharded or key not in failed:
+            del states[key]
     counts = Counter(key for keys, _ in answers for key in keys - gone)
     for key, count in sorted(counts.items()):
         if count < ranks.world_size:

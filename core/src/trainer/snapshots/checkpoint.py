@@ -23,13 +23,13 @@ from ..data.loaders import EpochLoader
 from ..processes.ranks import ALONE, Ranks
 from ..processes.rng import read_rng, restore_rng
 from ..processes.sharding import gather_weights
-from ..step.losses import LossMeter
+from ..step.losses import LossMeter, NonFiniteError
 from ..step.parameters import name_frozen, tell_frozen
 from ..step.parts import check_place, describe_bad_rate
 from ..step.precision import Precision
 from ..step.schedules import list_ends
 from ..step.update import Updater
-from .facts import describe_data, tell_other_data
+from .facts import describe_data, log_other_data
 from .final import describe_unsaveable
 from .kept import check_kept, load_kept, read_kept
 from .model_state import check_model_state, load_model_state
@@ -61,7 +61,6 @@ class Checkpoint:
         config: TrainerConfig,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Keeps references; nothing is copied here."""
         self._ranks = ranks
         self._model = model
         self._updaters = {each.name: each for each in updaters}
@@ -72,11 +71,18 @@ class Checkpoint:
         self._device = device
         self._config = config
         self._kept: dict[str, Any] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the snapshot that was loaded; looks what is frozen before any callback."""
+        self._frozen = name_frozen(self._model)
+        self._unkept.start()
         self._rng: dict[str, Any] | None = None
         self._epoch_rng: dict[str, Any] | None = None
         self._loader_state: dict[str, Any] | None = None
         self._resumed_data: tuple[Any, Mapping[str, Any], Path] | None = None
-        self.reset()
+        self._in_place = True
+        self._other_schedule = False
 
     def keep(self, name: str, thing: Any) -> None:
         """Adds a thing with `state_dict` and `load_state_dict` to what each process saves.
@@ -107,17 +113,7 @@ class Checkpoint:
         self._resumed_data = None
         self._check_place(loader, progress, path)
         if saved is not None:
-            tell_other_data(saved, _describe_pass(loader), progress)
-
-    def reset(self) -> None:
-        """Forgets the snapshot that was loaded; looks what is frozen before any callback."""
-        self._frozen = name_frozen(self._model)
-        self._unkept.start()
-        self._rng = self._epoch_rng = None
-        self._resumed_data = None
-        self._loader_state = None
-        self._in_place = True
-        self._other_schedule = False
+            log_other_data(saved, _describe_pass(loader), progress)
 
     def check_saveable(self) -> str | None:
         """Looks, before the first step, for what `read` could not save, or `load` not put back.
@@ -167,7 +163,7 @@ class Checkpoint:
         Raises:
             StateError: a state_dict holds what a snapshot cannot keep; it names the path to it.
         """
-        self._unkept.tell()
+        self._unkept.warn()
         own = self._own_parts(mid_epoch=mid_epoch)
         parts = {
             "model": gather_weights(self._model, keep=self._ranks.is_main),
@@ -240,10 +236,16 @@ class Checkpoint:
         for updater in self._updaters.values():
             check_place(updater.optimizer)
 
-    def describe_bad_rate(self) -> str | None:
-        """Returns which learning rate is no number that an update can use, or None."""
-        found = (describe_bad_rate(each.optimizer) for each in self._updaters.values())
-        return next(filter(None, found), None)
+    def check_rates(self, step: int) -> None:
+        """Looks, behind update `step`, at the learning rates.
+
+        Raises:
+            NonFiniteError: one is no number that an update can use.
+        """
+        for updater in self._updaters.values():
+            fault = describe_bad_rate(updater.optimizer)
+            if fault is not None:
+                raise NonFiniteError(f"{fault}. That was found behind update {step}.")
 
     def restore_rng(self) -> None:
         """Puts the generators where the snapshot had them; callbacks may have drawn numbers since.

@@ -12,7 +12,7 @@ import logging
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -39,9 +39,9 @@ __all__ = [
     "describe_callback",
     "describe_data",
     "describe_indices",
-    "read_facts",
-    "tell_differences",
-    "tell_other_data",
+    "describe_run",
+    "log_differences",
+    "log_other_data",
 ]
 
 logger: logging.Logger = logging.getLogger("trainer")
@@ -71,7 +71,7 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")
 _MOST_TEXT: Final = 300
 
 
-def read_facts(
+def describe_run(
     position: Position, config: TrainerConfig, plugins: Sequence[Plugin], model: nn.Module
 ) -> dict[str, Any]:
     """Returns step, epoch, metrics, versions, plugins, the options in force, and what the model is
@@ -93,7 +93,7 @@ def read_facts(
     }
 
 
-def tell_differences(
+def log_differences(
     manifest: Mapping[str, Any],
     config: TrainerConfig,
     plugins: Sequence[Plugin],
@@ -114,7 +114,7 @@ def tell_differences(
         for _, text in _compare(saved, describe_callback(plugin)["options"]):
             logger.info("%s.%s.", plugin.state_key, text)
 
-    _tell_other_model(manifest.get("model", {}), _describe_model(model))
+    _log_other_model(manifest.get("model", {}), _describe_model(model))
 
 
 def _describe_model(model: nn.Module) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _say(module: nn.Module) -> str:
     return type(module).__name__
 
 
-def _tell_other_model(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _log_other_model(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if saved.get("checksum", now["checksum"]) == now["checksum"]:
         return
     before, after = Counter(saved["parts"]), Counter(now["parts"])
@@ -180,7 +180,7 @@ def describe_data(loader: Iterable[Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def tell_other_data(
+def log_other_data(
     saved: Mapping[str, Any], now: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> None:
     """Logs what of the training data differs (see `describe_data`), and of the `limit` of batches
@@ -227,9 +227,9 @@ def describe_indices(values: Any) -> str | None:
         return None
 
 
-def _length(value: object) -> int | None:
+def _length(value: Any) -> int | None:
     try:
-        return len(value) if isinstance(value, Sized) else None
+        return len(value)
     except TypeError:
         return None
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import save
 
-from .snapshot import FileWriter
+from .durable import FileWriter
 
 __all__ = ["describe_unsaveable", "save_safetensors"]
 
@@ -35,11 +35,7 @@ def save_safetensors(weights: Mapping[str, Any]) -> FileWriter:
     """Returns the writer of a model's weights and buffers; of tied ones the first name is kept, and
     the others are listed in the metadata.
     """
-
-    def write(file: BinaryIO) -> None:
-        file.write(_as_safetensors(weights))
-
-    return write
+    return lambda file: file.write(_as_safetensors(weights))
 
 
 def _as_safetensors(weights: Mapping[str, Any]) -> bytes:

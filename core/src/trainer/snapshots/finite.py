@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer_callback.tensors import local_part
 
 from ..processes.ranks import Ranks
+from ..processes.sharding import find_tensors
 
 __all__ = ["FiniteCheck"]
 
@@ -33,7 +34,7 @@ class FiniteCheck:
 
     A tensor that was infinite then (an attention mask) may be infinite, one that was NaN may be
     anything. A parameter, or a tensor of the optimizer's state, that was finite or not there must
-    be finite. A buffer must not be NaN; one that becomes infinite is told of, once: a module may
+    be finite. A buffer must not be NaN; of one that becomes infinite it warns, once: a module may
     build its mask when it is first called.
     """
 
@@ -48,7 +49,7 @@ class FiniteCheck:
             optimizer: its `state_dict`, or those of several by their names.
         """
         self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        found = _find_tensors({"model": model.state_dict(), "optimizer": optimizer})
+        found = _name_tensors({"model": model.state_dict(), "optimizer": optimizer})
         worst = {name: _look(local_part(tensor)) for name, tensor in found}
         bad = {name: value for name, value in worst.items() if value != _FINITE}
         self._worst = {}
@@ -63,7 +64,7 @@ class FiniteCheck:
             state: `model` and, where it is to be looked at, `optimizer`, as their `state_dict`
                 has them; of sharded tensors this process's part is looked at.
         """
-        for name, tensor in _find_tensors(state):
+        for name, tensor in _name_tensors(state):
             now = _look(local_part(tensor))
             if now <= self._worst.get(name, _FINITE):
                 continue
@@ -80,26 +81,15 @@ class FiniteCheck:
         return None
 
 
-def _find_tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _name_tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of a model by their names, those of an optimizer by their places."""
-    yield from _walk(state.get("model", {}), "")
+    yield from find_tensors(state.get("model", {}))
     optimizer = state.get("optimizer", {})
-    several = {} if not optimizer or "param_groups" in optimizer else optimizer
-    for name, each in several.items():
-        yield from _walk(each["state"], f"{_OPTIMIZER}.{name}")
-    if not several:
-        yield from _walk(optimizer.get("state", {}), _OPTIMIZER)
-
-
-def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _walk(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _walk(item, f"{path}[{index}]")
+    if "param_groups" in optimizer:
+        yield from find_tensors(optimizer["state"], _OPTIMIZER)
+    else:
+        states = {name: each["state"] for name, each in optimizer.items()}
+        yield from find_tensors(states, _OPTIMIZER)
 
 
 def _look(tensor: Tensor) -> int:

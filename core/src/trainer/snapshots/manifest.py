@@ -37,15 +37,15 @@ def to_json_data(value: Any) -> Any:
     return [to_json_data(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def seal(facts: Mapping[str, Any]) -> bytes:
+def seal(content: Mapping[str, Any]) -> bytes:
     """Returns the manifest's bytes, in one canonical form, with the digest of all the rest in
     `digest`.
     """
-    return _seal(to_json_data(facts))
+    return _seal(to_json_data(content))
 
 
-def _seal(facts: Mapping[str, Any]) -> bytes:
-    body = {key: value for key, value in facts.items() if key != "digest"}
+def _seal(content: Mapping[str, Any]) -> bytes:
+    body = {key: value for key, value in content.items() if key != "digest"}
     text = json.dumps(body, indent=1, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return (json.dumps({**body, "digest": digest}, indent=1, sort_keys=True) + "\n").encode()

@@ -14,13 +14,13 @@ from trainer_callback import SnapshotError
 
 from ..processes.sharding import scatter_state
 
-__all__ = ["check_model_state", "describe_form", "load_model_state"]
+__all__ = ["check_model_state", "describe_form", "load_model_state", "same_bits"]
 
 
 def check_model_state(
     model: nn.Module, own: Mapping[str, Any], state: Mapping[str, Any], path: Path
 ) -> None:
-    """Sees to it that names and shapes of `state` are those of `own`, the `state_dict` of `model`,
+    """Checks that names and shapes of `state` are those of `own`, the `state_dict` of `model`,
     and that names of one tensor have one value.
 
     Raises:
@@ -102,9 +102,16 @@ def _is_same(one: Any, other: Any) -> bool:
     """Whether two saved values are the same, bit by bit."""
     if not all(isinstance(each, torch.Tensor) for each in (one, other)):
         return True  # a form that the module itself reads
-    if one.layout != torch.strided or one.shape != other.shape or one.dtype != other.dtype:
-        return torch.equal(one, other) if one.layout == other.layout else False
-    bits = [each.detach().reshape(-1).view(torch.uint8) for each in (one, other)]
+    if one.layout != other.layout:
+        return False
+    return same_bits(one, other) if one.layout == torch.strided else torch.equal(one, other)
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bytes."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    bits = [each.detach().reshape(-1).contiguous().view(torch.uint8) for each in (one, other)]
     return torch.equal(*bits)
 
 

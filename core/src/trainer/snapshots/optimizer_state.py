@@ -74,7 +74,7 @@ def load_updater(
             f"{path} does not fit the optimizer or scheduler of this run: {error}. Build them as "
             "the run that wrote it did."
         ) from error
-    _tell_unused(updater, built)
+    _warn_unused(updater, built)
     return is_other
 
 
@@ -125,7 +125,7 @@ def _check_classes(updater: Updater, saved: Mapping[str, str], path: Path) -> No
         )
 
 
-def _tell_unused(updater: Updater, built: list[dict[str, Any]]) -> None:
+def _warn_unused(updater: Updater, built: list[dict[str, Any]]) -> None:
     """Says which settings that the optimizer was built with have no effect: it goes on with those
     of the snapshot.
     """

@@ -81,7 +81,7 @@ class Place:
             ResumeError: the snapshot that `resume` names cannot be trusted.
         """
         place = self._config.output_dir
-        self._named = None
+        self._named = self._directory = None
         with refusing():
             if not isinstance(resume, bool) and resume != "auto":
                 self._named = load_named(read_path(resume, "resume"))
@@ -94,9 +94,9 @@ class Place:
         if note is not None and self._ranks.is_main:
             logger.warning("%s: final/ will have the weights in state.pt only.", note)
         with contextlib.ExitStack() as held:
-            hold = partial(self._hold, place, resume)
+            claim = partial(self._claim, held, place, resume)
             with refusing():
-                self._ranks.on_main(lambda: held.enter_context(hold()), "output_dir")
+                self._ranks.on_main(claim, "output_dir")
             yield
 
     def find(self, resume: Resume) -> Found | None:
@@ -129,18 +129,11 @@ class Place:
         if self._directory is not None:
             self._directory.note_snapshot()
 
-    @contextlib.contextmanager
-    def _hold(self, place: Path, resume: Resume) -> Iterator[None]:
-        with RunDirectory(place) as directory:
-            self._claim(directory, resume)
-            self._directory = directory
-            try:
-                yield
-            finally:
-                self._directory = None
-
-    def _claim(self, directory: RunDirectory, resume: Resume) -> None:
-        """Makes sure that no file is overwritten that this run may not overwrite."""
+    def _claim(self, held: contextlib.ExitStack, place: Path, resume: Resume) -> None:
+        """Holds the directory as long as `held`, and makes sure that no file is overwritten that
+        this run may not overwrite.
+        """
+        self._directory = directory = held.enter_context(RunDirectory(place))
         if directory.is_known:
             self._store.clean()
         if not self._is_own_snapshot:

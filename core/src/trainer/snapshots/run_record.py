@@ -4,6 +4,7 @@ torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -44,13 +45,11 @@ class RunRecord:
         """Returns the record of `place`; of a directory that has none, what the manifests in it
         tell; None where they tell nothing: no run has written there.
         """
-        try:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             content = (place / RECORD).read_bytes()
-            facts = json.loads(content)
-            if seal(facts) == content:
-                return cls(facts["files"], facts["had_snapshot"], facts["clearing"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            pass
+            saved = json.loads(content)
+            if seal(saved) == content:
+                return cls(saved["files"], saved["had_snapshot"], saved["clearing"])
         return _infer(place)
 
     @staticmethod

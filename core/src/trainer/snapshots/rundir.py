@@ -83,12 +83,10 @@ class RunDirectory:
             ConfigError: it cannot be written, or another run has the lock; the message has the
                 cause or the other's pid and host.
         """
-        try:
+        with _refusing(self.path):
             make_directory(self.path)
             _probe(self.path)
             lock = self._open_lock()
-        except OSError as error:
-            raise _refusal(self.path, error) from error
         try:
             self._acquire(lock)
             self._check_parts()
@@ -157,10 +155,8 @@ class RunDirectory:
         if overwrite and not resumes and self._holds_run:
             self._clear(record or RunRecord())
             record = None
-        try:
+        with _refusing(self.path):
             self._take(record or RunRecord(), contents)
-        except OSError as error:
-            raise _refusal(self.path, error) from error
 
     def note_snapshot(self) -> None:
         """Remembers that a snapshot is durable here; makes anew what holds the directory, where
@@ -219,7 +215,7 @@ class RunDirectory:
         places = [final] if deep or list_named(final) is None else []
         if deep:
             places += list_snapshots(self.path / "snapshots")
-            places += [each for each in self._weights() if list_named(each) is not None]
+            places += self._weights()
         for place in places:
             if place.is_dir() and not (deep and place.is_symlink()):  # of which the link goes only
                 names = find_foreign(place)
@@ -227,7 +223,8 @@ class RunDirectory:
 
     def _weights(self) -> list[Path]:
         place = self.path / "weights"
-        return sorted(place.iterdir()) if place.is_dir() else []
+        found = sorted(place.iterdir()) if place.is_dir() else []
+        return [each for each in found if list_named(each) is not None]
 
     def _refuse_run(self, *, gone: bool) -> ConfigError:
         use = f"already. Use {option_text('resume', True)} to go on with it,"
@@ -241,17 +238,14 @@ class RunDirectory:
     def _clear(self, record: RunRecord) -> None:
         """Removes an earlier run; once that has begun, a kill leaves nothing to resume."""
         record.clearing = True
-        try:
+        with _refusing(self.path):
             record.write(self.path)
-        except OSError as error:
-            raise _refusal(self.path, error) from error
         self._remove_run(record)
 
     def _remove_run(self, record: RunRecord) -> None:
         snapshots = self.path / "snapshots"
-        weights = [each for each in self._weights() if list_named(each) is not None]
         if not snapshots.is_symlink():
-            for each in (*list_snapshots(snapshots), *weights, self.path / "final"):
+            for each in (*list_snapshots(snapshots), *self._weights(), self.path / "final"):
                 remove_snapshot(each)
         for name in record.files:
             with contextlib.suppress(OSError):
@@ -305,10 +299,8 @@ class RunDirectory:
                     f"{str(part)!r} is in the way: a run keeps a {wanted} of that name there. "
                     "Move it, or choose another output_dir."
                 )
-            try:
+            with _refusing(part):
                 os.close(os.open(part, os.O_WRONLY)) if name == METRICS else _probe(part)
-            except OSError as error:
-                raise _refusal(part, error) from error
 
 
 def _read_owner(lock: int) -> dict[str, object]:
@@ -342,8 +334,13 @@ def _probe(place: Path) -> None:
         file.write(b"probe")
 
 
-def _refusal(place: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"the output directory {str(place)!r} cannot be written: {error.strerror}. Choose another "
-        "output_dir."
-    )
+@contextlib.contextmanager
+def _refusing(place: Path) -> Iterator[None]:
+    """Before the first step, what cannot be written refuses the run."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"the output directory {str(place)!r} cannot be written: {error.strerror}. Choose "
+            "another output_dir."
+        ) from error

@@ -32,12 +32,10 @@ from .durable import (
 from .manifest import FORMAT, MANIFEST, list_named, seal
 
 __all__ = [
-    "FileWriter",
     "find_foreign",
     "list_snapshots",
     "remove_leftovers",
     "remove_snapshot",
-    "save_bytes",
     "snapshot_name",
     "step_of",
     "write_snapshot",

@@ -16,8 +16,8 @@ import torch
 
 from trainer_callback import SnapshotError
 
+from .durable import FileWriter
 from .manifest import FORMAT, verify
-from .snapshot import FileWriter
 from .state_form import describe_fault
 
 __all__ = ["STATE", "load_resumable", "load_state", "read_state", "save_state"]

@@ -38,7 +38,7 @@ _COUNTERS: Final[Mapping[str, type]] = {
     "metrics": dict,
     "history": list,
 }
-_TOLD: Final = ("step", "epoch", "epoch_done", "batch_in_epoch")
+_IN_MANIFEST: Final = ("step", "epoch", "epoch_done", "batch_in_epoch")
 """Counters that the manifest has too."""
 
 
@@ -78,7 +78,7 @@ def _find_in_progress(progress: Mapping[str, Any], manifest: Mapping[str, Any]) 
             yield f"its 'progress.skipped.{name}' is {count!r}"
     if not all(isinstance(entry, dict) for entry in progress["history"]):
         yield "its 'progress.history' is no list of metrics"
-    for name in _TOLD:
+    for name in _IN_MANIFEST:
         value = manifest.get(name, progress[name])
         if value != progress[name]:
             yield f"its 'progress.{name}' is {progress[name]}, and {value} in its manifest"

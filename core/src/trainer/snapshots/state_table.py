@@ -1,4 +1,4 @@
-"""What becomes of the state of each callback at a resume: dealt out, and told as a table."""
+"""What becomes of the state of each callback at a resume, and what later snapshots keep of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer_callback.calls.manager import CallbackManager
 from trainer_callback.calls.saved_state import describe_writer, read_saved_state
 from trainer_callback.state import to_plain, to_plain_state
 
-__all__ = ["Deal", "collect_states", "deal_out"]
+__all__ = ["CallbackStates", "load_states"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -27,54 +27,63 @@ _UNREAD: Final = (
 
 
 @dataclass(frozen=True)
-class Deal:
-    """Who gets what of a snapshot's callback state.
+class CallbackStates:
+    """The states that a run has of its callbacks beside the callbacks themselves.
 
     Attributes:
-        states: state key -> what its callback is to get.
-        carried: state key -> state of a callback that is not in this run, for later snapshots.
+        loaded: state key -> state that a resume has found.
+        carried: state key -> state of a callback that is not in this run, or was switched off in
+            it, for later snapshots.
         carried_writers: state key -> what the manifest says of who wrote what is carried.
         last: state key -> the last state of a callback that may be switched off, and its update.
     """
 
-    states: dict[str, Any] = field(default_factory=dict)
+    loaded: dict[str, Any] = field(default_factory=dict)
     carried: dict[str, Any] = field(default_factory=dict)
     carried_writers: dict[str, Any] = field(default_factory=dict)
     last: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
-    def hand_over(self, plugin: Plugin, state: Mapping[str, Any] | None, update: int) -> None:
-        """Puts down `state`, of an update, as what `plugin` is to get; None is none."""
-        if state is None:
-            self.states.pop(plugin.state_key, None)
-            return
-        self.states[plugin.state_key] = state
-        self.keep(plugin, state, update)
-
-    def keep(self, plugin: Plugin, state: Mapping[Any, Any], update: int) -> None:
+    def remember(self, plugin: Plugin, state: Mapping[Any, Any], update: int) -> None:
         """Keeps a copy of `state` where the callback may be switched off."""
         if not plugin.critical:
             self.last[plugin.state_key] = (to_plain(state), update)
 
-    def carry(self, plugin: Plugin) -> None:
-        """Carries the last state of a callback that was switched off along, for a run in which it
-        works again.
+    def collect(self, callbacks: CallbackManager, trainer: TrainerProtocol) -> dict[str, Any]:
+        """Returns state key -> state of every callback, for a snapshot, and what is carried along;
+        of one that was switched off that is its last state, for a run in which it works again.
+
+        Raises:
+            CallbackError: a callback failed, or its state cannot be saved.
         """
-        key = plugin.state_key
-        if key in self.last:
-            self.carried[key], update = self.last[key]
-            self.carried_writers[key] = {**describe_writer(plugin), "update": update}
+        epoch, step = trainer.epoch, trainer.step
+        states: dict[str, Any] = {}
+        for plugin, answer in callbacks.ask_state(trainer=trainer, epoch=epoch, step=step):
+            key = plugin.state_key
+            try:
+                states[key] = to_plain_state(answer, key, copy_tensors=False)
+                self.remember(plugin, states[key], step)
+            except StateError as error:
+                callbacks.caught(plugin, "on_snapshot_save", error)
+        callbacks.finish()
+        for plugin in callbacks.plugins:
+            key = plugin.state_key
+            if plugin.name in callbacks.switched_off and key in self.last:
+                self.carried[key], update = self.last[key]
+                self.carried_writers[key] = {**describe_writer(plugin), "update": update}
+        return {**states, **self.carried}
 
 
-def deal_out(
-    states: Mapping[str, Any],
+def load_states(
+    saved: Mapping[str, Any],
     writers: Mapping[str, Any],
     callbacks: CallbackManager,
     update: int,
-) -> Deal:
-    """Returns who gets which state, and logs a table of the verdicts.
+) -> CallbackStates:
+    """Returns the states of a snapshot as this run goes on with them, and logs a table of what
+    becomes of each.
 
     Args:
-        states: state key -> state, of the snapshot.
+        saved: state key -> state, of the snapshot.
         writers: state key -> what the manifest says of who wrote it.
         callbacks: those of this run.
         update: that of the snapshot. A state that was carried along belongs to an earlier one.
@@ -83,65 +92,52 @@ def deal_out(
         PluginError: a callback cannot read what was saved under its key; the first one's.
     """
     present = {plugin.state_key: plugin for plugin in callbacks.plugins}
-    keeping = callbacks.implementers("on_snapshot_save")  # of the others nothing is told
+    keeping = callbacks.implementers("on_snapshot_save")  # the table has no others
     reading = callbacks.askers("on_snapshot_load", {"checkpoint", "state"})
-    deal = Deal(states=dict(states))
+    states = CallbackStates()
     rows: list[tuple[str, str]] = []
     refusals: list[PluginError] = []
-    for key in [*present, *sorted(set(states) - set(present))]:
+    for key in [*present, *sorted(set(saved) - set(present))]:
         plugin, writer = present.get(key), {"update": update, **writers.get(key, {})}
         who = plugin.label if plugin is not None else _describe_absent(key, writer)
         try:
-            state, verdict = read_saved_state(plugin, states.get(key), writer, update)
+            state, verdict = read_saved_state(plugin, saved.get(key), writer, update)
         except PluginError as error:
             refusals.append(error)
             rows.append((who, "refused"))
             continue
+        if state is not None:
+            states.loaded[key] = state
         if plugin is None:
-            deal.carried[key], deal.carried_writers[key] = state, writer
+            states.carried[key], states.carried_writers[key] = state, writer
             logger.warning(
                 "the snapshot has state of %s, which is not in this run: it is carried along.", who
             )
-            rows.append((who, verdict))
-            continue
-        if key in states and writer["update"] < update:
-            goes_on = _AFRESH if state is None else _GOES_ON % writer["update"]
-            logger.warning(_ABSENT, who, writer["update"], update, goes_on)
-        deal.hand_over(plugin, state, writer["update"])
-        if state is not None and plugin.name not in reading:
-            verdict = "not read"
-            logger.warning(_UNREAD, who)
-        if state is not None or plugin.name in keeping:
+        elif key in saved:
+            _warn_absence(who, writer["update"], update, is_lost=state is None)
+        if plugin is not None and state is not None:
+            states.remember(plugin, state, writer["update"])
+            if plugin.name not in reading:
+                verdict = "not read"
+                logger.warning(_UNREAD, who)
+        if state is not None or present[key].name in keeping:
             rows.append((who, verdict))
     _log(rows)
+    _raise_first(refusals)
+    return states
+
+
+def _raise_first(refusals: Sequence[PluginError]) -> None:
     for other in refusals[1:]:
         logger.error("%s", other)
     if refusals:
         raise refusals[0]
-    return deal
 
 
-def collect_states(
-    callbacks: CallbackManager, deal: Deal, trainer: TrainerProtocol
-) -> dict[str, Any]:
-    """Returns state key -> state of every callback, for a snapshot, and what is carried along.
-
-    Raises:
-        CallbackError: a callback failed, or its state cannot be saved.
-    """
-    epoch, step = trainer.epoch, trainer.step
-    states: dict[str, Any] = {}
-    for plugin, answer in callbacks.ask_state(trainer=trainer, epoch=epoch, step=step):
-        try:
-            states[plugin.state_key] = to_plain_state(answer, plugin.state_key, copy_tensors=False)
-            deal.keep(plugin, states[plugin.state_key], step)
-        except StateError as error:
-            callbacks.caught(plugin, "on_snapshot_save", error)
-    callbacks.finish()
-    for plugin in callbacks.plugins:
-        if plugin.name in callbacks.switched_off:
-            deal.carry(plugin)
-    return {**states, **deal.carried}
+def _warn_absence(who: str, last: int, update: int, *, is_lost: bool) -> None:
+    if last < update:
+        goes_on = _AFRESH if is_lost else _GOES_ON % last
+        logger.warning(_ABSENT, who, last, update, goes_on)
 
 
 def _describe_absent(key: str, writer: Mapping[str, Any]) -> str:

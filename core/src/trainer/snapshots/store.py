@@ -14,11 +14,11 @@ from trainer_callback.state import to_plain
 
 from ..config import TrainerConfig
 from ..step.losses import NonFiniteError
+from .durable import FileWriter
 from .finite import FiniteCheck
 from .manifest import MANIFEST
 from .model_state import check_model_state
 from .snapshot import (
-    FileWriter,
     list_snapshots,
     remove_leftovers,
     remove_snapshot,
@@ -164,7 +164,7 @@ class SnapshotStore:
                 logger.info("removed %s: the run went on from a snapshot before it.", path)
                 remove_snapshot(path)
 
-    def load_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    def load_newest(self) -> Found | None:
         """Returns path, state and manifest of the newest sound snapshot, or None where there is no
         snapshot at all.
 
@@ -193,18 +193,15 @@ class SnapshotStore:
         progress: Mapping[str, Any],
         files: Mapping[str, FileWriter],
         facts: Mapping[str, Any],
-    ) -> Path:
+    ) -> None:
         """Writes the finished model to `final/`, with `files` beside it.
 
         Raises:
             SnapshotError: it could not be written.
             NonFiniteError: the weights are not finite.
         """
-        state = {"model": to_plain(weights, "model", copy_tensors=False), "progress": progress}
-        self._check_finite(state, "final/")
-        path = self._output_dir / "final"
-        write_snapshot(path, {"state.pt": save_state(state), **files}, facts, check=read_state)
-        return path
+        self._save_model("final/", weights, facts, files, progress=progress)
+        logger.info("wrote the finished model to %s.", self._output_dir / "final")
 
     def save_weights(self, name: str, weights: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         """Writes a model's weights and buffers to `weights/NAME/`; returns the digest.
@@ -213,10 +210,20 @@ class SnapshotStore:
             SnapshotError: it could not be written.
             NonFiniteError: the weights are not finite.
         """
-        state = {"model": to_plain(weights, "model", copy_tensors=False)}
-        self._check_finite(state, f"weights/{name}")
-        path = self._output_dir / "weights" / name
-        return write_snapshot(path, {"state.pt": save_state(state)}, facts, check=read_state)
+        return self._save_model(f"weights/{name}", weights, facts, {})
+
+    def _save_model(
+        self,
+        place: str,
+        weights: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        files: Mapping[str, FileWriter],
+        **more: Any,
+    ) -> str:
+        state = {"model": to_plain(weights, "model", copy_tensors=False), **more}
+        self._check_finite(state, place)
+        files = {"state.pt": save_state(state), **files}
+        return write_snapshot(self._output_dir / place, files, facts, check=read_state)
 
     def read_weights(
         self,

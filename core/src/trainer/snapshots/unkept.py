@@ -61,9 +61,9 @@ class Unkept:
             now = _read_data(self._loader)
             self._changed = [name for name, was in self._data.items() if now.get(name) != was]
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Warns of what has changed; called where a snapshot is taken."""
-        self._tell_new_parts()
+        self._warn_of_new()
         if self._changed:
             logger.warning(
                 "no snapshot keeps %s, which changes from epoch to epoch: a resumed run may see "
@@ -85,7 +85,7 @@ class Unkept:
                     " and ".join(names),
                 )
 
-    def _tell_new_parts(self) -> None:
+    def _warn_of_new(self) -> None:
         """Warns, once, of what the model or the optimizer has not had when the run began: what is
         built anew for a resume has it neither, and the snapshot does not fit it.
         """
@@ -144,26 +144,26 @@ def _read_data(loader: Iterable[Any]) -> dict[str, str]:
     generators, and the numbers of samplers and of somebody's own loader.
     """
     found: dict[str, str] = {}
-    for what, part, seeded in _parts_of(loader):
+    for what, part in _objects_of(loader):
         if hasattr(part, "set_epoch") or hasattr(part, "load_state_dict"):
             continue  # which follow the epoch, or are kept
         for name, value in getattr(part, "__dict__", {}).items():
             state = _read_state(value, numbers=what != "data set")
-            if state is not None and not (seeded and name == "generator"):
+            is_seeded = what == "sampler" and name == "generator"  # by the trainer
+            if state is not None and not is_seeded:
                 found[f"{name!r} of the {what} {type(part).__name__}"] = state
     return found
 
 
-def _parts_of(loader: Iterable[Any]) -> Iterator[tuple[str, Any, bool]]:
-    """Yields kind, object, and whether its generator is seeded by the trainer."""
+def _objects_of(loader: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Yields what the data side consists of, behind its kind."""
     if not isinstance(loader, DataLoader):
-        yield "loader", loader, False
+        yield "loader", loader
         return
-    for sampler in samplers_of(loader):
-        yield "sampler", sampler, True
+    yield from (("sampler", sampler) for sampler in samplers_of(loader))
     data: Any = loader.dataset
     while data is not None:  # through each Subset
-        yield "data set", data, False
+        yield "data set", data
         data = getattr(data, "dataset", None)
 
 

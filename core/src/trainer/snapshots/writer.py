@@ -133,16 +133,13 @@ class BackgroundWriter:
             except Exception as error:  # nothing that happens in the thread may be lost
                 self._outcome = SnapshotError(f"the snapshot could not be written: {error!r}")
 
-        if self._sync:
-            run()
-            return
-        thread = threading.Thread(target=run, name="snapshot-writer")
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no thread left; the write must not be lost
-            run()
-        else:
-            self._thread = thread
+        if not self._sync:
+            thread = threading.Thread(target=run, name="snapshot-writer")
+            with contextlib.suppress(RuntimeError):  # the system has no thread left
+                thread.start()
+                self._thread = thread
+                return
+        run()
 
     def collect(self, *, wait: bool) -> None:
         """Reports a finished write: calls its `done`, or raises its SnapshotError or RunError.
