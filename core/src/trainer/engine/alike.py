@@ -20,6 +20,7 @@ from ..config import ConfigError, TrainerConfig
 from ..data.shares import is_divided
 from ..processes.ranks import Ranks
 from ..snapshots.facts import describe_callback, describe_data, describe_indices
+from ..snapshots.model_state import describe_form
 from ..step.parameters import name_parameters
 from ..step.schedules import describe_schedule, name_schedule
 from ..step.update import Updater
@@ -40,7 +41,7 @@ _ADVICE: Final = "The processes train one model: give all of them the same."
 def check_alike(view: View, updaters: Sequence[Updater]) -> None:
     """Compares what all processes were given; all of them have to call this. A callback may be in
     some only. One whose own options differ, and one that has a state and is not in the main
-    process, is told.
+    process, gets a warning.
 
     Raises:
         ConfigError: in all of them, with the first thing that differs and both values.
@@ -68,19 +69,19 @@ def _gather_differing(own: tuple[dict[str, str], Any], ranks: Ranks) -> list[Any
     if len({*ranks.gather(digest, "options")}) == 1:
         return []
     everything = ranks.gather(own, "options")
-    for name, *pair in _compare([given for given, _ in everything]):
-        raise ConfigError(f"{name} is {_join(pair)}. {_ADVICE}")
+    for difference in _compare([given for given, _ in everything]):
+        raise ConfigError(f"{difference}. {_ADVICE}")
     return everything
 
 
-def _compare(given: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """Yields what differs from the main process, its value there, and in the first other one."""
+def _compare(given: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yields what differs from the main process, with its value there, and in the first other."""
     for name in dict.fromkeys(name for each in given for name in each):
         values = [_cut(each.get(name, "not there")) for each in given]
         full = [each.get(name) for each in given]
         other = next((rank for rank, value in enumerate(full) if value != full[0]), None)
         if other is not None:
-            yield name, f"{values[0]} in process 0", f"{values[other]} in process {other}"
+            yield f"{name} is {values[0]} in process 0 and {values[other]} in process {other}"
 
 
 def _compare_callbacks(found: Sequence[Mapping[str, Any]], *, is_main: bool) -> None:
@@ -106,7 +107,7 @@ def _compare_callbacks(found: Sequence[Mapping[str, Any]], *, is_main: bool) -> 
             )
     for key in dict.fromkeys(key for each in found for key in each) if is_main else ():
         if key in main:
-            _tell_options(key, [each.get(key, main[key])["options"] for each in found])
+            _warn_options(key, [each.get(key, main[key])["options"] for each in found])
         elif any(each[key]["keeps"] for each in found if key in each):
             logger.warning(
                 "%s is not in the main process, so no snapshot keeps its state. Give it to all "
@@ -115,9 +116,9 @@ def _compare_callbacks(found: Sequence[Mapping[str, Any]], *, is_main: bool) -> 
             )
 
 
-def _tell_options(key: str, options: Sequence[Mapping[str, str]]) -> None:
-    for name, *pair in _compare(options):
-        logger.warning("%s.%s is %s: each process goes by its own.", key, name, _join(pair))
+def _warn_options(key: str, options: Sequence[Mapping[str, str]]) -> None:
+    for difference in _compare(options):
+        logger.warning("%s.%s: each process goes by its own.", key, difference)
 
 
 def _describe(view: View, updaters: Sequence[Updater]) -> dict[str, str]:
@@ -156,8 +157,7 @@ def _describe_model(model: nn.Module, updaters: Sequence[Updater]) -> Iterator[t
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name not in ignored:
             more = "" if tensor.requires_grad else ", not trained"
-            form = f"of shape {tuple(tensor.shape)} ({str(tensor.dtype)[6:]})"
-            yield f"model.{name}", form + more + places.get(name, "")
+            yield f"model.{name}", describe_form(tensor) + more + places.get(name, "")
 
 
 def _describe_data(loader: Any) -> Iterator[tuple[str, str]]:
@@ -191,10 +191,6 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _join(pair: Sequence[str]) -> str:
-    return " and ".join(pair)
 
 
 def _cut(text: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,6 @@ from ..processes.device import choose_precision, find_device
 from ..processes.ranks import Ranks, join_ranks
 from ..processes.sharding import check_offload
 from ..snapshots.checkpoint import Checkpoint
-from ..snapshots.store import SnapshotStore
 from ..step.buffers import KeptBuffers
 from ..step.compiled import plain_model
 from ..step.gradients import Gradients
@@ -109,15 +109,12 @@ def assemble(
         PluginError: a callback that cannot be used.
     """
     several = isinstance(optimizer, Mapping)
-    optimizers = _by_name(optimizer)
-    schedulers = {} if scheduler is None else _by_name(scheduler)
-    given = model
+    optimizers, schedulers = _by_name(optimizer), {} if scheduler is None else _by_name(scheduler)
+    plain = model
     if accelerator is not None:
-        models = {name: accelerator.unwrap_model(each) for name, each in _by_name(model).items()}
-        model = models if isinstance(model, Mapping) else models[""]
-        config = settle(config, accelerator)
-    check_parts(_by_name(model), optimizers, config)
-    whole = _join(model)
+        plain, config = _unwrap(model, accelerator), settle(config, accelerator)
+    check_parts(_by_name(plain), optimizers, config)
+    whole = _join(plain)
     check_together(whole, optimizers, schedulers)
     live = find_live() if discover else []
     manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
@@ -130,53 +127,74 @@ def assemble(
         precision = AcceleratedPrecision(accelerator)
     losses = LossMeter(ranks)
     buffers = KeptBuffers(whole) if config.on_nonfinite == "skip" else None
+    make = partial(Updater, config=config, precision=precision, losses=losses, buffers=buffers)
     updaters: dict[str, Updater] = {}
     for name, each in optimizers.items():
         gradients = Gradients(whole, each, fixed=not ranks.is_alone, only_optimized=several)
-        updaters[name] = Updater(
-            *(name, each, schedulers.get(name), gradients),
-            config=config,
-            precision=precision,
-            losses=losses,
-            buffers=buffers,
-        )
+        updaters[name] = make(name, each, schedulers.get(name), gradients)
     view = View(
         whole,
         next(iter(updaters.values())),
         config=config,
         device=device,
         callbacks=manager,
-        store=SnapshotStore(config),
         ranks=ranks,
         precision=precision,
     )
     check_alike(view, [*updaters.values()])
-    trained, evaluated = given, model
+    called = (model, plain)
     if accelerator is None:
-        trained, evaluated = ranks.prepare(whole, model, compiled=config.compile, several=several)
+        called = ranks.prepare(whole, model, compiled=config.compile, several=several)
+    return _surround(
+        *(view, updaters),
+        precision=precision,
+        losses=losses,
+        buffers=buffers,
+        called=called,
+        artifacts=artifacts,
+    )
+
+
+def _surround(
+    view: View,
+    updaters: Mapping[str, Updater],
+    *,
+    precision: Precision,
+    losses: LossMeter,
+    buffers: KeptBuffers | None,
+    called: tuple[Any, Any],
+    artifacts: Mapping[str, bytes],
+) -> Setup:
+    """Puts what saves, decides and ends a run round what trains."""
     checkpoint = Checkpoint(
-        model=whole,
+        model=view.model,
         updaters=[*updaters.values()],
         precision=precision,
         losses=losses,
-        device=device,
-        config=config,
-        ranks=ranks,
+        device=view.device,
+        config=view.config,
+        ranks=view.ranks,
     )
     return Setup(
         view=view,
         session=Session(view, checkpoint, artifacts),
         checkpoint=checkpoint,
-        decider=Decider(config, manager, ranks),
-        ranks=ranks,
+        decider=Decider(view.config, view.callbacks, view.ranks),
+        ranks=view.ranks,
         precision=precision,
         losses=losses,
-        modes=Modes(whole),
+        modes=Modes(view.model),
         updaters=updaters,
         buffers=buffers,
-        trained=trained,
-        evaluated=evaluated,
+        trained=called[0],
+        evaluated=called[1],
     )
+
+
+def _unwrap(model: nn.Module | Mapping[str, nn.Module], accelerator: Any) -> Any:
+    if isinstance(model, Mapping):
+        return {name: accelerator.unwrap_model(each) for name, each in model.items()}
+    return accelerator.unwrap_model(model)
 
 
 def _choose(config: TrainerConfig, device: torch.device, ranks: Ranks) -> TrainerConfig:

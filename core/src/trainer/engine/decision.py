@@ -10,12 +10,12 @@ import numpy
 
 from trainer_callback import StopRequest
 from trainer_callback.calls.dispatch import Answer
-from trainer_callback.calls.manager import CallbackManager, Plugin
+from trainer_callback.calls.manager import CallbackManager
 from trainer_callback.errors import show
 
 from ..config import TrainerConfig
 from ..counters import Position
-from ..processes.ranks import ALONE, Ranks
+from ..processes.ranks import Ranks
 from ..processes.signals import SignalFlags
 from ..result import Status, Stop
 
@@ -36,9 +36,8 @@ class Decider:
         self,
         config: TrainerConfig,
         callbacks: CallbackManager,
-        ranks: Ranks = ALONE,
+        ranks: Ranks,
     ) -> None:
-        """Keeps references."""
         self._ranks = ranks
         self._config = config
         self._callbacks = callbacks
@@ -133,17 +132,14 @@ class Decider:
         """Returns the first request among `answers`; a wrong one is its callback's failure."""
         first: Stop | None = None
         for plugin, answer in answers:
-            request = self._read_one(plugin, answer)
-            if request is not None and first is None:
-                first = Stop("stopped", request.reason, request.detail, plugin.name)
+            if isinstance(answer, StopRequest):
+                first = first or Stop("stopped", answer.reason, answer.detail, plugin.name)
+            elif isinstance(answer, (bool, numpy.bool_)):
+                if answer:
+                    first = first or Stop("stopped", "callback", by=plugin.name)
+            else:
+                wanted = "it must answer a bool, None or a StopRequest"
+                error = TypeError(f"answered {show(answer)}; {wanted}")
+                self._callbacks.caught(plugin, "should_stop_training", error)
+                self._callbacks.finish()
         return first
-
-    def _read_one(self, plugin: Plugin, answer: object) -> StopRequest | None:
-        if isinstance(answer, StopRequest):
-            return answer
-        if isinstance(answer, (bool, numpy.bool_)):
-            return StopRequest("callback") if answer else None
-        error = TypeError(f"answered {show(answer)}; it must answer a bool, None or a StopRequest")
-        self._callbacks.caught(plugin, "should_stop_training", error)
-        self._callbacks.finish()
-        return None

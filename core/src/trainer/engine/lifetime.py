@@ -33,7 +33,6 @@ class Lifetime:
     """
 
     def __init__(self, setup: Setup, boundary: Boundary, passes: Passes) -> None:
-        """Keeps references."""
         self._setup, self._boundary, self._passes = setup, boundary, passes
         self._held: contextlib.ExitStack | None = None
         self.result: TrainResult | None = None

@@ -173,7 +173,7 @@ class Ranks:
                 dist.broadcast(tensor.detach(), 0)
 
     def prepare(
-        self, model: nn.Module, given: Any, *, compiled: bool, several: bool = False
+        self, model: nn.Module, given: Any, *, compiled: bool, several: bool
     ) -> tuple[Any, Any]:
         """Returns what to call in place of `given` in training, and in evaluation; of a mapping of
         models, a mapping. All processes have the main one's weights then. What is called in
@@ -190,26 +190,18 @@ class Ranks:
         Raises:
             ConfigError: it is divided in a way that cannot be trained here.
         """
+        compiles = compiled and given is model
         if isinstance(given, Mapping):
             evaluated: Any = {
                 name: _compile(each, model[name] is each and compiled)  # type: ignore[index]
                 for name, each in given.items()
             }
         else:
-            compiles = compiled and given is model
             evaluated = _compile(given, compiles)
-        if self._group is None:
+        several = several or isinstance(given, Mapping)
+        if self._group is None or self._share_start(model, several=several):
             return evaluated, evaluated
         device = next(model.parameters()).device
-        if check_sharding(model, self.world_size, device):
-            self._sharded = model
-            share_copies(model)
-            self.share(whole_tensors(model))
-            return evaluated, evaluated
-        if several or isinstance(given, Mapping):
-            self._plain = model
-            self.share([*model.parameters(), *model.buffers()])
-            return evaluated, evaluated
         self._parallel = nn.parallel.DistributedDataParallel(
             given, device_ids=None if device.type == "cpu" else [device]
         )
@@ -217,6 +209,19 @@ class Ranks:
             self._parallel.register_forward_pre_hook(self._note_call)
             self._notes_calls = True
         return _compile(self._parallel, compiles), evaluated
+
+    def _share_start(self, model: nn.Module, *, several: bool) -> bool:
+        """Gives all processes the main one's weights; returns whether the model is trained without
+        DistributedDataParallel, which else does it.
+        """
+        if check_sharding(model, self.world_size, next(model.parameters()).device):
+            self._sharded = model
+            share_copies(model)
+            self.share(whole_tensors(model))
+        elif several:
+            self._plain = model
+            self.share([*model.parameters(), *model.buffers()])
+        return self.is_sharded or several
 
     def _note_call(self, *_: object) -> None:
         self._is_called = True

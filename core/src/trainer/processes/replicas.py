@@ -34,7 +34,7 @@ def check_replicas(
     ranks: Ranks,
     callbacks: CallbackManager,
     step: int,
-    told: set[str] | None = None,
+    reported: set[str] | None = None,
 ) -> None:
     """Compares the parameters of all processes, bit by bit, by one sum over each; all of them have
     to call this. The main process's buffers are sent to all: of small ones that others have
@@ -42,7 +42,7 @@ def check_replicas(
     Of a sharded model, processes that hold copies of the same parts are compared.
 
     Args:
-        told: names of buffers of which that has been said.
+        reported: names of buffers of which that has been said.
 
     Raises:
         ReplicaError: in all of them, where they differ; it names the first parameter that does.
@@ -57,8 +57,8 @@ def check_replicas(
     place = next(_places(compared), ())
     first: dict[tuple[int, ...], tuple[int, list[int]]] = {}
     answers = ranks.gather((place, sums, dict(zip(buffers, counts, strict=True))), "weights")
-    if ranks.is_main and told is not None:
-        _tell_lost([found for *_, found in answers], told)
+    if ranks.is_main and reported is not None:
+        _warn_lost([found for *_, found in answers], reported)
     for rank, (where, theirs, _) in enumerate(answers):
         main, own = first.setdefault(where, (rank, theirs))
         differing = [name for (name, _), a, b in zip(compared, own, theirs, strict=True) if a != b]
@@ -81,11 +81,11 @@ def _find_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".lstrip("."), buffer
 
 
-def _tell_lost(found: Sequence[Mapping[str, int]], told: set[str]) -> None:
+def _warn_lost(found: Sequence[Mapping[str, int]], reported: set[str]) -> None:
     for name, main in found[0].items():
         others = [rank for rank, each in enumerate(found) if each.get(name, main) != main]
-        if others and name not in told:
-            told.add(name)
+        if others and name not in reported:
+            reported.add(name)
             logger.warning(
                 "the buffer %s is not in process %d what it is in the main process: each update "
                 "and each validation starts from the main one's, so what others count there is "
