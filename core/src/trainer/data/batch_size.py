@@ -40,7 +40,7 @@ class BatchSizes:
                 "How large batches are is the DataLoader's own batch_size."
             )
         self._function = function
-        self._is_told = False
+        self._has_warned = False
         self._guess: int | None = None
 
     def count(self, batch: Any, promised: int | None) -> int:
@@ -67,7 +67,7 @@ class BatchSizes:
         by_loader = promised is not None and (promised in others or not agreed)
         size = promised if by_loader else firsts[0] if firsts else 1
         assert size is not None
-        self._tell(size, firsts, promised)
+        self._warn(size, firsts, promised)
         return size
 
     def _note(self, size: int, *, is_sure: bool) -> None:
@@ -76,8 +76,8 @@ class BatchSizes:
         """
         if self._guess is None:
             self._guess = size
-        if size != self._guess and not is_sure and not self._is_told:
-            self._is_told = True
+        if size != self._guess and not is_sure and not self._has_warned:
+            self._has_warned = True
             logger.info(
                 "the validation loader does not say how many items a batch has: the first "
                 "dimension was taken, %d and %d, by which val_loss weighs the batches. Where that "
@@ -86,10 +86,10 @@ class BatchSizes:
                 size,
             )
 
-    def _tell(self, size: int, firsts: list[int], promised: int | None) -> None:
-        if self._is_told:
+    def _warn(self, size: int, firsts: list[int], promised: int | None) -> None:
+        if self._has_warned:
             return
-        self._is_told = True
+        self._has_warned = True
         found = ", ".join(map(str, dict.fromkeys(firsts))) or "nothing"
         loader = "" if promised is None else f", the loader's batch size {promised}"
         logger.warning(

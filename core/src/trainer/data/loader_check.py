@@ -32,7 +32,7 @@ def check_loader(loader: object, name: str, least: int) -> None:
         ConfigError: it is something else, or has fewer.
     """
     _check_kind(loader, name)
-    _tell_generator(loader, name)
+    _warn_generator(loader, name)
     try:
         length = len(loader)  # type: ignore[arg-type]
     except TypeError:
@@ -49,7 +49,7 @@ def check_loader(loader: object, name: str, least: int) -> None:
         )
 
 
-def _tell_generator(loader: object, name: str) -> None:
+def _warn_generator(loader: object, name: str) -> None:
     """Says that a generator which somebody has given has no effect; one of an earlier run over the
     same loader is none.
     """

@@ -22,9 +22,9 @@ __all__ = ["FixedPointError", "FixedPoints"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
-_NAME: Final = 196
-"""Bytes of a point's name."""
 _VALUES: Final = 7
+_FORM: Final = struct.Struct(f"=3Bx196s{_VALUES}d")
+"""Kind, ahead, number of values, name, values: 256 bytes."""
 _PATIENCE: Final = timedelta(seconds=3)
 _UNUSUAL: Final = 10.0
 """Seconds that processes seldom come apart between two hooks."""
@@ -53,18 +53,16 @@ class _Arrival:
     values: Sequence[float] = ()
 
     def pack(self) -> torch.Tensor:
-        name = self.name.encode()[: _NAME - 1].ljust(_NAME, b"\0")
-        values = [*self.values, *[0.0] * (_VALUES - len(self.values))]
-        head = bytes([self.kind, self.ahead, len(self.values), 0])
-        packed = head + name + struct.pack(f"{_VALUES}d", *values)
+        count = len(self.values)
+        values = [*self.values, *[0.0] * (_VALUES - count)]
+        packed = _FORM.pack(self.kind, self.ahead, count, self.name.encode(), *values)
         return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
     @classmethod
     def unpack(cls, packed: torch.Tensor) -> _Arrival:
-        raw = packed.numpy().tobytes()
-        kind, ahead, count = raw[:3]
-        name = raw[4 : 4 + _NAME].rstrip(b"\0").decode(errors="ignore")
-        return cls(kind, bool(ahead), name, struct.unpack(f"{_VALUES}d", raw[4 + _NAME :])[:count])
+        kind, ahead, count, name, *values = _FORM.unpack(packed.numpy().tobytes())
+        text = name.rstrip(b"\0").decode(errors="ignore")
+        return cls(kind, bool(ahead), text, values[:count])
 
 
 class FixedPoints:
@@ -102,9 +100,9 @@ class FixedPoints:
         self._failed = f"this process has failed: {type(error).__name__}"
         arrival = _Arrival(2, False, f"{type(error).__name__}: {error}")
         with contextlib.suppress(RuntimeError):  # another process has died
-            told, _ = self._exchange(arrival, _PATIENCE)
+            work, _ = self._exchange(arrival, _PATIENCE)
             end = time.monotonic() + _PATIENCE.total_seconds()
-            while not told.is_completed() and time.monotonic() < end:
+            while not work.is_completed() and time.monotonic() < end:
                 time.sleep(0.01)
 
     def meet(

@@ -133,7 +133,7 @@ def _obey_parent() -> None:
     assert parent is not None
     is_child = os.getppid() == parent.pid  # else a fork server's, or an orphan already
     while os.getppid() == parent.pid if is_child else parent.is_alive():
-        told = signal.sigtimedwait({signal.SIGTERM}, 1.0)
-        if told is not None and told.si_pid == parent.pid:
+        received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if received is not None and received.si_pid == parent.pid:
             break
     os._exit(0)

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from trainer.snapshots.model_state import same_bits
 from trainer_callback import StateError
+from trainer_callback.errors import show
 from trainer_callback.state import to_plain
 
-__all__ = ["find_difference", "read_attributes", "same_bits"]
+__all__ = ["find_difference", "read_attributes"]
 
 
 def find_difference(
@@ -35,13 +37,6 @@ def find_difference(
         if _is_same(expected, found):
             return None
     return f"{path} is {_show(found)} instead of {_show(expected)}"
-
-
-def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors have the same type, shape and bytes."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return torch.equal(_bytes_of(one), _bytes_of(other))
 
 
 def read_attributes(thing: object, prefix: str = "self") -> dict[str, Any]:
@@ -104,13 +99,8 @@ def _is_varying(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(each, pattern) for each in names for pattern in patterns)
 
 
-def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
-
-
 def _show(value: object) -> str:
     if isinstance(value, torch.Tensor):
         kind = f"{value.dtype} tensor {tuple(value.shape)}"
         return f"{value.item()!r} ({kind})" if value.numel() == 1 else f"another {kind}"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return show(value)

@@ -4,21 +4,21 @@ on the disk in the middle of a run.
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy
 import torch
 from torch.overrides import TorchFunctionMode
 
+from trainer.processes.rng import read_rng
+from trainer.snapshots.model_state import same_bits
 from trainer_callback import StateError, TrainerCallback, TrainerProtocol, hookimpl
 from trainer_callback.state import to_plain
 
-from .compare import find_difference, same_bits
+from .compare import find_difference
 
 __all__ = ["Bystander", "DiskCopy", "StateWatch", "SyncWatch"]
 
@@ -143,11 +143,8 @@ class Bystander(TrainerCallback):
         self._look(trainer, "the end of the run")
 
     def _look(self, trainer: TrainerProtocol, moment: str) -> None:
-        legacy: Any = numpy.random.get_state()
         self.moments[moment] = {
-            "random": random.getstate(),
-            "numpy.random": (legacy[1].tolist(), *legacy[2:]),
-            "torch": torch.get_rng_state(),
+            "rng": read_rng(torch.device("cpu")),
             "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
         }
 
@@ -157,17 +154,16 @@ class Bystander(TrainerCallback):
             theirs = other.moments.get(moment)
             if theirs is None:
                 return f"the run ended before {moment}"
-            for generator in ("random", "numpy.random"):
-                if mine[generator] != theirs[generator]:
+            for key, generator in _GENERATORS.items():
+                if find_difference(mine["rng"][key], theirs["rng"][key], key) is not None:
                     return _DRAWS.format(generator, moment)
-            if not same_bits(mine["torch"], theirs["torch"]):
-                return _DRAWS.format("torch", moment)
             for name, value in mine["weights"].items():
                 if not same_bits(value, theirs["weights"][name]):
                     return f"the weight {name!r} is another one at {moment}"
         return None
 
 
+_GENERATORS: Final = {"python": "random", "numpy": "numpy.random", "torch": "torch"}
 _DRAWS: Final = (
     "it draws from the global random numbers of {}, before {}. Use a generator of its own, such as "
     "torch.Generator().manual_seed(0)"

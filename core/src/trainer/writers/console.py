@@ -66,13 +66,13 @@ class ProgressCallback(TrainerCallback):
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
             expand=True,
             console=self._console,
             refresh_per_second=4,
         )
         self._task = self._bar.add_task(
-            "", total=self.total_steps, completed=trainer.step, facts=""
+            "", total=self.total_steps, completed=trainer.step, status=""
         )
         self._bar.start()
 
@@ -88,7 +88,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, facts=self._facts(trainer))
+            self._bar.update(self._task, status=self._status(trainer))
         elif "val_loss" in metrics:
             self._print_line(trainer, due=True)
 
@@ -101,7 +101,7 @@ class ProgressCallback(TrainerCallback):
         self._last_line = now
         end = what or self._time_left(trainer.step)
         self._console.print(
-            f"update {trainer.step}/{self.total_steps}  {self._facts(trainer)}  {end}",
+            f"update {trainer.step}/{self.total_steps}  {self._status(trainer)}  {end}",
             highlight=False,
             soft_wrap=True,
         )
@@ -111,7 +111,7 @@ class ProgressCallback(TrainerCallback):
             self._bar.stop()
             self._bar = None
 
-    def _facts(self, trainer: TrainerProtocol) -> str:
+    def _status(self, trainer: TrainerProtocol) -> str:
         known = trainer.metrics
         shown = [
             f"{name.replace('_', ' ')} {known[name]:.4f}"

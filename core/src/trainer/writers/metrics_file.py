@@ -117,7 +117,7 @@ class MetricsFile(TrainerCallback):
                 return
         except OSError:  # it is gone
             pass
-        told, self._is_gone = self._is_gone, True
+        was_gone, self._is_gone = self._is_gone, True
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
@@ -125,14 +125,14 @@ class MetricsFile(TrainerCallback):
             content = os.pread(self._file, self._length, 0)
             new = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         except OSError as error:
-            if not told:
+            if not was_gone:
                 text = "%s was removed while the run goes on, and cannot be written anew: %s."
                 logger.warning(text, self.path, error.strerror)
             return
         os.close(self._file)
         self._file, self._length, self._unwritten = new, 0, content + self._unwritten
         self._write(b"")
-        if not told:
+        if not was_gone:
             text = "%s was removed or replaced while the run goes on: it is written anew, whole."
             logger.warning(text, self.path)
 

@@ -27,14 +27,12 @@ def printing() -> Iterator[None]:
         yield
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        found = error.__context__ if isinstance(error, SystemExit) else error  # which rich raises
+        if not isinstance(found, BrokenPipeError):
+            raise
         _discard_output()
         raise SystemExit(_OF_SIGPIPE) from None
-    except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # that is how rich says it
-            _discard_output()
-            raise SystemExit(_OF_SIGPIPE) from None
-        raise
     except OSError as error:
         _discard_output()
         raise RunError(f"standard output cannot be written: {error.strerror}.") from error
