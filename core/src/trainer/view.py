@@ -42,7 +42,7 @@ class View:
 
     Attributes:
         position: where the run stands.
-        callbacks: who hears of what is logged.
+        callbacks: those of the run, and what calls their hooks.
         store: writes snapshots and weights.
         ranks: the processes of the run.
         queue: what other threads have sent.

@@ -216,7 +216,7 @@ class Checkpoint:
             self._compare_data(self._loader)
 
     def check_schedule(self, position: Position) -> None:
-        """Tells, before the first step, of a schedule that ends before the run.
+        """Warns, before the first step, of a schedule that ends before the run.
 
         Raises:
             ConfigError: it cannot be stepped to the end.

@@ -1,5 +1,5 @@
 """What a snapshot says of its run beside the state: options, plugins, data. Plain, no path of this
-machine; a resume tells what differs.
+machine; a resume logs what differs.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def snapshot_name(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    """Returns the update of a snapshot from its directory's name; -1 where that tells none."""
+    """Returns the update of a snapshot from its directory's name; -1 where there is none in it."""
     digits = path.name.removeprefix("step-")
     return int(digits) if digits.isdecimal() else -1
 

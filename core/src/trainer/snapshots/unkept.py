@@ -27,7 +27,7 @@ _MOST_BYTES: Final = 1 << 20
 
 class Unkept:
     """Compares buffers that are not persistent, and what the data side has of its own, with what
-    they were when training began. A run looks a few times at its beginning, and tells once of each.
+    they were when training began. A run looks a few times at its beginning, and warns once of each.
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -1,4 +1,4 @@
-"""A callback that writes down what it is told. Imports no torch."""
+"""A callback that records its calls. Imports no torch."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ __all__ = ["read_named"]
 logger: logging.Logger = logging.getLogger("trainer")
 
 _PATIENCE: Final = 2.0
-"""Seconds without the end of a pipe after which somebody is told what is waited for."""
+"""Seconds without the end of a pipe after which the log says what is waited for."""
 
 
 def read_named(path: Path) -> bytes:
