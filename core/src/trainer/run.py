@@ -93,6 +93,7 @@ class Run:
         self.position: Position = setup.view.position
         self.module: Any = wrap_modules(setup.trained, setup.precision)
         self._first, self._checks = setup.first, setup.checks_gradients
+        self._is_only = len(setup.updaters) == 1
         self._is_alone = setup.ranks.is_alone
         self._config, self._callbacks = setup.view.config, setup.view.callbacks
         self._boundary = Boundary(setup)
@@ -233,6 +234,8 @@ class Run:
         is_part = name in passes.named
         setup.losses.add(loss, name or "", to_last=is_part)
         steps = self._config.gradient_accumulation_steps
+        if steps > 1 and self.position.window and self._is_only:
+            self._first.reach.check()  # whose gradients somebody may have dropped in the window
         inputs = None if name is None else setup.updaters[name].gradients.own
         try:
             setup.precision.backward(loss, steps, inputs)
@@ -259,7 +262,7 @@ class Run:
         view, hook, position, gradients = self.view, passes.hook, self.position, updater.gradients
         view.updater = updater
         position.step = position.update - 1
-        gradients.check_reached()
+        updater.reach.check()
         setup.precision.unscale(updater.optimizer, gradients.outside)
         if position.window != config.gradient_accumulation_steps:  # the last window may be short
             gradients.multiply(config.gradient_accumulation_steps / position.window)

@@ -735,3 +735,63 @@ def test_a_run_that_could_not_start_leaves_the_process_to_the_next(tmp_path):
     with pytest.raises(ConfigError, match="nothing to resume"):
         walk(make_run(tmp_path / "none"), learn, resume=True)
     walk(make_run(), learn)
+
+
+def own_step(run, batch):
+    run.backward(run.module(batch).square().mean())
+    run.view.optimizer.step()
+    run.step()
+
+
+def own_zero_grad(run, batch):
+    run.backward(run.module(batch).square().mean())
+    run.view.optimizer.zero_grad()
+    run.step()
+
+
+def zero_grad_before(run, batch):
+    run.view.optimizer.zero_grad()
+    learn(run, batch)
+
+
+@pytest.mark.parametrize(
+    ("visit", "steps", "text"),
+    [
+        (own_step, 1, "was stepped beside the run"),
+        (own_step, 2, "was stepped beside the run"),
+        (own_zero_grad, 1, "no parameter of the optimizer has a gradient"),
+        (zero_grad_before, 2, "no parameter of the optimizer has a gradient"),
+    ],
+)
+def test_what_a_loop_did_before_it_was_given_to_a_run_is_refused_in_the_first_update(
+    visit, steps, text
+):
+    run = make_run(gradient_accumulation_steps=steps)
+    before = [each.clone() for each in run.model.parameters()]
+    with pytest.raises(ConfigError, match=text):
+        walk(run, visit)
+    assert all(map(torch.equal, before, run.model.parameters()))
+    run.view.optimizer.step()  # behind the run it is anybody's
+
+
+def test_an_update_that_reaches_no_parameter_is_told_once(caplog):
+    def visit(run, batch):
+        (learn if run.position.step < 2 else own_zero_grad)(run, batch)
+
+    run = make_run()
+    walk(run, visit)
+    assert run.result.steps == 8
+    text = "behind a backward pass no parameter of the optimizer has a gradient"
+    assert len([line for line in caplog.messages if text in line]) == 1
+
+
+def test_zero_grad_where_a_loop_has_it_mostly_changes_nothing():
+    def visit(run, batch):
+        learn(run, batch)
+        run.view.optimizer.step()  # for all the good it does
+        run.view.optimizer.zero_grad()
+
+    one, other = make_run(), make_run()
+    walk(one, visit)
+    walk(other, learn)
+    assert torch.equal(one.model.weight, other.model.weight)

@@ -55,7 +55,9 @@ class Lifetime:
             self.result = self._boundary.stop = None
             resumed = setup.session.restore(resume)
             for updater in setup.updaters.values():
-                updater.gradients.start(of_run=True)
+                updater.gradients.start()
+                updater.reach.start()
+                stack.callback(updater.reach.end)
             passes.start(resumed=resumed)
             self._held = stack.pop_all()
         try:

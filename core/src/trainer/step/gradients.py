@@ -71,7 +71,6 @@ class Gradients:
         self._agreed: dict[str, bool] | None = None
         self._found, self._one = torch.zeros(()), torch.ones(())
         self._are_few = True
-        self._is_reached = False
         self._look_up()
         self._told = {*self._left_out()}  # by the look at the parts of the run
         if fixed:
@@ -88,36 +87,12 @@ class Gradients:
         """Every name of what is trained, tied ones once, in the order of `named_parameters`."""
         return tuple(self._parameters)
 
-    def start(self, *, of_run: bool = False) -> None:
-        """Looks the parameters up and drops what gradients there are: they belong to no update.
-
-        Args:
-            of_run: a run starts here, whose first update `check_reached` looks at.
-        """
-        if of_run:
-            self._is_reached = False
+    def start(self) -> None:
+        """Looks the parameters up and drops what gradients there are: they belong to no update."""
         if self._agreed is None:  # else they are the same, and FSDP2 may have others in the model
             self._look_up()
             self._tell_left_out()
         self.drop()
-
-    def check_reached(self) -> None:
-        """Looks, behind the first backward pass of a run, whether it has reached the optimizer.
-
-        Raises:
-            ConfigError: no parameter of the optimizer has a gradient.
-        """
-        if self._is_reached or self._optimizer is None:
-            return
-        groups = self._optimizer.param_groups
-        if all(p.grad is None for group in groups for p in group["params"]):
-            raise ConfigError(
-                "the first backward pass has given no parameter of the optimizer a gradient "
-                f"({len(self._optimized)} parameters in {type(self._optimizer).__name__}), so "
-                "training would change nothing. Compute the loss in loss_fn(model, batch) from the "
-                "model that it is handed, not from another one or a copy."
-            )
-        self._is_reached = True
 
     def follow(self) -> None:
         """Looks the parameters up again if others have come to the optimizer, or have left it.

@@ -18,6 +18,7 @@ from .gradients import Gradients
 from .losses import LossMeter, NonFiniteError
 from .parts import check_closure, describe_bad_rate
 from .precision import Precision
+from .reach import Reach
 from .schedules import step_schedule
 
 __all__ = ["Updater"]
@@ -33,6 +34,7 @@ class Updater:
     Attributes:
         name: of the optimizer; "" where it is the only one.
         optimizer, scheduler, gradients: what it steps, and steps by.
+        reach: whether backward passes reach it.
         rate: the learning rate of the last update that a log event follows; None where the
             optimizer's first group has none.
         total_norm: of the gradients of the last update, before clipping; 0-dim. None: not clipped.
@@ -59,6 +61,7 @@ class Updater:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.gradients = gradients
+        self.reach = Reach(optimizer, is_alone=not name)
         self._config = config
         self._precision = precision
         self._losses = losses
