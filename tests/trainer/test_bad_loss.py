@@ -26,12 +26,12 @@ def make(loss_fn, batch=None, **config):
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (lambda loss: {"loss": loss}, "returned a dict, and the loss of a batch is a 0-dim tensor"),
-        (lambda loss: (loss, 1), "returned a tuple"),
-        (lambda loss: loss.item(), "returned a float"),
-        (lambda loss: None, "returned a NoneType"),
-        (lambda loss: loss.reshape(1), r"returned a tensor of shape \(1,\)"),
-        (lambda loss: loss.expand(2, 3), r"returned a tensor of shape \(2, 3\)"),
+        (lambda loss: {"loss": loss}, "the loss of a batch is a 0-dim tensor, and not a dict"),
+        (lambda loss: (loss, 1), "and not a tuple"),
+        (lambda loss: loss.item(), "and not a float"),
+        (lambda loss: None, "and not a NoneType"),
+        (lambda loss: loss.reshape(1), r"and not one of shape \(1,\)"),
+        (lambda loss: loss.expand(2, 3), r"and not one of shape \(2, 3\)"),
         (lambda loss: loss.detach(), "depends on no parameter"),
         (lambda loss: loss * 1j, "complex64"),
     ],
@@ -156,9 +156,9 @@ def test_a_loss_of_another_model_is_refused_at_the_first_update(precision):
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (lambda loss: None, "returned a NoneType"),
-        (lambda loss: loss.item(), "returned a float"),
-        (lambda loss: loss.expand(3), r"returned a tensor of shape \(3,\)"),
+        (lambda loss: None, "and not a NoneType"),
+        (lambda loss: loss.item(), "and not a float"),
+        (lambda loss: loss.expand(3), r"and not one of shape \(3,\)"),
         (lambda loss: loss * 1j, "complex64"),
     ],
 )

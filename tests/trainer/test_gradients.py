@@ -394,11 +394,11 @@ def test_what_several_processes_average_cannot_change() -> None:
     gradients = Gradients(model, optimizer, fixed=True)
     gradients.follow()
     model[0].bias.requires_grad_()
-    with pytest.raises(ConfigError, match=r"0\.bias is trained and was frozen when the Trainer"):
+    with pytest.raises(ConfigError, match=r"0\.bias is trained and was frozen when the run"):
         gradients.follow()
     model[0].bias.requires_grad_(False)
     model[1].bias.requires_grad_(False)
-    with pytest.raises(ConfigError, match=r"1\.bias is frozen and was trained when the Trainer"):
+    with pytest.raises(ConfigError, match=r"1\.bias is frozen and was trained when the run"):
         gradients.follow()
 
 

@@ -57,7 +57,7 @@ def check_offload(model: nn.Module) -> None:
             own, mesh = local_part(parameter).device.type, parameter.device_mesh.device_type
             if own != mesh:
                 raise ConfigError(
-                    f"Trainer: {name} lies on {own}, and its mesh is of {mesh} devices: "
+                    f"{name} lies on {own}, and its mesh is of {mesh} devices: "
                     "CPUOffloadPolicy is not supported. Call fully_shard without offload_policy."
                 )
 

@@ -100,7 +100,7 @@ class Unkept:
             logger.warning(
                 "snapshots from here on fit no model and optimizer as this run was given them: %s "
                 "was %s then, and is %s. A resume loads the snapshot before it calls a callback: "
-                "do that before Trainer(...), or, to resume, build them as they are now.",
+                "do that before the run is built, or, to resume, build them as they are now.",
                 *(names, was, is_now),
             )
 

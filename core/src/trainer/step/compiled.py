@@ -24,13 +24,13 @@ def plain_model(model: nn.Module) -> nn.Module:
         where = f"model.{name}" if name else "the model"
         if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise ConfigError(
-                f"Trainer: {where} is wrapped in {type(part).__name__}, which gives its weights "
+                f"{where} is wrapped in {type(part).__name__}, which gives its weights "
                 "other names. Pass the module inside (model.module), and start one process for "
-                "each device with torchrun: Trainer averages their gradients."
+                "each device with torchrun: the gradients are averaged then."
             )
         if _is_compiled(part):
             raise ConfigError(
-                f"Trainer: {where} is what torch.compile returned, which gives its weights other "
+                f"{where} is what torch.compile returned, which gives its weights other "
                 f"names. Compile it in place, {where}.compile(), or compile the whole model."
             )
     return inner

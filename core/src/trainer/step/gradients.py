@@ -288,9 +288,9 @@ class Gradients:
             if parameter.requires_grad != (before := agreed[name]):
                 now, then = ("frozen", "trained") if before else ("trained", "frozen")
                 raise ConfigError(
-                    f"{name} is {now} and was {then} when the Trainer was built: several processes "
+                    f"{name} is {now} and was {then} when the run was built: several processes "
                     "average the gradients that they agreed on then. Freeze and unfreeze before "
-                    "Trainer(...), or train in one process."
+                    "Trainer(...) or Run(...), or train in one process."
                 )
 
     def _members(

@@ -85,8 +85,8 @@ def check_loss(loss: object) -> None:
         return
     if not check_form(loss).requires_grad:
         raise LossError(
-            "loss_fn returned a loss that depends on no parameter that requires a gradient. Return "
-            "it without detach(), item(), torch.no_grad() or numpy on the way from the model."
+            "the loss of a batch depends on no parameter that requires a gradient. Compute it "
+            "without detach(), item(), torch.no_grad() or numpy on the way from the model."
         )
 
 
@@ -98,16 +98,16 @@ def check_form(loss: object) -> Tensor:
     """
     if not isinstance(loss, Tensor):
         raise LossError(
-            f"loss_fn returned {with_article(type(loss))}, and the loss of a batch is a 0-dim "
-            f"tensor. Return that alone: log other numbers by trainer.log. {_OWN}"
+            f"the loss of a batch is a 0-dim tensor, and not {with_article(type(loss))}. Return "
+            "that alone from loss_fn, or hand it to run.backward; other numbers go to log()."
         )
     if loss.ndim:
         raise LossError(
-            f"loss_fn returned a tensor of shape {tuple(loss.shape)}, and the loss of a batch is a "
-            "0-dim tensor. Return its .mean(), or .squeeze() where it has one element."
+            f"the loss of a batch is a 0-dim tensor, and not one of shape {tuple(loss.shape)}. "
+            "Take its .mean(), or .squeeze() where it has one element."
         )
     if loss.is_complex():
-        raise LossError(f"loss_fn returned a loss of {loss.dtype}, and a loss is a real number.")
+        raise LossError(f"the loss of a batch is a real number, and not {loss.dtype}.")
     return loss
 
 

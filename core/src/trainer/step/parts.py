@@ -119,7 +119,7 @@ def check_optimized(parameters: Iterable[nn.Parameter], optimizer: torch.optim.O
             f"{kind} has {len(strangers)} of {count} parameters that are not the model's "
             f"({strangers[0]}): they would not be saved, clipped or averaged over processes. Put "
             "what is trained together, such as a loss with weights, into one nn.Module and hand "
-            "that to Trainer and optimizer."
+            "that to the run and to the optimizer."
         )
 
 
@@ -292,7 +292,7 @@ def _check_scheduler(scheduler: object, optimizer: torch.optim.Optimizer) -> Non
         raise ConfigError(
             f"the scheduler {type(scheduler).__name__} belongs to another optimizer "
             f"({with_article(type(other))}), so it would not change the rates of this one. Build "
-            "it from the optimizer that Trainer is given."
+            "it from the optimizer that the run is given."
         )
 
 

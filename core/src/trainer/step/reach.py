@@ -65,11 +65,11 @@ class Reach:
             self._reached = found
         elif reached is None:
             raise ConfigError(
-                "behind the first backward pass no parameter of the optimizer has a gradient "
-                f"({len(parameters)} parameters in {type(self._optimizer).__name__}), so training "
-                "would change nothing. Compute the loss from run.module, or from the model that "
-                "loss_fn is handed, not from another one or a copy, and leave zero_grad() to the "
-                "run."
+                "the first backward pass has given no parameter of the optimizer a gradient, or it "
+                f"is gone ({len(parameters)} parameters in {type(self._optimizer).__name__}), so "
+                "training would change nothing. Compute the loss from run.module, or from the "
+                "model that loss_fn is handed, not from another one or a copy, and leave "
+                "zero_grad() to the run."
             )
         elif self._is_alone and not self._is_told:
             self._is_told = True
