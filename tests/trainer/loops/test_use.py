@@ -759,8 +759,8 @@ def zero_grad_before(run, batch):
     [
         (own_step, 1, "was stepped beside the run"),
         (own_step, 2, "was stepped beside the run"),
-        (own_zero_grad, 1, "no parameter of the optimizer a gradient, or it is gone"),
-        (zero_grad_before, 2, "no parameter of the optimizer a gradient, or it is gone"),
+        (own_zero_grad, 1, "no parameter of the optimizer a gradient that is still there"),
+        (zero_grad_before, 2, "no parameter of the optimizer a gradient that is still there"),
     ],
 )
 def test_what_a_loop_did_before_it_was_given_to_a_run_is_refused_in_the_first_update(
