@@ -37,7 +37,7 @@ class Entry:
         distribution: the distribution's name, as pip shows it.
         version: the distribution's version.
         problem: why it is not to be used, one sentence or `blocked by ...`; or None.
-        blocked: the problem is somebody's wish.
+        blocked: the user, or the environment, blocks it.
         is_ambiguous: the problem is another distribution's plugin of the same name.
     """
 

@@ -23,14 +23,14 @@ from .options import TextOptions
 from .text import Corpus
 from .tokenizer import CharTokenizer, TokenArray, Tokenizer
 
-__all__ = ["Batch", "Blocks", "Facts", "make_loaders"]
+__all__ = ["Batch", "Blocks", "CorpusSummary", "make_loaders"]
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 """`input_ids` and `labels`, each (B, T) int64: the labels are the same text, one token later."""
 
 
 @dataclass(frozen=True)
-class Facts:
+class CorpusSummary:
     """What became of a corpus.
 
     Attributes:
@@ -101,7 +101,7 @@ class Blocks(Dataset[Batch]):
 
 def make_loaders(
     corpus: Corpus, options: TextOptions, block_size: int, *, pin_memory: bool = False
-) -> tuple[DataLoader[Batch], DataLoader[Batch], Facts]:
+) -> tuple[DataLoader[Batch], DataLoader[Batch], CorpusSummary]:
     """Returns the loaders of training and validation batches, and what became of the text.
 
     An epoch is one pass over the blocks of the training text, shuffled, less an incomplete last
@@ -122,7 +122,7 @@ def make_loaders(
     validation = Blocks(cache.tokens(corpus.validation, tokenizer), block_size)
     _check_sizes(corpus.name, train, validation, options.batch_size)
     unlearnt, unknown = _unlearnt(tokenizer, options), _unknown(tokenizer, validation.tokens)
-    facts = Facts(
+    summary = CorpusSummary(
         name=corpus.name,
         tokenizer=tokenizer,
         train_tokens=len(train.tokens),
@@ -137,7 +137,7 @@ def make_loaders(
         collate_fn=_as_gathered,
         pin_memory=pin_memory,
     )
-    return make_loader(train, shuffle=True, drop_last=True), make_loader(validation), facts
+    return make_loader(train, shuffle=True, drop_last=True), make_loader(validation), summary
 
 
 def _map(path: Path) -> TokenArray:

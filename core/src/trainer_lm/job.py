@@ -26,7 +26,7 @@ from trainer_callback import RunError, TrainerCallback, UsageError
 from trainer_callback.calls.manager import Plugin
 from trainer_callback.discovery import find_version
 
-from .data import Batch, Facts, make_loaders
+from .data import Batch, CorpusSummary, make_loaders
 from .memory import check_size, keep_freed_memory
 from .model import GPT, make_optimizer, make_scheduler
 from .run_options import RunOptions
@@ -64,16 +64,16 @@ def _train(settings: Settings) -> int:
     seed_rng(settings.training.seed)
     settings = settings.with_precision(choose_precision(settings.training.precision, device))
     corpus = load_text(settings.text)
-    *loaders, facts = make_loaders(
+    *loaders, summary = make_loaders(
         corpus, settings.text, settings.model.block_size, pin_memory=device.type == "cuda"
     )
-    for note in facts.notes:
+    for note in summary.notes:
         logger.info("%s", note)
-    options = RunOptions(settings, corpus, facts.tokenizer)
+    options = RunOptions(settings, corpus, summary.tokenizer)
     del corpus  # its tokens are in a file, or with the loaders
-    check_size(facts.tokenizer.vocab_size, settings.model)
-    model = GPT(facts.tokenizer.vocab_size, settings.model).to(device)
-    samples = SampleCallback(facts.tokenizer, settings.samples.sample_interval)
+    check_size(summary.tokenizer.vocab_size, settings.model)
+    model = GPT(summary.tokenizer.vocab_size, settings.model).to(device)
+    samples = SampleCallback(summary.tokenizer, settings.samples.sample_interval)
     settings = settings.reserve() if ranks.is_main else settings
     try:
         steps = _count_steps(len(loaders[0]) // ranks.world_size, settings)
@@ -84,8 +84,8 @@ def _train(settings: Settings) -> int:
             "samples": samples,
             "progress": ProgressCallback(steps, tokens, "tokens", console),
         }
-        trainer = _make_trainer(settings, model, loaders, facts.tokenizer, own=own, steps=steps)
-        _announce(trainer, facts, settings)
+        trainer = _make_trainer(settings, model, loaders, summary.tokenizer, own=own, steps=steps)
+        _announce(trainer, summary, settings)
         result = _call(trainer, settings, alone=ranks.is_alone)
     except UsageError:
         if settings.is_fresh and ranks.is_main:
@@ -93,7 +93,7 @@ def _train(settings: Settings) -> int:
         raise
     if ranks.is_main:
         with printing():
-            _summarise(result, trainer, facts, samples, show_costs=settings.plugin_costs)
+            _summarise(result, trainer, summary, samples, show_costs=settings.plugin_costs)
     return result.exit_code
 
 
@@ -136,13 +136,13 @@ def _make_trainer(
     )
 
 
-def _announce(trainer: Trainer, facts: Facts, settings: Settings) -> None:
+def _announce(trainer: Trainer, summary: CorpusSummary, settings: Settings) -> None:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     logger.info(
         "%s: %s tokens to train on, %s to validate; %s parameters on %s in %s; writing to %s.",
-        facts.name,
-        f"{facts.train_tokens:,}",
-        f"{facts.validation_tokens:,}",
+        summary.name,
+        f"{summary.train_tokens:,}",
+        f"{summary.validation_tokens:,}",
         f"{parameters:,}",
         trainer.device,
         settings.training.precision,
@@ -195,7 +195,7 @@ def _start_logging(console: Console, settings: Settings) -> None:
 def _summarise(
     result: TrainResult,
     trainer: Trainer,
-    facts: Facts,
+    summary: CorpusSummary,
     samples: SampleCallback,
     *,
     show_costs: bool,
@@ -211,7 +211,7 @@ def _summarise(
     val_loss = trainer.metrics.get("restored_val_loss", result.val_loss)
     if val_loss is not None:
         table.add_row("validation loss", f"{val_loss:.4f} nats per token")
-        table.add_row("", f"{facts.bits_per_byte(val_loss):.4f} bits per byte")
+        table.add_row("", f"{summary.bits_per_byte(val_loss):.4f} bits per byte")
     if result.status == "terminated":
         table.add_row("to go on", _how_to_go_on(trainer).removeprefix("To go on: "))
     for name in result.switched_off:

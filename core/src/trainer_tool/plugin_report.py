@@ -39,17 +39,17 @@ def main(arguments: Sequence[str]) -> int:
         if options.action != "doctor":  # who looks at the command's own options, too
             exclude_unusable(plugins, {})
         if options.action == "show":
-            facts: Any = _read_details(_find(options.name, plugins))
+            found: Any = _read_details(_find(options.name, plugins))
         elif options.action == "doctor":
             from .plugin_doctor import examine
 
-            facts = examine(plugins, options.config)
+            found = examine(plugins, options.config)
         else:
-            facts = [_read_facts(plugin) for plugin in _in_call_order(plugins)]
+            found = [_read_row(plugin) for plugin in _in_call_order(plugins)]
     write = _WRITERS[options.action]
-    facts = to_json_data(facts) if options.json else facts
-    write_out(json.dumps(facts, indent=2) + "\n" if options.json else write(facts))
-    return int(options.action == "doctor" and bool(facts))
+    found = to_json_data(found) if options.json else found
+    write_out(json.dumps(found, indent=2) + "\n" if options.json else write(found))
+    return int(options.action == "doctor" and bool(found))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -91,7 +91,7 @@ def _in_call_order(plugins: Sequence[InstalledPlugin]) -> list[InstalledPlugin]:
     return [*usable, *(plugin for plugin in plugins if plugin.problem is not None)]
 
 
-def _read_facts(plugin: InstalledPlugin) -> dict[str, Any]:
+def _read_row(plugin: InstalledPlugin) -> dict[str, Any]:
     return {
         "name": plugin.entry.name,
         "distribution": plugin.entry.distribution,
@@ -106,7 +106,7 @@ def _read_facts(plugin: InstalledPlugin) -> dict[str, Any]:
 def _read_details(plugin: InstalledPlugin) -> dict[str, Any]:
     found = find_distribution(plugin.entry.distribution)
     return {
-        **_read_facts(plugin),
+        **_read_row(plugin),
         "summary": found.summary if found is not None else "",
         "entry_point": plugin.entry.value,
         "file": _find_file(plugin.target),
@@ -157,9 +157,9 @@ def _find_file(target: Any) -> str | None:
         return None
 
 
-def _active(facts: Mapping[str, Any]) -> str:
-    flag = f"by --{canonical(facts['name'])}"
-    return _MEANING.get(facts["status"], flag)
+def _active(row: Mapping[str, Any]) -> str:
+    flag = f"by --{canonical(row['name'])}"
+    return _MEANING.get(row["status"], flag)
 
 
 def _write_list(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -169,13 +169,13 @@ def _write_list(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [(r["name"], r["distribution"], r["version"], _active(r)) for r in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     lines = [_write_row(header, widths)]
-    for row, facts in zip(cells, rows, strict=True):
-        lines.append(_write_row(row, widths))
-        if facts["problem"]:
-            lines += _wrap(f"  {facts['problem']}")
+    for cell_row, row in zip(cells, rows, strict=True):
+        lines.append(_write_row(cell_row, widths))
+        if row["problem"]:
+            lines += _wrap(f"  {row['problem']}")
         for what in ("hooks", "options"):
-            if facts[what]:
-                lines += _wrap(f"  {what}: {', '.join(facts[what])}")
+            if row[what]:
+                lines += _wrap(f"  {what}: {', '.join(row[what])}")
     return "\n".join(lines) + "\n"
 
 
@@ -183,22 +183,22 @@ def _write_row(cells: Iterable[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
-def _write_details(facts: Mapping[str, Any]) -> str:
-    lines = [f"{facts['name']} ({facts['distribution']} {facts['version']})"]
-    links = ", ".join(f"{label}: {address}" for label, address in facts["links"].items())
+def _write_details(details: Mapping[str, Any]) -> str:
+    lines = [f"{details['name']} ({details['distribution']} {details['version']})"]
+    links = ", ".join(f"{label}: {address}" for label, address in details["links"].items())
     for title, value in (
-        ("summary", facts["summary"]),
-        ("active", _active(facts)),
-        ("problem", facts["problem"]),
-        ("hooks", ", ".join(facts["hooks"])),
-        ("state", f"version {facts['state_version']}" if not facts["problem"] else ""),
+        ("summary", details["summary"]),
+        ("active", _active(details)),
+        ("problem", details["problem"]),
+        ("hooks", ", ".join(details["hooks"])),
+        ("state", f"version {details['state_version']}" if not details["problem"] else ""),
         ("links", links),
-        ("entry", facts["entry_point"]),
-        ("file", facts["file"]),
+        ("entry", details["entry_point"]),
+        ("file", details["file"]),
     ):
         if value:
             lines += _wrap(value, 9, f"{title:9}")
-    for option in facts["options"]:
+    for option in details["options"]:
         default = "required" if option["required"] else f"default: {option['default']}"
         lines += ["", f"{option['flag']} {option['type']}  ({default})"]
         lines += _wrap(f"  {option['help']}") if option["help"] else []

@@ -94,14 +94,14 @@ def _count(text: str) -> int:
 def _print_table(reports: Iterable[Report]) -> None:
     rows = [("snapshot", "step", "epoch", "size", "metrics", "state")]
     for each in reports:
-        facts = each.manifest
+        manifest = each.manifest
         rows.append(
             (
                 Path(each.path).name,
-                str(facts.get("step", "")),
-                str(facts.get("epoch", "")),
+                str(manifest.get("step", "")),
+                str(manifest.get("epoch", "")),
                 decimal(each.size),
-                _join({k: v for k, v in facts.get("metrics", {}).items() if k in _SHOWN}),
+                _join({k: v for k, v in manifest.get("metrics", {}).items() if k in _SHOWN}),
                 each.problem or ("sound" if each.checked else "not checked"),
             )
         )
@@ -109,15 +109,19 @@ def _print_table(reports: Iterable[Report]) -> None:
 
 
 def _print_one(shown: Report) -> None:
-    facts = shown.manifest
+    manifest = shown.manifest
     rows = [("path", shown.path), ("state", shown.problem or "the manifest is sound")]
-    if facts:
-        rows += [(name, str(facts.get(name, ""))) for name in ("format", "step", "epoch", "digest")]
-        rows += [("metrics", _join(facts.get("metrics", {})))]
-        rows += [("versions", _join(facts.get("versions", {})))]
-        rows += [(f"plugin {key}", _join(value)) for key, value in facts.get("plugins", {}).items()]
-        rows += [("options", _join(facts.get("options", {})))]
-        rows += [(name, decimal(entry["size"])) for name, entry in facts["files"].items()]
+    if manifest:
+        rows += [
+            (name, str(manifest.get(name, ""))) for name in ("format", "step", "epoch", "digest")
+        ]
+        rows += [("metrics", _join(manifest.get("metrics", {})))]
+        rows += [("versions", _join(manifest.get("versions", {})))]
+        rows += [
+            (f"plugin {key}", _join(value)) for key, value in manifest.get("plugins", {}).items()
+        ]
+        rows += [("options", _join(manifest.get("options", {})))]
+        rows += [(name, decimal(entry["size"])) for name, entry in manifest["files"].items()]
     _print_rows(rows, header=False)
 
 

@@ -1,4 +1,4 @@
-"""The fast road: the implementations of a hook, in order -> one function that calls them directly.
+"""The fast path: the implementations of a hook, in order -> one function that calls them directly.
 
 Nothing of ours stands between that function and a callback's body. `wrappers` puts the wrappers
 around it.

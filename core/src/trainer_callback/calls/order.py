@@ -23,10 +23,10 @@ def arrange(plugins: Sequence[Plugin]) -> list[Plugin]:
     the given one.
 
     Raises:
-        PluginError: the wishes form a cycle; the message names the plugins in it.
+        PluginError: `before` and `after` form a cycle; the message names the plugins in it.
     """
     waiting = _name_apart(plugins)
-    predecessors = _read_wishes(waiting)
+    predecessors = _find_predecessors(waiting)
     try:
         TopologicalSorter({name: sorted(predecessors[name]) for name in predecessors}).prepare()
     except CycleError as error:
@@ -56,7 +56,7 @@ def _name_apart(plugins: Sequence[Plugin]) -> list[Plugin]:
     ]
 
 
-def _read_wishes(plugins: Sequence[Plugin]) -> dict[str, set[str]]:
+def _find_predecessors(plugins: Sequence[Plugin]) -> dict[str, set[str]]:
     """Returns plugin name -> names of those that must come earlier."""
     by_base: dict[str, list[str]] = {}
     for plugin in plugins:
@@ -75,14 +75,14 @@ def _base(name: str) -> str:
     return name.partition("[")[0].replace("-", "_")
 
 
-def _names(plugin: Plugin, wish: str) -> Sequence[str]:
-    names: Sequence[str] = getattr(plugin.callback, wish, ())
+def _names(plugin: Plugin, attribute: str) -> Sequence[str]:
+    names: Sequence[str] = getattr(plugin.callback, attribute, ())
     if isinstance(names, property):  # of a class: its instances say
         return ()
     if not isinstance(names, (tuple, list)) or not all(isinstance(each, str) for each in names):
         example = f"({names!r},)" if isinstance(names, str) else '("early_stopping",)'
         raise PluginError(
-            f"{plugin.label}: {wish} must be a tuple of plugin names, got {show(names)}. "
-            f"Write {wish} = {example}."
+            f"{plugin.label}: {attribute} must be a tuple of plugin names, got {show(names)}. "
+            f"Write {attribute} = {example}."
         )
     return names

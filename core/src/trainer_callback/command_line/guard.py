@@ -52,7 +52,7 @@ def undo_changes() -> Iterator[list[str]]:
         RuntimeError: a KeyboardInterrupt that nobody's Ctrl-C has raised.
     """
     changed: list[str] = []
-    restores = [(what, keep()) for what, keep in _KEEPERS.items()]
+    restores = [(what, keep()) for what, keep in _KEPT.items()]
     try:
         with stdout_to_stderr(), _watch_ctrl_c() as is_pressed:
             try:
@@ -149,9 +149,9 @@ def _keep_logging() -> Restore:
     before = [(logger, read(logger)) for logger in loggers]
 
     def restore() -> bool:
-        changed = [(logger, facts) for logger, facts in before if read(logger) != facts]
-        for logger, facts in changed:
-            vars(logger).update(facts)
+        changed = [(logger, values) for logger, values in before if read(logger) != values]
+        for logger, values in changed:
+            vars(logger).update(values)
         if not changed and manager.disable == disabled:
             return False
         logging.disable(disabled)  # forgets which loggers are enabled, too
@@ -162,13 +162,13 @@ def _keep_logging() -> Restore:
 
 def _keep_warnings() -> Restore:
     """Filters for one message, module or own category stay: they concern nobody else."""
-    keeper = warnings.catch_warnings()
-    keeper.__enter__()
+    context = warnings.catch_warnings()
+    context.__enter__()
     before, shows = list(warnings.filters), warnings.showwarning
 
     def restore() -> bool:
         after, showed = list(warnings.filters), warnings.showwarning
-        keeper.__exit__(None, None, None)
+        context.__exit__(None, None, None)
         added = [each for each in after if each not in before]
         narrow = [each for each in added if _is_narrow(each)]
         for action, message, category, module, line in reversed(narrow):
@@ -256,7 +256,7 @@ def _keep_exit() -> Restore:
     return restore
 
 
-_KEEPERS: Final[Mapping[str, Callable[[], Restore]]] = {
+_KEPT: Final[Mapping[str, Callable[[], Restore]]] = {
     "set an environment variable": keep_value(
         "os", lambda os: dict(os.environ), _write_environment
     ),

@@ -193,7 +193,7 @@ class InstalledPlugin:
             raise PluginError(f"{describe(self.target)} is a class but no TrainerCallback.")
         self.implementations = find_implementations(self.target)
         self.record.check()
-        arrange([self.record])  # and wishes that are none
+        arrange([self.record])  # checks `before` and `after`
         self.kind = "live"
         if isinstance(self.target, type):
             self.kind = "flag"

@@ -303,13 +303,15 @@ class GradientMonitorCallback(TrainerCallback):
             explode_limit=math.inf if median is None else self.explode_threshold * median,
         )
         counts = state.count_measured(step, reading.clipped, reading.loss_scale)
-        facts = {"skipped": skipped, **counts, **describe_step(reading, clip_limit(trainer))}
+        step_values = {"skipped": skipped, **counts, **describe_step(reading, clip_limit(trainer))}
         # A loss scaler finds its scale by trying: what it skips is no news about the layers.
         expected = skipped and getattr(trainer.config, "precision", None) == "fp16"
         known = {} if expected else verdicts
         state.history.add(reading, known, step=step, epoch=trainer.epoch, skipped=skipped)
         if self._record is not None:
-            entry = make_entry(reading, verdicts, step=step, epoch=trainer.epoch, facts=facts)
+            entry = make_entry(
+                reading, verdicts, step=step, epoch=trainer.epoch, step_values=step_values
+            )
             self._record.append(entry)
         if not expected:
             self._tell(trainer, reading, verdicts, step)
@@ -317,7 +319,7 @@ class GradientMonitorCallback(TrainerCallback):
             state.recent_norms.append(reading.total_norm)
         if step == trainer.step:
             end = f"/{self._name}" if self._name else ""
-            trainer.log({name + end: value for name, value in make_scalars(facts).items()})
+            trainer.log({name + end: value for name, value in make_scalars(step_values).items()})
 
     def _tell(
         self,

@@ -130,7 +130,7 @@ class History:
         count = len(plain["steps"])
         parts = [values[i * width : (i + 1) * width] for i in range(count)]
         lists = [plain[key] for key in _LISTS]
-        self.samples = [Sample(*facts) for facts in zip(*lists, parts, strict=True)]
+        self.samples = [Sample(*each) for each in zip(*lists, parts, strict=True)]
         self._share, self._in_last = plain["share"], plain["in_last"]
         while len(self.samples) > self._capacity:
             self._halve()

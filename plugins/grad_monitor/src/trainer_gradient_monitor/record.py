@@ -64,12 +64,12 @@ def make_entry(
     *,
     step: int,
     epoch: int,
-    facts: Mapping[str, object],
+    step_values: Mapping[str, object],
 ) -> dict[str, object]:
     """Returns the line of one measured update; NaN and infinities are null once it is written.
 
     Args:
-        facts: of the whole step.
+        step_values: those of the whole step.
     """
     layers: dict[str, object] = {"name": list(reading.rows)}
     for column, values in reading.columns.items():
@@ -78,7 +78,7 @@ def make_entry(
     entry: dict[str, object] = {
         "step": step,
         "epoch": epoch,
-        **facts,
+        **step_values,
         "disconnected": list(reading.disconnected),
         "nonfinite_parameters_pre_clip": reading.nonfinite,
         "layers": layers,
@@ -107,17 +107,17 @@ def describe_step(reading: Reading, clip_limit: float | None) -> dict[str, float
     }
 
 
-def make_scalars(facts: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the facts of a step as metrics for loggers: those that are finite numbers."""
+def make_scalars(step_values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the values of a step as metrics for loggers: those that are finite numbers."""
     found = {
-        "grad_norm_pre_clip": facts["total_norm_pre_clip"],
-        "grad_flow_ratio_pre_clip": facts["flow_ratio_pre_clip"],
-        "grad_skipped_updates": facts["skipped_updates"],
-        "grad_loss_scale": facts["loss_scale"],
+        "grad_norm_pre_clip": step_values["total_norm_pre_clip"],
+        "grad_flow_ratio_pre_clip": step_values["flow_ratio_pre_clip"],
+        "grad_skipped_updates": step_values["skipped_updates"],
+        "grad_loss_scale": step_values["loss_scale"],
     }
-    if facts["clip_limit"] is not None:
-        found["grad_clip_factor"] = facts["clip_factor"]
-        found["grad_clip_rate"] = facts["clipped_updates"] / facts["updates"]
+    if step_values["clip_limit"] is not None:
+        found["grad_clip_factor"] = step_values["clip_factor"]
+        found["grad_clip_rate"] = step_values["clipped_updates"] / step_values["updates"]
     return {
         name: float(value)
         for name, value in found.items()
