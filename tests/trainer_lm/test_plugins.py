@@ -94,6 +94,17 @@ def alone(site: Any) -> str:
     return _ALONE[0]
 
 
+def test_a_plugin_without_options_stands_in_the_file_of_a_run_that_uses_it(
+    site: Any, alone: str
+) -> None:
+    source = """from trainer_callback import TrainerCallback
+class X(TrainerCallback):
+    def on_train_start(self): pass"""
+    site.install("dist-x", plugins={"x": "m_x:X"}, modules={"m_x": source})
+    assert show_config(site, "--x")[0] == f"{alone}x: true  # command line\n"
+    assert show_config(site)[0] == alone
+
+
 WRONG_OPTIONS = {
     "taken": ("parser.add_argument('--batch_size')", "adds --batch_size, which is an option of"),
     "help": ("parser.add_argument('-h', '--hello')", "adds -h, which is an option of train-lm"),

@@ -115,7 +115,7 @@ class Settings:
                 values["output_dir"] = known["output_dir"]
         made = {plugin: plugin.make_callbacks(namespace) for plugin in plugins}
         for plugin, callbacks in made.items():
-            if callbacks and plugin.options:
+            if callbacks and plugin.kind == "flag":
                 values.update(_read_values(plugin, namespace))
         derived = {option.flag for plugin in plugins for option in plugin.options}
         derived |= {plugin.entry.flag for plugin in plugins}
