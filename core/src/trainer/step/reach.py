@@ -65,8 +65,8 @@ class Reach:
             self._reached = found
         elif reached is None:
             raise ConfigError(
-                "the first backward pass has given no parameter of the optimizer a gradient that is "
-                f"still there ({len(parameters)} parameters in {type(self._optimizer).__name__}): "
+                "the first backward pass has given no parameter of the optimizer a gradient that "
+                f"is still there, and {type(self._optimizer).__name__} has {len(parameters)}: "
                 "training would change nothing. Compute the loss from run.module, or from the "
                 "model that loss_fn is handed, not from another one or a copy, and leave "
                 "zero_grad() to the run."
