@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ from .data.loaders import EpochLoader
 from .engine.assembly import Setup, assemble
 from .engine.boundary import Boundary, Validate
 from .engine.lifetime import Lifetime, Started
-from .engine.passes import Loader, Passes
+from .engine.passes import Passes
+from .engine.run_loaders import Loader, RunLoaders
 from .engine.session import Resume
-from .engine.turns import Turns, refuse
+from .engine.turns import refuse
 from .result import Stop, TrainResult
 from .step.losses import check_loss
 from .step.precision import wrap_modules
@@ -97,7 +99,8 @@ class Run:
         self._is_alone = setup.ranks.is_alone
         self._config, self._callbacks = setup.view.config, setup.view.callbacks
         self._boundary = Boundary(setup)
-        self._passes = Passes(setup, self._boundary)
+        self._loaders = RunLoaders(setup)
+        self._passes = Passes(setup, self._boundary, self._loaders)
         self._lifetime = Lifetime(setup, self._boundary, self._passes)
         self.use_validation(validate)
 
@@ -147,13 +150,14 @@ class Run:
         Raises:
             ConfigError: it is no loader, or known to be empty.
         """
-        return self._passes.use_validated(loader) if validates else self._passes.use(loader)
+        loaders = self._loaders
+        return loaders.for_validation(loader) if validates else loaders.for_training(loader)
 
     def validation_batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Yields the batches of a validation, on the device: of several processes each gets its
         share, and a signal cuts it.
         """
-        return self._passes.validate(loader)
+        return self._loaders.validation_batches(loader)
 
     # Inside `start`
 
@@ -178,7 +182,7 @@ class Run:
             RunOrderError: outside `start`, or inside an epoch.
         """
         self._check_outside("epochs()")
-        return Turns(self._passes.next_epoch)
+        return map(self._passes.next_epoch, repeat(self._passes.run))
 
     def batches(self, loader: Loader, limit: int | None = None) -> Iterator[Any]:
         """Yields the micro-batches of this epoch, on the device; where the next is asked for, the
@@ -199,9 +203,7 @@ class Run:
         refuse(not passes.in_epoch, "batches()", way)
         way = "an epoch has one pass over one loader: chain loaders, or begin another epoch"
         refuse(passes.loader is not None, "batches()", way)
-        passes.loader = passes.use(loader, limit)
-        passes.batches = Turns(passes.next_batch)
-        return passes.batches
+        return map(passes.next_batch, repeat(passes.begin(loader, limit)))
 
     def updates(self) -> Iterator[int]:
         """Yields the number of each micro-batch of a loop without a loader, until the steps or the
@@ -211,7 +213,7 @@ class Run:
             RunOrderError: outside `start`, or inside an epoch.
         """
         self._check_outside("updates()")
-        return Turns(self._passes.next_turn)
+        return map(self._passes.next_turn, repeat(self._passes.run))
 
     def backward(self, loss: Tensor, name: str | None = None) -> None:
         """Takes the loss of a micro-batch, or a part of it, and runs its backward pass. Where that
@@ -263,7 +265,8 @@ class Run:
         view.updater = updater
         position.step = position.update - 1
         updater.reach.check()
-        setup.precision.unscale(updater.optimizer, gradients.outside)
+        if setup.precision.scaler is not None:
+            setup.precision.unscale(updater.optimizer, gradients.outside)
         if position.window != config.gradient_accumulation_steps:  # the last window may be short
             gradients.multiply(config.gradient_accumulation_steps / position.window)
         if not self._is_alone:

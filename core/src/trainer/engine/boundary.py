@@ -7,12 +7,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
 from trainer_callback import TrainerCallback, option_text
+from trainer_callback.calls.dispatch import Answer
 
 from ..processes.sharding import fsdp_modules, reshard
 from ..result import Stop
@@ -40,6 +41,8 @@ class Boundary:
         self._view, self._session, self._decider = setup.view, setup.session, setup.decider
         self._callbacks, self._config = setup.view.callbacks, setup.view.config
         self._position = setup.view.position
+        self._is_alone = setup.ranks.is_alone
+        self._writes = self._config.output_dir is not None
         self._shards = [*fsdp_modules(setup.view.model)]
         self.validate: Validate | None = None
         self.stop: Stop | None = None
@@ -86,18 +89,21 @@ class Boundary:
         """Logs the update that has ended, where it is time, and sets what is due behind it."""
         position, config = self._position, self._config
         if position.step % config.log_interval == 0:
-            metrics: dict[str, float | None] = {}
-            for name, updater in self._setup.updaters.items():
-                of = f"/{name}" if name else ""
-                metrics[f"learning_rate{of}"] = updater.rate
-                if updater.total_norm is not None:
-                    metrics[f"grad_norm{of}"] = float(updater.total_norm)
-            for name, mean in self._setup.losses.take_interval().items():
-                metrics[f"loss/{name}" if name else "loss"] = mean
-            self._view.log({name: value for name, value in metrics.items() if value is not None})
+            self._log_interval()
         every = config.eval_interval
         if every is not None and self.validate is not None and not position.is_last:
             position.validation_pending = position.step % every == 0
+
+    def _log_interval(self) -> None:
+        metrics: dict[str, float | None] = {}
+        for name, updater in self._setup.updaters.items():
+            of = f"/{name}" if name else ""
+            metrics[f"learning_rate{of}"] = updater.rate
+            if updater.total_norm is not None:
+                metrics[f"grad_norm{of}"] = float(updater.total_norm)
+        for name, mean in self._setup.losses.take_interval().items():
+            metrics[f"loss/{name}" if name else "loss"] = mean
+        self._view.log({name: value for name, value in metrics.items() if value is not None})
 
     def follow_update(self) -> None:
         """Validates, decides and saves behind an update inside an epoch."""
@@ -139,17 +145,23 @@ class Boundary:
 
     def close(self) -> None:
         """Decides whether the run ends here, then takes the snapshot that is due."""
-        view = self._view
-        view.queue.make_calls()
-        wanted = view.snapshot_due or view.snapshot_requested
-        self.stop, due = self._decider.agree(self._decide(), snapshot_due=wanted)
-        if self._config.output_dir is None:
-            return
-        view.snapshot_requested = view.snapshot_requested and not due
-        self._session.save(due=due)
+        view, writes = self._view, self._writes
+        if view.queue.waiting:
+            view.queue.make_calls()
+        due = writes and (view.snapshot_due or view.snapshot_requested)
+        self.stop = self._decide()
+        if not self._is_alone:
+            self.stop, due = self._decider.agree(self.stop, snapshot_due=due)
+        if writes:
+            due = due or self.stop is not None
+            view.snapshot_requested = view.snapshot_requested and not due
+            self._session.save(due=due)
 
     def _decide(self) -> Stop | None:
-        return self._decider.decide(self._position, self._callbacks.ask_stop(trainer=self._view))
+        answers: Sequence[Answer] = ()
+        if "should_stop_training" in self._callbacks.used:
+            answers = self._callbacks.ask_stop(trainer=self._view)
+        return self._decider.decide(self._position, answers)
 
     def _validate(self) -> dict[str, float] | None:
         """Returns the metrics, or None if a signal cut the validation short."""

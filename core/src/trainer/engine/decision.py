@@ -115,9 +115,8 @@ class Decider:
         """
         asked = self._read(answers) if answers else None
         config = self._config
-        signalled = self.read_signals()
-        if signalled is not None:
-            return signalled
+        if self._signals.terminated or self._signals.interrupted:
+            return self.read_signals()
         if self.asked is not None:
             return self.asked
         if asked is not None and position.epochs_done >= config.min_epochs:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias, cast
+from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -17,18 +17,14 @@ from ..data.batches import move_to_device
 from ..data.loaders import EpochLoader
 from ..processes.sharding import fsdp_modules, reshard
 from ..step.update import Updater
-from ..step.validation import ValidationBatches
-from .accelerated import PreparedLoader, is_prepared
-from .alike import check_alike_loader
 from .assembly import Setup
 from .boundary import Boundary
-from .turns import RunOrderError, Turns, check_stepped, refuse
+from .run_loaders import Loader, RunLoaders
+from .turns import RunOrderError, check_stepped, refuse
 
-__all__ = ["Loader", "Passes"]
+__all__ = ["Passes"]
 
 logger: logging.Logger = logging.getLogger("trainer")
-
-Loader: TypeAlias = Iterable[Any] | EpochLoader
 
 
 class Passes:
@@ -36,7 +32,6 @@ class Passes:
 
     Attributes:
         loader: what the epoch under way goes through; None: nothing yet.
-        batches: what the loop holds of it; behind the epoch it has no more.
         loss: of the micro-batch at hand, a 0-dim tensor; None: it had no backward pass.
         named: the optimizers that the backward passes of that batch named; None where it did not.
         stepped: those whose step was called in that batch.
@@ -44,11 +39,12 @@ class Passes:
         ends_update: whether the micro-batch at hand ends an update, if it has its backward pass.
         is_begun: an epoch has begun in this process.
         is_over: the loop has come to its end.
+        run: the number of this run; an iterator of another one gives nothing.
     """
 
-    def __init__(self, setup: Setup, boundary: Boundary) -> None:
+    def __init__(self, setup: Setup, boundary: Boundary, loaders: RunLoaders) -> None:
         """Keeps references."""
-        self._setup, self._boundary = setup, boundary
+        self._setup, self._boundary, self._loaders = setup, boundary, loaders
         self._view, self._checkpoint = setup.view, setup.checkpoint
         self._callbacks, self._config = setup.view.callbacks, setup.view.config
         self._position = setup.view.position
@@ -56,16 +52,18 @@ class Passes:
         self._moves = self._device.type != "cpu"
         self._steps = self._config.gradient_accumulation_steps
         self._scales = setup.precision.scaler is not None
-        self._is_alone = setup.ranks.is_alone
         self._only = setup.first if len(setup.updaters) == 1 else None
+        has_others = bool(self._callbacks.plugins) or self._only is None
+        self._listens = has_others or setup.buffers is not None or not setup.ranks.is_alone
         self._shards = [*fsdp_modules(setup.view.model)]
+        self._is_parallel = bool(self._shards) or not setup.ranks.is_alone
         self._source: Iterator[tuple[Any, bool]] | None = None
         self.loader: EpochLoader | None = None
-        self.batches: Turns = Turns(iter(()).__next__)
         self.loss: Tensor | None = None
         self.named: set[str | None] = set()
         self.stepped: set[str] = set()
-        self._loaders: dict[tuple[int, str], EpochLoader] = {}
+        self.run: int = 0
+        self._pass = 0
         self.start(resumed=False)
 
     def start(self, *, resumed: bool) -> None:
@@ -74,6 +72,7 @@ class Passes:
         Args:
             resumed: it goes on from a snapshot, to whose place the first pass goes.
         """
+        self.run += 1
         self.hook: TrainerCallback = self._callbacks.hook
         self.in_epoch: bool = False
         self.in_batch: bool = False
@@ -85,31 +84,11 @@ class Passes:
         self._source = self.loader = self.loss = None
         self._forget_calls()
 
-    def use(self, loader: Loader, limit: int | None = None) -> EpochLoader:
-        """Returns `loader` as the run goes through it, `limit` batches an epoch."""
-        used = self._seed(loader, "train")
-        used.limit = limit
-        self._checkpoint.use(used)
-        return used
-
-    def use_validated(self, loader: Loader) -> EpochLoader:
-        """Returns `loader` as a validation goes through it."""
-        return self._seed(loader, "validation")
-
-    def _seed(self, loader: Loader, name: str) -> EpochLoader:
-        used = loader if isinstance(loader, EpochLoader) else self._loaders.get((id(loader), name))
-        if used is None:
-            given, ranks = cast("Iterable[Any]", loader), self._setup.ranks
-            check_alike_loader(given, name, ranks)
-            given = PreparedLoader(given) if is_prepared(given) else given
-            used = EpochLoader(given, self._config.seed, name, ranks, in_step=name == "train")
-            self._loaders[id(loader), name] = used
-        return used
-
-    def validate(self, loader: Iterable[Any]) -> ValidationBatches:
-        """Returns the batches of `loader` for a validation."""
-        is_cut = self._setup.decider.is_signalled
-        return ValidationBatches(self.use_validated(loader), device=self._device, is_cut=is_cut)
+    def begin(self, loader: Loader, limit: int | None) -> int:
+        """Begins the pass of this epoch over `loader`; returns its number."""
+        self.loader = self._loaders.for_training(loader, limit)
+        self._pass += 1
+        return self._pass
 
     def check_name(self, name: str | None) -> None:
         """Refuses a backward pass that has no batch, or would add to gradients of another loss."""
@@ -131,23 +110,22 @@ class Passes:
             self.loss = self.loss.detach() + loss.detach()
             return
         self.loss = loss
-        self._position.window += 1
-        self._count_batch()
+        position = self._position
+        position.window += 1
+        if not self._is_counted:
+            self._is_counted = True
+            position.batch += 1
 
     def _forget_calls(self) -> None:
         self.named.clear()
         self.stepped.clear()
 
-    def _count_batch(self) -> None:
-        if not self._is_counted:
-            self._is_counted = True
-            self._position.batch += 1
-
     def find_updater(self, name: str | None) -> Updater:
         """Returns what `step(name)` steps."""
-        if self._only is not None and name is None and self.loss is not None and not self.stepped:
-            self.stepped.add(self._only.name)
-            return self._only
+        only = self._only
+        if only is not None and name is None and self.loss is not None and not self.stepped:
+            self.stepped.add(only.name)
+            return only
         way = "call run.backward(loss) before it"
         refuse(self.loss is None, "step()", way)
         updaters = self._setup.updaters
@@ -161,14 +139,14 @@ class Passes:
         self.stepped.add(name)
         return updaters[name]
 
-    def next_epoch(self) -> int:
-        """Ends the epoch under way; returns the number of the next.
+    def next_epoch(self, run: int) -> int:
+        """Ends the epoch under way in the run of that number; returns the number of the next.
 
         Raises:
             StopIteration: there is none.
         """
         position, boundary = self._position, self._boundary
-        if self.is_over:
+        if self.is_over or run != self.run:
             raise StopIteration
         if self.in_epoch:
             self.end_epoch()
@@ -187,13 +165,15 @@ class Passes:
         self.is_over = self.is_begun = True
         raise StopIteration
 
-    def next_batch(self) -> Any:
-        """Ends the micro-batch at hand; returns the next, on the device.
+    def next_batch(self, number: int) -> Any:
+        """Ends the micro-batch at hand; returns the next of the pass of that number, on the device.
 
         Raises:
-            StopIteration: the epoch, or the run, is over.
+            StopIteration: the epoch, or the run, is over; or another pass is under way.
         """
         position = self._position
+        if number != self._pass:
+            raise StopIteration
         if self.in_batch:
             self._end_batch()
         elif self._source is None:
@@ -207,23 +187,26 @@ class Passes:
         if self._moves:
             batch = move_to_device(batch, self._device)
         if position.window == 0:
-            self._start_update()
+            position.update = position.step + 1
+            if self._listens:
+                self._start_update()
         self.in_batch, self._is_counted = True, False
         self.hook.on_batch_start(trainer=self._view, batch_idx=position.batch, batch=batch)
         self.ends_update = position.is_last or position.window + 1 == self._steps
-        if not self._is_alone:
+        if self._is_parallel:
             self._setup.ranks.start_forward(last=self.ends_update)
-        if self._shards:
             reshard(self._shards)
         return batch
 
-    def next_turn(self) -> int:
+    def next_turn(self, run: int) -> int:
         """Ends the turn of a loop without a loader; returns the number of the next.
 
         Raises:
             StopIteration: the run is over.
         """
         position = self._position
+        if run != self.run:
+            raise StopIteration
         if not self.in_epoch:
             if self.is_over:
                 raise StopIteration
@@ -233,7 +216,7 @@ class Passes:
             self._catch_up()
             self._source = zip(itertools.count(position.batch), itertools.repeat(False))
         try:
-            return int(self.next_batch())
+            return int(self.next_batch(self._pass))
         except StopIteration:
             self.end_epoch()
             self.is_over = True
@@ -277,11 +260,11 @@ class Passes:
 
     def close(self) -> None:
         """Lets go of the loader, whose workers end."""
-        self.batches.end()
         close = getattr(self._source, "close", None)
         if close is not None:
             close()
         self._source = self.loader = None
+        self._pass += 1
 
     def _start_epoch(self) -> None:
         position = self._position
@@ -305,14 +288,11 @@ class Passes:
             self._boundary.follow_update()
 
     def _start_update(self) -> None:
+        """Starts an update of a run in which others than the optimizer may change something."""
         self._callbacks.start_update()
-        self._position.update = self._position.step + 1
-        if not self._is_alone:
-            self._setup.ranks.is_in_update = True
-        updaters = self._setup.updaters
-        if self._callbacks.plugins or len(updaters) > 1:
-            for updater in updaters.values():  # gradients may be left since the last update
-                updater.gradients.drop()
+        self._setup.ranks.is_in_update = True
+        for updater in self._setup.updaters.values():  # gradients may be left since the last one
+            updater.gradients.drop()
         if self._setup.buffers is not None:
             self._setup.buffers.keep()
 
@@ -320,8 +300,10 @@ class Passes:
         """Ends the micro-batch at hand, and the update where it was its last."""
         position, loss = self._position, self.loss
         self.in_batch = False
-        self._count_batch()
-        self._forget_calls()
+        self.named.clear()
+        self.stepped.clear()
+        if not self._is_counted:
+            position.batch += 1
         if loss is None:  # passed over, or dropped
             return
         self.loss = None
@@ -334,7 +316,6 @@ class Passes:
             )
         if ends and self._only is None:
             check_stepped(self._setup.updaters, position.update)
-            self._setup.ranks.is_in_update = False
         if "on_batch_end" in self._callbacks.used:
             own = loss.detach() if ends else loss.detach().clone()  # which is yet to be read
             self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)
@@ -345,6 +326,7 @@ class Passes:
             self._setup.buffers.end_turn()
         if self._scales:
             self._setup.precision.end_update()
-        self._boundary.log_update()
+        boundary = self._boundary
+        boundary.log_update()
         if not position.is_last:
-            self._boundary.follow_update()
+            boundary.follow_update()

@@ -1,34 +1,18 @@
-"""The iterators that a loop goes through, and the refusal of calls that have no meaning there."""
+"""The refusal of calls that have no meaning where they stand in a loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from trainer_callback import UsageError
 
 from ..step.update import Updater
 
-__all__ = ["RunOrderError", "Turns", "check_stepped", "refuse"]
+__all__ = ["RunOrderError", "check_stepped", "refuse"]
 
 
 class RunOrderError(UsageError, RuntimeError):
     """A method of `Run` was called where it has no meaning."""
-
-
-class Turns(Iterator[Any]):
-    """An iterator whose whole state is the run's: it may be held, left or dropped at any place."""
-
-    def __init__(self, take: Callable[[], Any]) -> None:
-        """Takes what returns the next item."""
-        self._take = take
-
-    def __next__(self) -> Any:
-        return self._take()
-
-    def end(self) -> None:
-        """From now on it has no more, for what it went through is over."""
-        self._take = iter(()).__next__
 
 
 def refuse(is_wrong: bool, what: str, way: str) -> None:

@@ -16,10 +16,13 @@ class LoopQueue:
     """Makes calls in the thread of the loop, at once or at the next boundary; loses none.
 
     A run `start`s, `open`s when all callbacks have started, and is over at its `close`.
+
+    Attributes:
+        waiting: the calls that wait; read it, and leave it alone.
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], None]] = deque()
+        self.waiting: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._thread: int | None = None
@@ -63,12 +66,12 @@ class LoopQueue:
                     "the run is over, so nobody would hear of this. Call it while the run goes "
                     "on, at the latest in on_train_end; end and join your threads there."
                 )
-            self._waiting.append(call)
+            self.waiting.append(call)
 
     def make_calls(self) -> None:
         """Makes the calls that have waited."""
-        while self._waiting:
-            self._waiting.popleft()()
+        while self.waiting:
+            self.waiting.popleft()()
 
     def open(self) -> None:
         """From now on calls of this thread are made at once; those that have waited come first."""

@@ -44,6 +44,7 @@ class Ranks:
         world_size: W.
         is_in_update: gradients are made whose means the processes make together: they wait for
             each other where nobody hears of a fixed point.
+        is_alone: whether there is one process, so that there is nothing to agree on.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -51,6 +52,7 @@ class Ranks:
         there is one process.
         """
         self._group = group
+        self.is_alone: bool = group is None
         self.rank: int = 0 if group is None else dist.get_rank(group)
         self.world_size: int = 1 if group is None else dist.get_world_size(group)
         self._points = None if group is None else FixedPoints(group)
@@ -59,11 +61,6 @@ class Ranks:
         self._plain: nn.Module | None = None
         self._is_called = self._notes_calls = False
         self.is_in_update: bool = False
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether there is one process, so that there is nothing to agree on."""
-        return self._group is None
 
     @property
     def is_main(self) -> bool:

@@ -122,7 +122,8 @@ class Gradients:
         """
         if self._zero_grad is not None:
             self._zero_grad(set_to_none=True)
-        self.drop()
+        for parameter in self._list:  # as `drop` does, a call less
+            parameter.grad = None
 
     def check(self, verdict: Tensor | float | None = None) -> Tensor | float:
         """Returns a number that is finite where `verdict` and every gradient are: 0-dim, on their

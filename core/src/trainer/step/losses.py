@@ -194,7 +194,8 @@ class LossMeter:
         if isinstance(verdict, Tensor):
             *values, self.verdict = _read([*read, verdict])
         else:
-            values, self.verdict = _read(read), verdict or 0.0
+            values = [read[0].item()] if len(read) == 1 else _read(read)
+            self.verdict = verdict or 0.0
         found = [sum(values[:first]), first, sum(values[first:]), len(values) - first]
         if not self._ranks.is_alone:
             *found, self.verdict = self._ranks.total([*found, self.verdict], "update")
@@ -240,8 +241,6 @@ class LossMeter:
 
 
 def _read(scalars: list[Tensor]) -> list[float]:
-    if len(scalars) == 1:
-        return [scalars[0].item()]
     if not scalars or scalars[0].is_cpu or scalars[-1].is_cpu:
         return list(map(Tensor.item, scalars))
     double = any(scalar.dtype == torch.float64 for scalar in scalars)

@@ -88,17 +88,18 @@ class Updater:
             self._check_rates(position)
             rate = self.optimizer.param_groups[0].get("lr")
             self.rate = float(rate) if isinstance(rate, (int, float, Tensor)) else None
-        searching = self._precision.is_searching
+        precision = self._precision
+        searching = precision.scaler is not None and precision.is_searching
         if not self._losses.fetch(verdict, self.name, overflows=searching):
             self._skip(position)
             return True
         if position.skipped:
             position.skipped.pop(self.name, None)
         if searching and not math.isfinite(self._losses.verdict):
-            self._precision.skip(overflow=True)
+            precision.skip(overflow=True)
             return True
         try:
-            skipped = self._precision.step(self.optimizer)
+            skipped = precision.step(self.optimizer)
         except Exception as error:
             check_closure(self.optimizer, error)
             self._check_rates(position, error)
