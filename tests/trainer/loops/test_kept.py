@@ -56,7 +56,6 @@ def train(place, thing, *, resume=False, steps=2):
         {"a": [(1, None), {2: b"x"}, {3, 4}]},
         {"rows": [torch.ones(2), (torch.zeros(1), True)]},
     ],
-    ids=str,
 )
 def test_what_is_kept_comes_back_as_it_was(tiny, tmp_path, value):
     train(tmp_path, Thing({"value": value}))
@@ -90,7 +89,6 @@ def test_a_state_of_torch_comes_back_as_a_dict(tmp_path):
         ({Path("a"): 1}, r"the key PosixPath\('a'\) of keep"),
         (object(), "is an object"),
     ],
-    ids=str,
 )
 def test_what_would_come_back_as_something_else_is_refused_before_the_first_step(
     tmp_path, value, what

@@ -316,6 +316,7 @@ class Passes:
             )
         if ends and self._only is None:
             check_stepped(self._setup.updaters, position.update)
+            self._setup.ranks.is_in_update = False
         if "on_batch_end" in self._callbacks.used:
             own = loss.detach() if ends else loss.detach().clone()  # which is yet to be read
             self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)
