@@ -23,7 +23,7 @@ from .counters import Position
 from .data.loaders import EpochLoader
 from .engine.assembly import Setup, assemble
 from .engine.boundary import Boundary, Validate
-from .engine.lifetime import Lifetime, Started
+from .engine.lifetime import Lifetime, RunContext
 from .engine.passes import Passes
 from .engine.run_loaders import Loader, RunLoaders
 from .engine.session import Resume
@@ -173,7 +173,7 @@ class Run:
             CallbackError: a callback failed; it names plugin, distribution, version and hook.
             KeyboardInterrupt: after Ctrl-C, when the step is finished and the snapshot is durable.
         """
-        return Started(self, self._lifetime, resume)
+        return RunContext(self, self._lifetime, resume)
 
     def epochs(self) -> Iterator[int]:
         """Yields the number of each epoch; where the next is asked for, the one before ends.
@@ -213,7 +213,7 @@ class Run:
             RunOrderError: outside `start`, or inside an epoch.
         """
         self._check_outside("updates()")
-        return map(self._passes.next_turn, repeat(self._passes.run))
+        return map(self._passes.next_without_loader, repeat(self._passes.run))
 
     def backward(self, loss: Tensor, name: str | None = None) -> None:
         """Takes the loss of a micro-batch, or a part of it, and runs its backward pass. Where that
@@ -229,11 +229,11 @@ class Run:
         """
         passes, setup = self._passes, self.setup
         if not passes.in_batch or name is not None or passes.loss is not None:
-            passes.check_name(name)
+            passes.check_backward_allowed(name)
         check_loss(loss)
         if "on_forward_end" in self._callbacks.used:
             passes.hook.on_forward_end(trainer=self.view, loss=loss.detach().clone())
-        is_part = name in passes.named
+        is_part = name in passes.backward_names
         setup.losses.add(loss, name or "", to_last=is_part)
         steps = self._config.gradient_accumulation_steps
         if steps > 1 and self.position.window and self._is_only:
@@ -258,7 +258,7 @@ class Run:
             NonFiniteError: the loss or a gradient is not finite, and that ends the run.
         """
         passes, setup, config = self._passes, self.setup, self._config
-        updater = passes.find_updater(name)
+        updater = passes.claim_updater(name)
         if not passes.ends_update:
             return False
         view, hook, position, gradients = self.view, passes.hook, self.position, updater.gradients

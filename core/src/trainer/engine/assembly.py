@@ -33,7 +33,7 @@ from ..view import View
 from ..writers.metrics_file import core_callbacks
 from .accelerated import AcceleratedPrecision, settle
 from .alike import check_alike
-from .decision import Decider
+from .decision import StopDecider
 from .session import Session
 
 __all__ = ["Setup", "assemble"]
@@ -56,7 +56,7 @@ class Setup:
     view: View
     session: Session
     checkpoint: Checkpoint
-    decider: Decider
+    decider: StopDecider
     ranks: Ranks
     precision: Precision
     losses: LossMeter
@@ -179,7 +179,7 @@ def _surround(
         view=view,
         session=Session(view, checkpoint, artifacts),
         checkpoint=checkpoint,
-        decider=Decider(view.config, view.callbacks, view.ranks),
+        decider=StopDecider(view.config, view.callbacks, view.ranks),
         ranks=view.ranks,
         precision=precision,
         losses=losses,

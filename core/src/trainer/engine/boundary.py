@@ -43,7 +43,7 @@ class Boundary:
         self._position = setup.view.position
         self._is_alone = setup.ranks.is_alone
         self._writes = self._config.output_dir is not None
-        self._shards = [*fsdp_modules(setup.view.model)]
+        self._fsdp_modules = [*fsdp_modules(setup.view.model)]
         self.validate: Validate | None = None
         self.stop: Stop | None = None
 
@@ -56,16 +56,16 @@ class Boundary:
         """Whether a signal has asked for the end, in any process; all of them have to ask."""
         return self._decider.is_signalled()
 
-    def start(self, *, resumed: bool) -> None:
+    def decide_at_start(self, *, resumed: bool) -> None:
         """Decides, before the first epoch, whether the run ends where it begins."""
         stop = self._decide() if resumed else self._decider.read_signals()
         self.stop, _ = self._decider.agree(stop, snapshot_due=False)
         if resumed and self._view.is_main_process:
-            self._tell_what_is_used_up()
+            self._warn_if_nothing_is_left()
         if self.stop is not None:
             self._session.save(due=True)
 
-    def _tell_what_is_used_up(self) -> None:
+    def _warn_if_nothing_is_left(self) -> None:
         """Says of a run that resumes behind its end why it trains nothing."""
         position, config, stop = self._position, self._config, self.stop
         if stop is None and position.epochs_done >= config.epochs:
@@ -80,12 +80,12 @@ class Boundary:
             *(option_text(limit), value, position.epochs_done, position.step),
         )
 
-    def leave(self) -> None:
+    def decide_after_break(self) -> None:
         """Ends the run here, where the loop was left before its end."""
         stop = self._decider.read_signals() or Stop("stopped", "break")
         self.stop, _ = self._decider.agree(stop, snapshot_due=True)
 
-    def log_update(self) -> None:
+    def log_and_schedule(self) -> None:
         """Logs the update that has ended, where it is time, and sets what is due behind it."""
         position, config = self._position, self._config
         if position.step % config.log_interval == 0:
@@ -105,12 +105,12 @@ class Boundary:
             metrics[f"loss/{name}" if name else "loss"] = mean
         self._view.log({name: value for name, value in metrics.items() if value is not None})
 
-    def follow_update(self) -> None:
+    def finish_update(self) -> None:
         """Validates, decides and saves behind an update inside an epoch."""
         if self._position.validation_pending and (metrics := self._validate()) is not None:
             self._position.validation_pending = False
             self._record(metrics)
-        self.close()
+        self.decide_and_save()
 
     def end_epoch(self) -> None:
         """Validates, decides and saves at an epoch's end, also of one that was cut short, whose
@@ -120,12 +120,12 @@ class Boundary:
         position.body_done = not cut
         if self.is_signalled:  # the end of the epoch comes after the resume
             if not cut:
-                self.close()
+                self.decide_and_save()
             return
         position.is_last = not cut  # after a resume behind the last update, too
         metrics = {} if self.validate is None else self._validate()
         if metrics is None:
-            self.close()
+            self.decide_and_save()
             return
         means = self._setup.losses.epoch_means()
         train_loss = sum(means.values()) if means else math.nan
@@ -141,9 +141,9 @@ class Boundary:
         )
         if not cut:
             position.epoch_done = True
-            self.close()
+            self.decide_and_save()
 
-    def close(self) -> None:
+    def decide_and_save(self) -> None:
         """Decides whether the run ends here, then takes the snapshot that is due."""
         view, writes = self._view, self._writes
         if view.queue.waiting:
@@ -169,13 +169,13 @@ class Boundary:
         assert validate is not None
         view.check_replicas()
         setup.ranks.share([*view.model.buffers()])
-        reshard(self._shards)
+        reshard(self._fsdp_modules)
         with without_trace(setup.modes, view.device):
             self._hook.on_validation_start(trainer=view)
             found: dict[str, float] | None = None
             with contextlib.suppress(CutError), torch.no_grad(), setup.precision.context():
                 found = agree_on_metrics(validate(), setup.ranks)
-            reshard(self._shards)
+            reshard(self._fsdp_modules)
             metrics = {} if found is None else found
             for name, value in metrics.items():
                 if not math.isfinite(value):

@@ -19,12 +19,12 @@ from ..processes.ranks import Ranks
 from ..processes.signals import SignalFlags
 from ..result import Status, Stop
 
-__all__ = ["Decider"]
+__all__ = ["StopDecider"]
 
 _GRAVEST_FIRST: Final[tuple[Status, ...]] = ("terminated", "interrupted", "stopped", "finished")
 
 
-class Decider:
+class StopDecider:
     """Reads signals, limits and the callbacks' answers. Nothing is latched: each decision is made
     afresh.
 

@@ -17,7 +17,7 @@ from .passes import Passes
 from .session import Resume
 from .turns import RunOrderError, refuse
 
-__all__ = ["Lifetime", "Started"]
+__all__ = ["Lifetime", "RunContext"]
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Lifetime:
             view.queue.open()
             if resumed:
                 setup.checkpoint.restore_rng()
-            self._boundary.start(resumed=resumed)
+            self._boundary.decide_at_start(resumed=resumed)
         except BaseException as error:  # Ctrl-C and SystemExit end a run like any other
             self.end(error)
             raise
@@ -85,7 +85,7 @@ class Lifetime:
                     error = caught
                 if error is not None:
                     error = explain_memory(error, position.epoch, position.step)
-                passes.close()
+                passes.close_loader()
                 stop, final = self._boundary.stop, passes.is_begun
                 self.result, error = setup.session.end(stop, error, final=final)
                 if error is not None:
@@ -107,7 +107,7 @@ class Lifetime:
         self._setup.ranks.leave("break")
         if passes.is_begun:
             passes.leave_batches()
-        self._boundary.leave()
+        self._boundary.decide_after_break()
         if passes.is_begun:  # else what the directory holds stays as it is
             self._setup.session.save(due=True)
 
@@ -128,7 +128,7 @@ def _alone(lifetime: Lifetime) -> Iterator[None]:
         del _open[lifetime]
 
 
-class Started(contextlib.AbstractContextManager[T], Generic[T]):
+class RunContext(contextlib.AbstractContextManager[T], Generic[T]):
     """A run as a context, which is entered as `run`."""
 
     def __init__(self, run: T, lifetime: Lifetime, resume: Resume) -> None:

@@ -33,7 +33,7 @@ class Passes:
     Attributes:
         loader: what the epoch under way goes through; None: nothing yet.
         loss: of the micro-batch at hand, a 0-dim tensor; None: it had no backward pass.
-        named: the optimizers that the backward passes of that batch named; None where it did not.
+        backward_names: what the backward passes of that batch were called with: names, or None.
         stepped: those whose step was called in that batch.
         in_epoch, in_batch: whether an epoch, and a micro-batch, is under way.
         ends_update: whether the micro-batch at hand ends an update, if it has its backward pass.
@@ -50,17 +50,17 @@ class Passes:
         self._position = setup.view.position
         self._device = setup.view.device
         self._moves = self._device.type != "cpu"
-        self._steps = self._config.gradient_accumulation_steps
-        self._scales = setup.precision.scaler is not None
-        self._only = setup.first if len(setup.updaters) == 1 else None
-        has_others = bool(self._callbacks.plugins) or self._only is None
+        self._batches_per_update = self._config.gradient_accumulation_steps
+        self._has_scaler = setup.precision.scaler is not None
+        self._single_updater = setup.first if len(setup.updaters) == 1 else None
+        has_others = bool(self._callbacks.plugins) or self._single_updater is None
         self._listens = has_others or setup.buffers is not None or not setup.ranks.is_alone
-        self._shards = [*fsdp_modules(setup.view.model)]
-        self._is_parallel = bool(self._shards) or not setup.ranks.is_alone
+        self._fsdp_modules = [*fsdp_modules(setup.view.model)]
+        self._is_parallel = bool(self._fsdp_modules) or not setup.ranks.is_alone
         self._source: Iterator[tuple[Any, bool]] | None = None
         self.loader: EpochLoader | None = None
         self.loss: Tensor | None = None
-        self.named: set[str | None] = set()
+        self.backward_names: set[str | None] = set()
         self.stepped: set[str] = set()
         self.run: int = 0
         self._pass = 0
@@ -90,14 +90,14 @@ class Passes:
         self._pass += 1
         return self._pass
 
-    def check_name(self, name: str | None) -> None:
+    def check_backward_allowed(self, name: str | None) -> None:
         """Refuses a backward pass that has no batch, or would add to gradients of another loss."""
         refuse(not self.in_batch, "backward()", "call it inside a batch of the loop")
         updaters, stepped = self._setup.updaters, self._position.step == self._position.update
         if name is not None and name not in updaters:
             names = ", ".join(map(repr, updaters))
             raise RunOrderError(f"backward(loss, {name!r}): there is no such optimizer: {names}.")
-        mixes = bool(self.named) and (name is None) != (None in self.named)
+        mixes = bool(self.backward_names) and (name is None) != (None in self.backward_names)
         way = "name the optimizer in each backward pass of a batch, or in none"
         refuse(mixes, "backward()", way)
         way = "name the optimizer, for a step was taken in this batch: backward(loss, 'name')"
@@ -105,7 +105,7 @@ class Passes:
 
     def take(self, loss: Tensor, name: str | None) -> None:
         """Takes note of a backward pass."""
-        self.named.add(name)
+        self.backward_names.add(name)
         if self.loss is not None:
             self.loss = self.loss.detach() + loss.detach()
             return
@@ -117,12 +117,12 @@ class Passes:
             position.batch += 1
 
     def _forget_calls(self) -> None:
-        self.named.clear()
+        self.backward_names.clear()
         self.stepped.clear()
 
-    def find_updater(self, name: str | None) -> Updater:
+    def claim_updater(self, name: str | None) -> Updater:
         """Returns what `step(name)` steps."""
-        only = self._only
+        only = self._single_updater
         if only is not None and name is None and self.loss is not None and not self.stepped:
             self.stepped.add(only.name)
             return only
@@ -134,7 +134,7 @@ class Passes:
         if name is None or name not in updaters:
             names = ", ".join(map(repr, updaters))
             raise RunOrderError(f"step({name!r}): there is no such optimizer, but {names}.")
-        refuse(name not in self.named and None not in self.named, "step()", way)
+        refuse(name not in self.backward_names and None not in self.backward_names, "step()", way)
         refuse(name in self.stepped, "step()", "it is called once for an optimizer in a batch")
         self.stepped.add(name)
         return updaters[name]
@@ -154,13 +154,13 @@ class Passes:
             self._checkpoint.restore_rng()
             if boundary.stop is not None and position.is_mid_epoch and not boundary.is_signalled:
                 self._start_epoch()  # which was cut here: its end comes again
-                self._catch_up()
+                self._finish_resume()
                 self.end_epoch()
         while boundary.stop is None and position.start_epoch() < self._config.epochs:
             self._start_epoch()
             if not position.body_done:
                 return position.epoch
-            self._catch_up()
+            self._finish_resume()
             self.end_epoch()  # whose batches have passed before the resume
         self.is_over = self.is_begun = True
         raise StopIteration
@@ -177,7 +177,7 @@ class Passes:
         if self.in_batch:
             self._end_batch()
         elif self._source is None:
-            self._catch_up()
+            self._finish_resume()
             self._source = self._checkpoint.continue_epoch(position.epoch, position.batch)
         source = self._source
         item = next(source, None) if source and self._boundary.stop is None else None
@@ -192,13 +192,13 @@ class Passes:
                 self._start_update()
         self.in_batch, self._is_counted = True, False
         self.hook.on_batch_start(trainer=self._view, batch_idx=position.batch, batch=batch)
-        self.ends_update = position.is_last or position.window + 1 == self._steps
+        self.ends_update = position.is_last or position.window + 1 == self._batches_per_update
         if self._is_parallel:
             self._setup.ranks.start_forward(last=self.ends_update)
-            reshard(self._shards)
+            reshard(self._fsdp_modules)
         return batch
 
-    def next_turn(self, run: int) -> int:
+    def next_without_loader(self, run: int) -> int:
         """Ends the turn of a loop without a loader; returns the number of the next.
 
         Raises:
@@ -213,7 +213,7 @@ class Passes:
             if self._resumes:
                 self._checkpoint.restore_rng()
             self._start_epoch()
-            self._catch_up()
+            self._finish_resume()
             self._source = zip(itertools.count(position.batch), itertools.repeat(False))
         try:
             return int(self.next_batch(self._pass))
@@ -234,7 +234,7 @@ class Passes:
         """
         position = self._position
         if self.in_batch and self.loss is not None:
-            position.is_last = position.is_last or self.ends_update  # its boundary is another
+            position.is_last = position.is_last or self.ends_update  # the end of the epoch decides and saves, not this update
             self._end_batch()
         self.in_batch = self._setup.ranks.is_in_update = False
         if position.window:
@@ -245,7 +245,7 @@ class Passes:
             )
             position.batch -= position.window
             self.drop_update()
-        self.close()
+        self.close_loader()
 
     def drop_update(self) -> None:
         """Drops the update under way."""
@@ -258,7 +258,7 @@ class Passes:
         self.loss = None
         self._forget_calls()
 
-    def close(self) -> None:
+    def close_loader(self) -> None:
         """Lets go of the loader, whose workers end."""
         close = getattr(self._source, "close", None)
         if close is not None:
@@ -277,7 +277,7 @@ class Passes:
             updater.gradients.start()
         self._checkpoint.start_epoch(resumed=self._resumes and position.batch > 0)
 
-    def _catch_up(self) -> None:
+    def _finish_resume(self) -> None:
         """Goes, in the first epoch behind a resume, to where the snapshot was taken, and does what
         was left to do there.
         """
@@ -285,7 +285,7 @@ class Passes:
         if resumes and self._position.batch:
             self._checkpoint.restore_rng()
         if self._position.validation_pending:
-            self._boundary.follow_update()
+            self._boundary.finish_update()
 
     def _start_update(self) -> None:
         """Starts an update of a run in which others than the optimizer may change something."""
@@ -300,7 +300,7 @@ class Passes:
         """Ends the micro-batch at hand, and the update where it was its last."""
         position, loss = self._position, self.loss
         self.in_batch = False
-        self.named.clear()
+        self.backward_names.clear()
         self.stepped.clear()
         if not self._is_counted:
             position.batch += 1
@@ -314,20 +314,20 @@ class Passes:
                 "run.step(). Call run.step() behind it, which steps where an update ends, or "
                 "run.discard() to leave it out."
             )
-        if ends and self._only is None:
+        if ends and self._single_updater is None:
             check_stepped(self._setup.updaters, position.update)
             self._setup.ranks.is_in_update = False
         if "on_batch_end" in self._callbacks.used:
-            own = loss.detach() if ends else loss.detach().clone()  # which is yet to be read
+            own = loss.detach() if ends else loss.detach().clone()  # the meter still reads it
             self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)
         if not ends:
             return
         position.window = 0
         if self._setup.buffers is not None:
             self._setup.buffers.end_turn()
-        if self._scales:
+        if self._has_scaler:
             self._setup.precision.end_update()
         boundary = self._boundary
-        boundary.log_update()
+        boundary.log_and_schedule()
         if not position.is_last:
-            boundary.follow_update()
+            boundary.finish_update()
