@@ -234,7 +234,9 @@ class Passes:
         """
         position = self._position
         if self.in_batch and self.loss is not None:
-            position.is_last = position.is_last or self.ends_update  # the end of the epoch decides and saves, not this update
+            position.is_last = (
+                position.is_last or self.ends_update
+            )  # the end of the epoch decides and saves, not this update
             self._end_batch()
         self.in_batch = self._setup.ranks.is_in_update = False
         if position.window:
