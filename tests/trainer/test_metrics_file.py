@@ -23,7 +23,9 @@ class LogsLast(TrainerCallback):
 def test_the_last_line_has_the_costs_of_each_plugin_and_hook(tiny, tmp_path):
     result = tiny.trainer(tmp_path, callbacks=[tiny.killer(), LogsLast()]).train()
     *others, last = read(tmp_path)
-    assert last == {"step": 18, "epoch": 3, "callback_costs": result.callback_costs}
+    ended = {"status": "finished", "stop_reason": "epochs", "stop_detail": "", "stopped_by": None}
+    costs = {"callback_costs": result.callback_costs}
+    assert last == {"step": 18, "epoch": 3, "ended": ended, **costs}
     assert last["callback_costs"]["Killer"]["on_epoch_end"]["calls"] == 3
     assert others[-1]["late"] == 1.0
 
@@ -49,6 +51,18 @@ def test_an_ended_run_that_is_resumed_has_one_line_of_costs(tiny, tmp_path):
     for steps in (5, 18):
         tiny.trainer(tmp_path, max_steps=steps).train(resume="auto")
     assert ["callback_costs" in line for line in read(tmp_path)] == [*21 * [False], True]
+
+
+def test_a_text_has_a_line_which_a_resumed_run_has_once(tiny, tmp_path):
+    class Writes(TrainerCallback):
+        def on_epoch_end(self, trainer, epoch):
+            trainer.log_text("note", f"<epoch {epoch}>")
+
+    for steps in (8, 18):
+        tiny.trainer(tmp_path, callbacks=[Writes()], max_steps=steps).train(resume="auto")
+    lines = [line for line in read(tmp_path) if "text" in line]
+    assert [line["text"] for line in lines] == [{"note": f"<epoch {n}>"} for n in range(3)]
+    assert [line["step"] for line in lines] == [6, 12, 18]
 
 
 def test_a_metric_of_that_name_is_no_line_of_costs(tmp_path):

@@ -190,8 +190,8 @@ class TrainerProtocol(Protocol):
         ...
 
     def log_text(self, name: str, text: str) -> None:
-        """Sends a text for people to `on_log_text` of every callback; nothing keeps it. Of threads
-        it is as true as of `log`.
+        """Sends a text for people to `on_log_text` of every callback, and to `metrics.jsonl`. Of
+        threads it is as true as of `log`.
 
         Args:
             name: what it is, such as `sample`; the same each time.

@@ -122,6 +122,7 @@ class Session:
         except BaseException as error:  # the others have loaded, and must hear of the end
             self.end(None, error)
             raise
+        self._place.note_resume(position.step)
         if self._place.holds_found:
             self._saved = position.boundary
             if view.is_main_process:  # the killed run may not have come to report it

@@ -129,6 +129,11 @@ class Place:
         if self._directory is not None:
             self._directory.note_snapshot()
 
+    def note_resume(self, step: int) -> None:
+        """Remembers where the run goes on; in other processes nothing happens."""
+        if self._directory is not None:
+            self._directory.record.note_resume(self._directory.path, step)
+
     def _claim(self, held: contextlib.ExitStack, place: Path, resume: Resume) -> None:
         """Holds the directory as long as `held`, and makes sure that no file is overwritten that
         this run may not overwrite.

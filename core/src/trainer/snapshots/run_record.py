@@ -1,5 +1,5 @@
-"""`.run.json`: which files of an output directory were written by runs of this trainer. Imports no
-torch.
+"""`.run.json`: which files of an output directory were written by runs of this trainer, and where
+they went on from a snapshot. Imports no torch.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ class RunRecord:
             grows.
         had_snapshot: a snapshot was there, so that one that is gone is no snapshot that never was.
         clearing: the run is being removed, and is not to be gone on with.
+        resumes: the updates behind which the run went on from a snapshot, in rising order.
     """
 
     files: dict[str, list[str]] = field(default_factory=dict)
     had_snapshot: bool = False
     clearing: bool = False
+    resumes: list[int] = field(default_factory=list)
 
     @classmethod
     def read(cls, place: Path) -> RunRecord | None:
@@ -49,7 +51,8 @@ class RunRecord:
             content = (place / RECORD).read_bytes()
             saved = json.loads(content)
             if seal(saved) == content:
-                return cls(saved["files"], saved["had_snapshot"], saved["clearing"])
+                known = (saved["files"], saved["had_snapshot"], saved["clearing"])
+                return cls(*known, [*saved.get("resumes", ())])
         return _infer(place)
 
     @staticmethod
@@ -72,6 +75,12 @@ class RunRecord:
             OSError: it cannot be written.
         """
         replace_file(place / RECORD, seal(asdict(self)))
+
+    def note_resume(self, place: Path, step: int) -> None:
+        """Remembers that the run in `place` goes on behind update `step`."""
+        self.resumes = [*(each for each in self.resumes if each <= step), step]
+        with contextlib.suppress(OSError):  # only who looks at the run would miss it
+            self.write(place)
 
     def owns(self, file: Path) -> bool:
         """Whether a run wrote what is in `file`, or it is empty."""

@@ -51,13 +51,13 @@ os.register_at_fork(after_in_child=_close_locks)
 
 
 class RunDirectory:
-    """Context manager that holds the lock of an output directory while a run writes there."""
+    """Context manager that holds lock and `record` of an output directory while a run is there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
         self._is_held = False
-        self._record = RunRecord()
+        self.record = RunRecord()
 
     @property
     def is_known(self) -> bool:
@@ -169,10 +169,10 @@ class RunDirectory:
                 self._acquire(self._open_lock())
             except (ConfigError, OSError) as error:
                 logger.warning("%s cannot be locked anew: %s", self.path, error)
-        if not (self._record.had_snapshot and (self.path / RECORD).exists()):
-            self._record.had_snapshot = True
+        if not (self.record.had_snapshot and (self.path / RECORD).exists()):
+            self.record.had_snapshot = True
             with contextlib.suppress(OSError):  # it matters only if somebody removes the snapshot
-                self._record.write(self.path)
+                self.record.write(self.path)
 
     def _open_lock(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW  # a link's target is not ours to write
@@ -183,8 +183,8 @@ class RunDirectory:
     def _take(self, old: RunRecord, contents: Mapping[str, bytes]) -> None:
         """Writes the record, then `contents`: whatever a kill leaves is known for a run's own."""
         remove_leftovers(self.path, [RECORD, "gone-final", *contents])
-        self._record = record = RunRecord({**old.files, METRICS: []})
-        record.had_snapshot = self.has_snapshots
+        self.record = record = RunRecord({**old.files, METRICS: []}, self.has_snapshots)
+        record.resumes = old.resumes if record.had_snapshot else []
         own = {}
         for name, content in contents.items():
             file = self.path / name

@@ -1,5 +1,5 @@
 """`metrics.jsonl`: one line per log event, continued without a gap or a double line after a
-resume, and behind them what the callbacks cost.
+resume, and behind them how the run ended and what the callbacks cost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _COLUMNS: Final = ("step", "epoch")
 
 
 class MetricsFile(TrainerCallback):
-    """Writes every log event to `OUTPUT_DIR/metrics.jsonl`, and the costs when the run ends.
+    """Writes every log event to `OUTPUT_DIR/metrics.jsonl`, texts under `text`, and the end of the
+    run with its costs.
 
     Its state is the length of the file at the snapshot, and the lines that could not be written
     yet: a full disk does not end a run. The line of costs comes when nobody can log any more, and
@@ -87,6 +88,11 @@ class MetricsFile(TrainerCallback):
             line[name] = value if math.isfinite(value) else str(value)  # JSON knows no NaN
         self._write(_as_json(line))
 
+    def on_log_text(self, trainer: TrainerProtocol, name: str, text: str, step: int) -> None:
+        if self._file is not None:
+            self._begin()
+            self._write(_as_json({"step": step, "epoch": trainer.epoch, "text": {name: text}}))
+
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
     ) -> Mapping[str, object]:
@@ -94,7 +100,9 @@ class MetricsFile(TrainerCallback):
         return {"length": self._length, "unwritten": self._unwritten.decode()}
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
-        line = {"step": trainer.step, "epoch": trainer.epoch}
+        names = ("status", "stop_reason", "stop_detail", "stopped_by")
+        ended = {name: getattr(result, name) for name in names}
+        line = {"step": trainer.step, "epoch": trainer.epoch, "ended": ended}
         self._costs = {**line, "callback_costs": result.callback_costs}
 
     def close(self) -> None:
