@@ -49,7 +49,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
-	$(PIP) $(addprefix -e ./,$(PACKAGES)) -e "./core[hf]"
+	$(PIP) $(addprefix -e ./,$(PACKAGES)) -e "./core[hf,report]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml

@@ -36,8 +36,11 @@ FLOORS = {
         {"testing"},
     ],
     "trainer_tool": [
-        {"plugin_doctor", "new_plugin", "snapshot_report"},
-        {"plugin_report", "snapshot_command"},
+        {"plugin_doctor", "new_plugin", "snapshot_report", "place", "table", "run_files"},
+        {"plugin_report", "snapshot_command", "run_curves"},
+        {"run_pictures", "run_table"},
+        {"run_page"},
+        {"report_command", "compare_command"},
         {"cli"},
     ],
 }

@@ -55,6 +55,7 @@ def test_a_run_trains_and_writes_what_it_says(command: Command, tmp_path: Path) 
     assert "finished" in out
     assert "bits per byte" in out
     assert "Sample" in out
+    assert "trainer report " in out
     names = {path.name for path in (tmp_path / "run" / "final").iterdir()}
     assert names == {
         "config.yaml", "manifest.json", "model.safetensors", "state.pt", "tokenizer.json",

@@ -223,6 +223,8 @@ def _summarise(
     if show_costs:
         console.print(_costs(result))
     table.add_row("written", "\n".join(_written(trainer.output_dir)))
+    if trainer.output_dir is not None:
+        table.add_row("its page", f"trainer report {shlex.quote(str(trainer.output_dir))}")
     console.print(table)
 
 

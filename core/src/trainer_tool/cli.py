@@ -18,6 +18,8 @@ __all__ = ["main"]
 _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "plugins": ("plugin_report", "list the installed plugins, show one, or find what is wrong"),
     "snapshot": ("snapshot_command", "list, show, verify or prune the snapshots of a run"),
+    "report": ("report_command", "write a page of one or several runs: every curve, and the rest"),
+    "compare": ("compare_command", "print several runs side by side"),
     "new-plugin": ("new_plugin", "write a plugin of your own, with its tests, to start from"),
 }
 """Sub-command -> the module with its `main(arguments) -> int`, and its line in the help."""
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="trainer",
-        description="Plugins and snapshots of the trainer.",
+        description="Plugins, snapshots and runs of the trainer.",
         epilog="commands:\n"
         + "\n".join(f"  {name:12}{line}" for name, (_, line) in _COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

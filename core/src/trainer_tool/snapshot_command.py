@@ -12,9 +12,11 @@ from typing import Final
 from rich.filesize import decimal
 
 from trainer.snapshots.manifest import to_json_data
-from trainer.writers.output import printing, write_out
+from trainer.writers.output import write_out
 
+from .place import read_place
 from .snapshot_report import Report, find_snapshots, prune, report
+from .table import clean, print_rows
 
 __all__ = ["main"]
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _make_parser().parse_args(arguments)
     if options.action == "prune":
         removed = [str(path) for path in prune(options.path, options.keep)]
-        lines = [f"removed {_clean(path)}" for path in removed] or ["nothing to remove"]
+        lines = [f"removed {clean(path)}" for path in removed] or ["nothing to remove"]
         _write(json.dumps(removed, indent=2) if options.json else "\n".join(lines))
         return 0
     paths = find_snapshots(options.path)
@@ -63,7 +65,9 @@ def _make_parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, text in _ACTIONS.items():
         action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        action.add_argument("path", type=_path, metavar="PATH", help="output directory or snapshot")
+        action.add_argument(
+            "path", type=read_place, metavar="PATH", help="output directory or snapshot"
+        )
         action.add_argument("--json", action="store_true", help="print JSON instead of a table")
         if name == "prune":
             action.add_argument(
@@ -74,15 +78,6 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _write(text: str) -> None:
     write_out(f"{text}\n")
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty; use . for this directory")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def _count(text: str) -> int:
@@ -105,7 +100,7 @@ def _print_table(reports: Iterable[Report]) -> None:
                 each.problem or ("sound" if each.checked else "not checked"),
             )
         )
-    _print_rows(rows, header=True)
+    print_rows(rows, header=True)
 
 
 def _print_one(shown: Report) -> None:
@@ -122,20 +117,7 @@ def _print_one(shown: Report) -> None:
         ]
         rows += [("options", _join(manifest.get("options", {})))]
         rows += [(name, decimal(entry["size"])) for name, entry in manifest["files"].items()]
-    _print_rows(rows, header=False)
-
-
-def _print_rows(rows: Iterable[tuple[str, ...]], *, header: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for number, row in enumerate(rows):
-        style = "bold" if header and number == 0 else ""
-        table.add_row(*(Text(_clean(cell), overflow="fold") for cell in row), style=style)
-    with printing():
-        Console(highlight=False).print(table)
+    print_rows(rows, header=False)
 
 
 def _join(values: object) -> str:
@@ -150,8 +132,3 @@ def _join(values: object) -> str:
 
 def _flat(value: object) -> str:
     return f"({_join(value)})" if isinstance(value, Mapping) else str(value)
-
-
-def _clean(text: str) -> str:
-    """Makes control characters visible: a snapshot's own words must not steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
