@@ -249,6 +249,13 @@ def test_a_metric_is_drawn_with_its_sets_and_parts(tmp_path):
     ]
 
 
+def test_a_value_that_is_logged_twice_at_an_update_is_one_point(tmp_path):
+    lines = [{"step": 1, "val_loss": 3.0}, {"step": 2, "val_loss": 2.0}]
+    place = write_log(tmp_path / "run", [*lines, {"step": 2, "val_loss": 2.0}])
+    (loss,) = report(place, output=tmp_path / "page.html").pictures
+    assert loss.lines == {"val_loss": ([1, 2], [3.0, 2.0])}
+
+
 def sweep(folder: Path) -> list[Path]:
     places = []
     for number in range(8):
