@@ -74,7 +74,7 @@ class Boundary:
             limit, value = "max_steps", config.max_steps
         else:
             return
-        logger.warning(
+        logger.info(  # no warning: a job that is started again and again ends so
             "nothing is left to train: %s is %d, and %d epochs and %d updates are done. Raise it "
             "to go on.",
             *(option_text(limit), value, position.epochs_done, position.step),
