@@ -107,9 +107,6 @@ def test_a_finished_run_that_is_resumed_ends_with_the_same_result(
     code, again = command("--max_steps", 5, "--quiet", "--resume", "auto")
     assert code == 0
     assert "validation loss" in first
-    said = "nothing is left to train: --max_steps is 5"
-    assert any(line.startswith(said) for line in again.splitlines())
-    again = "".join(line for line in again.splitlines(True) if not line.startswith(said))
     assert again == first
     assert read() == before
 
