@@ -9,7 +9,7 @@ from trainer.config import TrainerConfig
 from trainer.snapshots.snapshot import list_snapshots
 from trainer.snapshots.state_file import load_state
 from trainer.snapshots.store import SnapshotStore
-from trainer.snapshots.writer import BackgroundWriter, HostCopier
+from trainer.snapshots.writer import BackgroundWriter, CpuCopier
 from trainer_callback import SnapshotError, TrainerCallback
 
 FACTS = {"step": 1, "plugins": {}, "options": {}, "metrics": {}}
@@ -24,14 +24,14 @@ def test_tensors_whose_keys_look_alike_keep_buffers_of_their_own(tiny):
             "1": torch.tensor([4.0]),
         }
     }
-    copier = HostCopier()
+    copier = CpuCopier()
     for _ in range(3):  # from the second time on, the buffers are used again
         assert tiny.difference(state, copier.copy(state)) is None
 
 
 def test_a_copy_is_the_state_of_its_time_and_keeps_tied_tensors_tied():
     weight = torch.zeros(3)
-    copy = HostCopier().copy({"one": weight, "other": weight, "list": [weight[:2]]})
+    copy = CpuCopier().copy({"one": weight, "other": weight, "list": [weight[:2]]})
     weight.fill_(1.0)
     assert copy["one"].tolist() == [0.0, 0.0, 0.0]
     assert copy["one"] is copy["other"]
@@ -51,7 +51,7 @@ def test_a_copy_is_the_state_of_its_time_and_keeps_tied_tensors_tied():
     ],
 )
 def test_tensors_of_any_form_are_copied(tensor):
-    copier = HostCopier()
+    copier = CpuCopier()
     for _ in range(2):
         copy = copier.copy({"x": tensor})["x"]
         assert copy.shape == tensor.shape
@@ -59,7 +59,7 @@ def test_tensors_of_any_form_are_copied(tensor):
 
 
 def test_a_buffer_is_used_again():
-    copier = HostCopier()
+    copier = CpuCopier()
     first = copier.copy({"x": torch.zeros(3)})["x"]
     second = copier.copy({"x": torch.ones(3)})["x"]
     assert first.data_ptr() == second.data_ptr()

@@ -2,7 +2,8 @@
 `backward`, `step`. What happens where the next batch is asked for is in `passes.py`, what happens
 behind an update and an epoch in `boundary.py`.
 
-Every hook stands where it is called. The room knows no file format, no plugin, and no command.
+The hooks of a step are called here, the others in `engine/`. The room knows no file format, no
+plugin, and no command.
 """
 
 from __future__ import annotations

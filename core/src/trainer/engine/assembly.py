@@ -26,7 +26,7 @@ from ..step.compiled import plain_model
 from ..step.gradients import Gradients
 from ..step.losses import LossMeter
 from ..step.modes import Modes
-from ..step.parts import check_parts, check_place, check_together, move_state
+from ..step.parts import check_optimizer_devices, check_parts, check_together, move_state
 from ..step.precision import Precision
 from ..step.update import Updater
 from ..view import View
@@ -211,7 +211,7 @@ def _move(
     check_offload(whole)  # before `to`, which would move what is kept on the host
     whole.to(device)
     for optimizer in optimizers.values():
-        check_place(optimizer)
+        check_optimizer_devices(optimizer)
         move_state(optimizer)
 
 

@@ -101,7 +101,7 @@ class Session:
                 position.load(state["progress"])
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise SnapshotError(f"{path} is no snapshot of such a run: {error!r}.") from error
-        self._checkpoint.check_place()
+        self._checkpoint.check_optimizer_devices()
         logger.info(
             "resumed from %s: %d epochs done, update %d.", path, position.epochs_done, position.step
         )
@@ -123,12 +123,12 @@ class Session:
             self.end(None, error)
             raise
         self._place.note_resume(position.step)
-        if self._place.holds_found:
+        if self._place.found_is_own:
             self._saved = position.boundary
             if view.is_main_process:  # the killed run may not have come to report it
                 report = partial(self._report_saved, position.epoch, position.step, path)
                 self._report_resumed = report
-                self._store.retain(path)
+                self._store.remove_oldest(path)
 
     def save(self, *, due: bool) -> None:
         """Reports a finished write; collects the state of everything and starts the next write.
@@ -191,7 +191,7 @@ class Session:
         error = self._finish_write(stop, error or unsent)
         if error is None:
             error = self._attempt(self._check_finite)
-        result = self._conclude(stop, error)
+        result = self._make_result(stop, error)
         late = self._attempt(lambda: hook.on_train_end(trainer=view, result=result))
         unsent = self._attempt(view.queue.close)
         result = replace(result, switched_off=tuple(self._callbacks.switched_off))
@@ -234,7 +234,7 @@ class Session:
             match_sharded(states, failed, self._ranks)
         return cast(dict[str, Any], gather_state(state, keep=self._ranks.is_main))
 
-    def _conclude(self, stop: Stop | None, error: BaseException | None) -> TrainResult:
+    def _make_result(self, stop: Stop | None, error: BaseException | None) -> TrainResult:
         position = self._view.position
         stop = stop or Stop("finished", "epochs")
         if isinstance(error, KeyboardInterrupt):

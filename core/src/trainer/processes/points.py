@@ -26,7 +26,7 @@ _VALUES: Final = 7
 _FORM: Final = struct.Struct(f"=3Bx196s{_VALUES}d")
 """Kind, ahead, number of values, name, values: 256 bytes."""
 _PATIENCE: Final = timedelta(seconds=3)
-_UNUSUAL: Final = 10.0
+_WARN_AFTER_SECONDS: Final = 10.0
 """Seconds that processes seldom come apart between two hooks."""
 
 
@@ -131,7 +131,7 @@ class FixedPoints:
         """Says so once, where the others do not come for a while: they may be in a sum over all
         processes, where they wait for this one and hear of nothing.
         """
-        end, pause = time.monotonic() + _UNUSUAL, 0.0001
+        end, pause = time.monotonic() + _WARN_AFTER_SECONDS, 0.0001
         while not work.is_completed() and time.monotonic() < end:
             time.sleep(pause)
             pause = min(2 * pause, 0.01)
@@ -140,7 +140,7 @@ class FixedPoints:
                 "waiting for another process at %s for %.0f seconds: it may wait for this one "
                 "elsewhere. If a callback calls this in some processes only, end the run and call "
                 "it in all of them, or in none.",
-                *(point, _UNUSUAL),
+                *(point, _WARN_AFTER_SECONDS),
             )
 
     def leave(self, what: str) -> None:

@@ -25,7 +25,7 @@ from ..processes.rng import read_rng, restore_rng
 from ..processes.sharding import gather_weights
 from ..step.losses import LossMeter, NonFiniteError
 from ..step.parameters import name_frozen, tell_frozen
-from ..step.parts import check_place, describe_bad_rate
+from ..step.parts import check_optimizer_devices, describe_bad_rate
 from ..step.precision import Precision
 from ..step.schedules import list_ends
 from ..step.update import Updater
@@ -34,7 +34,7 @@ from .final import describe_unsaveable
 from .kept import check_kept, load_kept, read_kept
 from .model_state import check_model_state, load_model_state
 from .optimizer_state import load_updater, read_updaters
-from .unkept import Unkept
+from .unkept import UnsavedChanges
 
 __all__ = ["Checkpoint", "UnsaveableError"]
 
@@ -67,7 +67,7 @@ class Checkpoint:
         self._precision = precision
         self._losses = losses
         self._loader: EpochLoader | None = None
-        self._unkept = Unkept(model, [each.optimizer for each in updaters])
+        self._unkept = UnsavedChanges(model, [each.optimizer for each in updaters])
         self._device = device
         self._config = config
         self._kept: dict[str, Any] = {}
@@ -111,7 +111,7 @@ class Checkpoint:
         assert self._resumed_data is not None
         saved, progress, path = self._resumed_data
         self._resumed_data = None
-        self._check_place(loader, progress, path)
+        self._check_batch_position(loader, progress, path)
         if saved is not None:
             log_other_data(saved, _describe_pass(loader), progress)
 
@@ -196,7 +196,7 @@ class Checkpoint:
                 f"{self._ranks.world_size}: each would see other data. Start as many."
             )
         if self._loader is not None:
-            self._check_place(self._loader, state["progress"], path)
+            self._check_batch_position(self._loader, state["progress"], path)
         own = self._model.state_dict()
         _check_names(own, state["model"], path)
         check_model_state(self._model, own, state["model"], path)
@@ -227,14 +227,14 @@ class Checkpoint:
             for text in list_ends(updater.scheduler, left, changed=self._other_schedule):
                 logger.warning("%s", text)
 
-    def check_place(self) -> None:
+    def check_optimizer_devices(self) -> None:
         """Looks at the settings of the optimizers, which may be those of a snapshot.
 
         Raises:
             ConfigError: one cannot work where the parameters are.
         """
         for updater in self._updaters.values():
-            check_place(updater.optimizer)
+            check_optimizer_devices(updater.optimizer)
 
     def check_rates(self, step: int) -> None:
         """Looks, behind update `step`, at the learning rates.
@@ -289,7 +289,9 @@ class Checkpoint:
             "kept": read_kept(self._kept),
         }
 
-    def _check_place(self, loader: EpochLoader, progress: Mapping[str, Any], path: Path) -> None:
+    def _check_batch_position(
+        self, loader: EpochLoader, progress: Mapping[str, Any], path: Path
+    ) -> None:
         """Refuses a place inside an epoch that the epoch does not have."""
         length, batch = loader.length, progress["batch_in_epoch"]
         if length is not None and batch > length and not progress["epoch_done"]:

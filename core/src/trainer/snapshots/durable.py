@@ -30,7 +30,7 @@ FileWriter = Callable[[BinaryIO], object]
 TEMPORARY: Final = ".tmp-"
 """Start of the name of what is being written."""
 
-_PIECE: Final = 1 << 20
+_CHUNK_BYTES: Final = 1 << 20
 """Bytes that are hashed and written at a time: what the processor's cache still holds."""
 _NO_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _ADVICE: Final[Mapping[int, str]] = {
@@ -92,8 +92,8 @@ class _HashedFile:
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), _PIECE):
-            piece = view[start : start + _PIECE]
+        for start in range(0, len(view), _CHUNK_BYTES):
+            piece = view[start : start + _CHUNK_BYTES]
             self.sha256.update(piece)
             try:
                 self._file.write(piece)

@@ -23,7 +23,7 @@ logger: logging.Logger = logging.getLogger("trainer")
 
 _FINITE, _INFINITE, _NAN = 0, 1, 2
 _OPTIMIZER: Final = "optimizer.state"
-_PIECE: Final = 1 << 15
+_CHUNK_ELEMENTS: Final = 1 << 15
 """Elements that are looked at in one call: few enough that torch does it in this thread alone, and
 takes nothing from the threads that train.
 """
@@ -116,7 +116,7 @@ def _find_bounds(tensor: Tensor) -> Iterator[Tensor]:
     if tensor.element_size() == 1:  # eight bits have no arithmetic
         tensor = tensor.float()
     flat = tensor.flatten()
-    size = _PIECE if tensor.is_cpu else max(1, flat.numel())
+    size = _CHUNK_ELEMENTS if tensor.is_cpu else max(1, flat.numel())
     for start in range(0, flat.numel(), size):
         yield from flat[start : start + size].aminmax()
 

@@ -15,7 +15,15 @@ from typing import Any, Final
 from trainer_callback import SnapshotError
 from trainer_callback.checks import is_count
 
-__all__ = ["FORMAT", "MANIFEST", "list_named", "read_manifest", "seal", "to_json_data", "verify"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "own_file_names",
+    "read_manifest",
+    "seal",
+    "to_json_data",
+    "verify",
+]
 
 FORMAT: Final = 1
 """Version of the directory's format; a newer one is refused, an older one migrated in memory."""
@@ -106,7 +114,7 @@ def verify(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def list_named(path: Path) -> set[str] | None:
+def own_file_names(path: Path) -> set[str] | None:
     """Returns the names of the files that are a snapshot's own, the manifest among them, as far as
     the manifest can be read; None where the directory `path` has none.
     """

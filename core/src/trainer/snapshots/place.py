@@ -120,7 +120,7 @@ class Place:
         return found
 
     @property
-    def holds_found(self) -> bool:
+    def found_is_own(self) -> bool:
         """Whether the snapshot that `find` returns is one of this run's own."""
         return self._named is None or self._is_own_snapshot
 

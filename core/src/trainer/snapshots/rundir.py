@@ -17,7 +17,7 @@ from trainer_callback import UsageError, option_text
 
 from ..config import ConfigError
 from .durable import has_name, make_directory, replace_file
-from .manifest import list_named
+from .manifest import own_file_names
 from .run_record import METRICS, RECORD, RunRecord, digest_of
 from .snapshot import find_foreign, list_snapshots, remove_leftovers, remove_snapshot
 
@@ -212,7 +212,7 @@ class RunDirectory:
             if os.path.lexists(file) and not same and not known.owns(file):
                 yield file
         final = self.path / "final"
-        places = [final] if deep or list_named(final) is None else []
+        places = [final] if deep or own_file_names(final) is None else []
         if deep:
             places += list_snapshots(self.path / "snapshots")
             places += self._weights()
@@ -224,7 +224,7 @@ class RunDirectory:
     def _weights(self) -> list[Path]:
         place = self.path / "weights"
         found = sorted(place.iterdir()) if place.is_dir() else []
-        return [each for each in found if list_named(each) is not None]
+        return [each for each in found if own_file_names(each) is not None]
 
     def _refuse_run(self, *, gone: bool) -> ConfigError:
         use = f"already. Use {option_text('resume', True)} to go on with it,"

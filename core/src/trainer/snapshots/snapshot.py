@@ -29,7 +29,7 @@ from .durable import (
     sync_directory,
     write_file,
 )
-from .manifest import FORMAT, MANIFEST, list_named, seal
+from .manifest import FORMAT, MANIFEST, own_file_names, seal
 
 __all__ = [
     "find_foreign",
@@ -129,7 +129,7 @@ def find_foreign(path: Path) -> list[str]:
         OSError: it cannot be read.
     """
     is_snapshot = step_of(path.with_name(path.name.removeprefix(_REPLACED))) >= 0
-    own = {*(list_named(path) or ()), *(_OWN if is_snapshot else ())}
+    own = {*(own_file_names(path) or ()), *(_OWN if is_snapshot else ())}
     return sorted(each.name for each in path.iterdir() if each.name not in own)
 
 
@@ -175,7 +175,7 @@ def _check_target(target: Path) -> None:
     if not os.path.lexists(target) or (target.is_dir() and step_of(target) >= 0):
         return
     foreign = find_foreign(target) if target.is_dir() else [""]
-    if foreign and list_named(target) is None:
+    if foreign and own_file_names(target) is None:
         raise SnapshotError(f"{target / foreign[0]} is there, which no run wrote. Move it.")
 
 
@@ -198,7 +198,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 def _remove_replaced(aside: Path, target: Path) -> None:
     """Removes what `target` has replaced; what is not a snapshot's own moves there."""
     with contextlib.suppress(OSError):
-        new = (list_named(target) or set()) if step_of(target) >= 0 else set()
+        new = (own_file_names(target) or set()) if step_of(target) >= 0 else set()
         for name in {*find_foreign(aside)} - new:
             heir = target / name
             while os.path.lexists(heir):

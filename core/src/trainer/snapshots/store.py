@@ -27,7 +27,7 @@ from .snapshot import (
     write_snapshot,
 )
 from .state_file import load_resumable, load_state, read_state, save_state
-from .writer import BackgroundWriter, HostCopier
+from .writer import BackgroundWriter, CpuCopier
 
 __all__ = [
     "Found",
@@ -40,7 +40,7 @@ Found: TypeAlias = tuple[Path, dict[str, Any], dict[str, Any]]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
-_MOST_FAILURES: Final = 3
+_MAX_FAILURES_IN_A_ROW: Final = 3
 
 
 class SnapshotStore:
@@ -56,7 +56,7 @@ class SnapshotStore:
         self._place = config.output_dir
         self._keep = config.keep_snapshots
         self._writer = BackgroundWriter(sync=config.snapshot_sync)
-        self._copier = HostCopier()
+        self._copier = CpuCopier()
         self.finite: FiniteCheck = FiniteCheck()
         self._failures = 0
         self._postponed: Exception | None = None
@@ -109,8 +109,8 @@ class SnapshotStore:
             self._check_finite(copy, f"the snapshot of update {step}")
             files = {"state.pt": save_state(copy), **artifacts}
             write_snapshot(path, files, facts, beside, check=read_state)
-            self.forget_later(path)
-            self.retain(path)
+            self.remove_newer_than(path)
+            self.remove_oldest(path)
 
         def report() -> None:
             self._failures = 0
@@ -139,7 +139,7 @@ class SnapshotStore:
             self._raise(error, may_raise)
         except SnapshotError as error:
             self._failures += 1
-            if must_succeed or self._failures >= _MOST_FAILURES:
+            if must_succeed or self._failures >= _MAX_FAILURES_IN_A_ROW:
                 self._raise(error, may_raise)
             else:
                 logger.error("%s Training goes on.", error)
@@ -149,13 +149,13 @@ class SnapshotStore:
         if may_raise:
             raise error
 
-    def retain(self, newest: Path) -> None:
+    def remove_oldest(self, newest: Path) -> None:
         """Removes the oldest snapshots up to `newest`, which is sound, beyond those to keep."""
         known = list_snapshots(newest.parent)
         for path in [path for path in known if step_of(path) <= step_of(newest)][self._keep :]:
             remove_snapshot(path)
 
-    def forget_later(self, newest: Path) -> None:
+    def remove_newer_than(self, newest: Path) -> None:
         """Removes snapshots of later updates than `newest`, which is durable: damaged ones, or ones
         of a history that a resume from before them has left.
         """

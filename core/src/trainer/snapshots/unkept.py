@@ -16,7 +16,7 @@ from ..data.shares import samplers_of
 from ..step.parameters import name_parameters
 from .model_state import describe_form
 
-__all__ = ["Unkept"]
+__all__ = ["UnsavedChanges"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -25,7 +25,7 @@ _MOST_BYTES: Final = 1 << 20
 """Of a buffer that is looked at: larger ones are masks and caches, and copies of them cost."""
 
 
-class Unkept:
+class UnsavedChanges:
     """Compares buffers that are not persistent, and what the data side has of its own, with what
     they were when training began. A run looks a few times at its beginning, and warns once of each.
     """

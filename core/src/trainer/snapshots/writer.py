@@ -14,16 +14,16 @@ from torch import Tensor
 
 from trainer_callback import RunError, SnapshotError
 
-__all__ = ["BackgroundWriter", "HostCopier"]
+__all__ = ["BackgroundWriter", "CpuCopier"]
 
-_PIECE: Final = 1 << 23
+_CHUNK_BYTES: Final = 1 << 23
 """Bytes that are copied at a time."""
 
 _Place: TypeAlias = tuple[object, ...]
 """Keys on the way to a tensor. A string of them would not do: `a.b` may be one key, or two."""
 
 
-class HostCopier:
+class CpuCopier:
     """Copies the tensors of a state into host buffers that are kept for the next time (pinned where
     there is a device).
     """
@@ -71,8 +71,8 @@ class HostCopier:
             buffer = torch.empty_like(source, device="cpu", pin_memory=on_cuda)
         if _is_same_run(buffer, source):
             to, start, size = buffer.data_ptr(), source.data_ptr(), source.nbytes
-            for at in range(0, size, _PIECE):
-                self._pieces.append((to + at, start + at, min(_PIECE, size - at)))
+            for at in range(0, size, _CHUNK_BYTES):
+                self._pieces.append((to + at, start + at, min(_CHUNK_BYTES, size - at)))
         else:
             buffer.copy_(source, non_blocking=on_cuda)
         if on_cuda:

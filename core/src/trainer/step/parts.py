@@ -17,8 +17,8 @@ __all__ = [
     "check_closure",
     "check_loss_fn",
     "check_optimized",
+    "check_optimizer_devices",
     "check_parts",
-    "check_place",
     "check_together",
     "describe_bad_rate",
     "move_state",
@@ -138,7 +138,7 @@ def warn_left_out(left_out: Sequence[str], count: int) -> None:
     )
 
 
-def check_place(optimizer: torch.optim.Optimizer) -> None:
+def check_optimizer_devices(optimizer: torch.optim.Optimizer) -> None:
     """Looks at where the optimizer's parameters are.
 
     Raises:
