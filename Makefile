@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PACKAGES := core $(sort $(wildcard plugins/*))
 PROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 
-.PHONY: help train test try oldest check bench wheels clean
+.PHONY: help train test try oldest check docs bench wheels clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*##/make \1 \t/p' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/mypy $(addsuffix /src,$(PACKAGES))
 	$(BIN)/python tests/check_types.py
 
+docs: $(VENV)/.docs  ## build the pages into docs/build; a warning is an error
+	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/build
+	@echo "docs/build/index.html"
+
 wheels: $(VENV)/.dev  ## build every wheel, and try them in an empty environment
 	$(BIN)/python tests/check_wheels.py dist
 
@@ -43,7 +47,7 @@ bench: $(PEERS)/.peers  ## measure, side by side with others; about 15 minutes
 	$(PEERS)/bin/python benchmarks/run.py
 
 clean:  ## remove what these commands made
-	rm -rf .venv .venv-* dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* dist docs/build .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +59,10 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(PIP) -e "./core[data]" --group dev
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) --group docs
 	touch $@
 
 # The other trainers, in an environment of their own. One that cannot be installed, or only with

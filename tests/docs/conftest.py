@@ -3,7 +3,7 @@
 A block's info string says how it is tested: `python` is run, `python file=NAME` is written to a
 file, `python raises=NAME` has to raise, and a `text` block right behind that one is the beginning
 of the message. The blocks of a section share one namespace; a `###` section starts with those of
-its `##` section.
+its `##` section, and one whose first block is `python continued` with those of the section before.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,8 @@ from trainer_lm.model import GPT
 from trainer_lm.options import ModelOptions
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("CALLBACKS.md", "README.md", "CONTRIBUTING.md", "core/README.md")
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ("CALLBACKS.md", "README.md", "CONTRIBUTING.md", "core/README.md", *PAGES)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ def read_sections(document: str) -> list[Section]:
         else:
             sections[-1].text += line + "\n"
     assert fence is None, f"{document}: the block of line {fence} does not end"
+    for before, section in pairwise(sections):
+        if section.blocks and "continued" in section.blocks[0].words:
+            section.inherited = [*before.inherited, *before.blocks]
     return sections
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from trainer_callback import UsageError, option_text
 from trainer_callback.checks import is_count, is_positive
@@ -60,6 +61,32 @@ _MOVED: Final[Mapping[str, str]] = {
 }
 
 
+_Config = TypeVar("_Config")
+
+
+def _answer_unknown(cls: type[_Config]) -> type[_Config]:
+    """Lets a dataclass answer options that have become plugins with the new code, and unknown ones
+    with the known. Its signature stays the one of its fields, which an editor completes.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    make = cls.__init__
+
+    @functools.wraps(make)
+    def __init__(self: _Config, *values: Any, **options: Any) -> None:  # noqa: N807
+        for name in options:
+            if name in _MOVED:
+                raise ConfigError(f"TrainerConfig has no {name!r}.{_MOVED[name]}")
+            if name not in known:
+                raise ConfigError(
+                    f"TrainerConfig has no {name!r}. It has {', '.join(sorted(known))}."
+                )
+        make(self, *values, **options)
+
+    cls.__init__ = __init__  # type: ignore[assignment]
+    return cls
+
+
+@_answer_unknown
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """Settings of a run.
@@ -110,20 +137,6 @@ class TrainerConfig:
     keep_snapshots: int = 3
     on_nonfinite: Literal["stop", "skip"] = "stop"
     check_gradients: bool = True
-
-    def __new__(cls, *_: Any, **options: Any) -> TrainerConfig:
-        """Answers options that have become plugins with the new code, and unknown ones with the
-        known.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in options:
-            if name in _MOVED:
-                raise ConfigError(f"TrainerConfig has no {name!r}.{_MOVED[name]}")
-            if name not in known:
-                raise ConfigError(
-                    f"TrainerConfig has no {name!r}. It has {', '.join(sorted(known))}."
-                )
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if self.output_dir is not None:

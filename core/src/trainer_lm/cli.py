@@ -34,7 +34,7 @@ from .settings import Settings
 from .spelling import find_our_name
 from .threads import shorten_spinning
 
-__all__ = ["main", "read_flags"]
+__all__ = ["main", "make_parser", "read_flags"]
 
 _KNOWN_PLUGINS: Final = {
     "early_stop": "trainer-plugin-early-stopping",
@@ -79,7 +79,7 @@ def read_flags(plugins: Sequence[InstalledPlugin]) -> dict[str, str]:
     """Returns the flags of the command and of `plugins` -> where their values go. A plugin whose
     flags it cannot have is excluded.
     """
-    return _read_flags(_make_parser(plugins, ()))
+    return _read_flags(make_parser(plugins, ()))
 
 
 def _read(arguments: list[str]) -> Settings | None:
@@ -94,7 +94,7 @@ def _read(arguments: list[str]) -> Settings | None:
     _check_names(first.no_plugin, plugins)
     plugins += [read_one_off(value) for value in first.callback]
     broken = [plugin for plugin in plugins if plugin.kind == "broken"]
-    parser = _make_parser(plugins, given)
+    parser = make_parser(plugins, given)
     for plugin in plugins:
         if plugin.kind == "broken" and plugin.matters:
             is_asked_for = plugin.is_requested and plugin not in broken
@@ -168,7 +168,7 @@ def _add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
     )
 
 
-def _make_parser(plugins: Sequence[InstalledPlugin], given: Collection[str]) -> Parser:
+def make_parser(plugins: Sequence[InstalledPlugin], given: Collection[str]) -> Parser:
     """Returns the parser of the command and of the plugins, except those that it excludes."""
     parser = Parser(
         prog="train-lm",

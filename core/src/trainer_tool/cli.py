@@ -13,9 +13,9 @@ from typing import Final
 from trainer_callback import RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_version
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
-_COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "plugins": ("plugin_report", "list the installed plugins, show one, or find what is wrong"),
     "snapshot": ("snapshot_command", "list, show, verify or prune the snapshots of a run"),
     "report": ("report_command", "write a page of one or several runs: every curve, and the rest"),
@@ -33,17 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="trainer",
         description="Plugins, snapshots and runs of the trainer.",
         epilog="commands:\n"
-        + "\n".join(f"  {name:12}{line}" for name, (_, line) in _COMMANDS.items()),
+        + "\n".join(f"  {name:12}{line}" for name, (_, line) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=find_version("trainer-core"))
     parser.add_argument(
-        "command", choices=tuple(_COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS
+        "command", choices=tuple(COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS
     )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    module, _ = _COMMANDS[options.command]
+    module, _ = COMMANDS[options.command]
     try:
         code: int = importlib.import_module(f".{module}", __package__).main(options.rest)
     except (RunError, UsageError, SnapshotError) as error:
