@@ -1,0 +1,59 @@
+"""Image classification: small digits, a convolution, accuracy and a confusion matrix."""
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainer import Trainer, TrainerConfig
+from trainer_callback import TrainerCallback
+
+DIGITS = """
+111 010 111 111 101 111 111 111 111 111
+101 110 001 001 101 100 100 001 101 101
+101 010 111 111 111 111 111 001 111 111
+101 010 100 001 001 001 101 001 101 001
+111 111 111 111 001 111 111 001 111 111
+"""
+
+
+def make_images(count: int) -> TensorDataset:
+    """Digits of 3 x 5 pixels somewhere in an image of 8 x 8, under noise: (count, 1, 8, 8)."""
+    rows = [[[int(p) for p in digit] for digit in row.split()] for row in DIGITS.split("\n")[1:-1]]
+    digits = torch.tensor(rows).transpose(0, 1).float()
+    labels = torch.randint(10, (count,))
+    images = 0.15 * torch.randn(count, 1, 8, 8)
+    for image, label in zip(images, labels, strict=True):
+        top, left = torch.randint(4, ()), torch.randint(6, ())
+        image[0, top : top + 5, left : left + 3] += digits[label]
+    return TensorDataset(images, labels)
+
+
+class Confusion(TrainerCallback):
+    """Row: what it is. Column: what it was taken for. Counted without a second forward pass."""
+
+    def on_validation_start(self):
+        self.counts = torch.zeros(10, 10, dtype=torch.long)
+
+    def loss_fn(self, model, batch):
+        images, labels = batch
+        logits = model(images)
+        if not model.training:
+            pairs = (labels * 10 + logits.argmax(1)).bincount(minlength=100)
+            self.counts += pairs.reshape(10, 10).cpu()
+        return nn.functional.cross_entropy(logits, labels)
+
+    def on_validation_end(self, trainer, metrics):
+        if metrics:
+            trainer.log({"val_accuracy": (self.counts.trace() / self.counts.sum()).item()})
+
+
+torch.manual_seed(0)
+layers = [nn.Conv2d(1, 32, 5), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, 64), nn.ReLU()]
+model, confusion = nn.Sequential(*layers, nn.Linear(64, 10)), Confusion()
+optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+loaders = DataLoader(make_images(3000), 64, shuffle=True), DataLoader(make_images(500), 250)
+config, loss_fn = TrainerConfig(epochs=8), confusion.loss_fn
+trainer = Trainer(model, optimizer, *loaders, loss_fn=loss_fn, config=config, callbacks=[confusion])
+trainer.train()
+print(confusion.counts)
+print(f"accuracy {trainer.metrics['val_accuracy']:.3f}")
