@@ -96,7 +96,7 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
-        self.vocab_size = len(characters) + 1
+        self.vocab_size: int = len(characters) + 1
         self._codes = _code_points("\ufffd" + characters)  # id -> code point
         dtype = np.min_scalar_type(self.vocab_size - 1)
         # Code point -> id; the last entry stands for all that are higher.
@@ -135,7 +135,7 @@ class BpeTokenizer(Tokenizer):
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.vocab_size = tokenizer.get_vocab_size()
+        self.vocab_size: int = tokenizer.get_vocab_size()
         self._dtype = np.min_scalar_type(self.vocab_size - 1)
 
     @classmethod

@@ -1,5 +1,5 @@
-"""Whether and why a run ends at a boundary: signals, the loop's own request, callbacks, limits. That
-the epochs are used up `passes` knows; what an exception or a `break` ends, `lifetime`.
+"""Whether and why a run ends at a boundary: signals, the loop's own request, callbacks, limits.
+That the epochs are used up `passes` knows; what an exception or a `break` ends, `lifetime`.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class RunDirectory:
         self.path = path
         self._lock: int | None = None
         self._is_held = False
-        self.record = RunRecord()
+        self.record: RunRecord = RunRecord()
 
     @property
     def is_known(self) -> bool:

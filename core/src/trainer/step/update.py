@@ -61,7 +61,7 @@ class Updater:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.gradients = gradients
-        self.reach = Reach(optimizer, is_alone=not name)
+        self.reach: Reach = Reach(optimizer, is_alone=not name)
         self._config = config
         self._precision = precision
         self._losses = losses
