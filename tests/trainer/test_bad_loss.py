@@ -26,8 +26,8 @@ def make(loss_fn, batch=None, **config):
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (lambda loss: {"loss": loss}, "the loss of a batch is a 0-dim tensor, and not a dict"),
-        (lambda loss: (loss, 1), "and not a tuple"),
+        (lambda loss: {"lost": loss}, "the loss of a batch is a 0-dim tensor, and not a dict"),
+        (lambda loss: (loss, 1, 2), r"and not a tuple.*\(loss, outputs\)"),
         (lambda loss: loss.item(), "and not a float"),
         (lambda loss: None, "and not a NoneType"),
         (lambda loss: loss.reshape(1), r"and not one of shape \(1,\)"),

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from .loop import Trainer
     from .result import TrainResult
     from .run import Run
+    from .step.answers import Loss
     from .step.losses import NonFiniteError, default_loss
 
 __all__ = [
     "ConfigError",
+    "Loss",
     "NonFiniteError",
     "Run",
     "RunOrderError",
@@ -28,6 +30,7 @@ __all__ = [
 
 _LAZY = {
     "ConfigError": "config",
+    "Loss": "step.answers",
     "NonFiniteError": "step.losses",
     "Run": "run",
     "RunOrderError": "engine.turns",

@@ -16,9 +16,9 @@ from .engine.alike import check_alike_loader
 from .engine.session import Resume
 from .result import TrainResult
 from .run import Run
-from .step.losses import default_loss
+from .step.losses import call_model
 from .step.parts import check_loss_fn
-from .step.validation import MeanLoss
+from .step.validation import LossValidation
 
 __all__ = ["Trainer"]
 
@@ -63,7 +63,7 @@ class Trainer:
         train_loader: Iterable[Any],
         val_loader: Iterable[Any] | None = None,
         *,
-        loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+        loss_fn: Callable[[nn.Module, Any], Any] | None = None,
         batch_size: Callable[[Any], int] | None = None,
         scheduler: Any = None,
         config: TrainerConfig | None = None,
@@ -79,7 +79,8 @@ class Trainer:
             train_loader: an iterable of batches (tensors, tuples or dicts) that can be started
                 again each epoch.
             val_loader: the same for validation, or None for none.
-            loss_fn: `(model, batch) -> 0-dim tensor`; default `trainer.default_loss`.
+            loss_fn: `(model, batch)` -> a 0-dim loss, `(loss, outputs)`, a mapping or an object
+                with `loss`, or a `Loss`, which is a sum; default `trainer.default_loss`.
             batch_size: batch -> number of items, its weight in `val_loss`; default: guessed.
             scheduler: a learning-rate scheduler; stepped once per update.
             config: the settings; default `TrainerConfig()`.
@@ -102,21 +103,23 @@ class Trainer:
             artifacts=artifacts,
         )
         check_loss_fn(loss_fn)
-        loss_of, setup = loss_fn or default_loss, self.run.setup
+        loss_of, setup = loss_fn or call_model, self.run.setup
         self._loader = self.run.use_loader(train_loader)
         self._loss_of = setup.precision.wrap(partial(loss_of, setup.trained))
         sizes = BatchSizes(batch_size)
         if val_loader is None:
             check_alike_loader(None, "validation", setup.ranks)
         else:
+            answers = self.run.answers
             val = self.run.use_loader(val_loader, validates=True)
             val_loss_of = setup.precision.wrap(partial(loss_of, setup.evaluated))
-            mean = MeanLoss(
+            mean = LossValidation(
                 val,
                 val_loss_of,
                 device=self.device,
                 sizes=sizes,
                 is_cut=setup.decider.is_signalled,
+                are_sums=lambda: answers.are_sums,
             )
             self.run.use_validation(mean)
 
@@ -203,6 +206,8 @@ class Trainer:
             for _ in run.epochs():
                 for batch in run.batches(self._loader):
                     loss = self._loss_of(batch)
+                    if not isinstance(loss, Tensor):  # which takes outputs from beside it
+                        loss = run.read(loss)
                     run.backward(loss)
                     run.step()
         assert run.result is not None

@@ -22,6 +22,7 @@ from trainer_callback.checks import is_count
 from .config import ConfigError, TrainerConfig
 from .counters import Position
 from .data.loaders import EpochLoader
+from .engine.answers import Answers
 from .engine.assembly import Setup, assemble
 from .engine.boundary import Boundary, Validate
 from .engine.lifetime import Lifetime, RunContext
@@ -30,6 +31,7 @@ from .engine.run_loaders import Loader, RunLoaders
 from .engine.session import Resume
 from .engine.turns import refuse
 from .result import Stop, TrainResult
+from .step.answers import Loss
 from .step.losses import check_loss
 from .step.precision import wrap_modules
 from .view import View
@@ -46,6 +48,7 @@ class Run:
         position: where it stands: `epoch`, `step`, `batch` and others; read-only.
         module: what to call in place of the model: it averages gradients over the processes and
             computes in the run's precision. A mapping where there are several.
+        answers: what loss functions have answered.
     """
 
     def __init__(
@@ -96,12 +99,12 @@ class Run:
         self.position: Position = setup.view.position
         self.module: Any = wrap_modules(setup.trained, setup.precision)
         self._first, self._checks = setup.first, setup.checks_gradients
-        self._is_only = len(setup.updaters) == 1
-        self._is_alone = setup.ranks.is_alone
+        self._is_only, self._is_alone = len(setup.updaters) == 1, setup.ranks.is_alone
         self._config, self._callbacks = setup.view.config, setup.view.callbacks
         self._boundary = Boundary(setup)
         self._loaders = RunLoaders(setup)
         self._passes = Passes(setup, self._boundary, self._loaders)
+        self.answers: Answers = self._passes.answers
         self._lifetime = Lifetime(setup, self._boundary, self._passes)
         self.use_validation(validate)
 
@@ -216,36 +219,51 @@ class Run:
         self._check_outside("updates()")
         return map(self._passes.next_without_loader, repeat(self._passes.run))
 
-    def backward(self, loss: Tensor, name: str | None = None) -> None:
+    def read(self, answer: Any) -> Tensor | Loss:
+        """Returns the loss in what a loss function has answered; outputs beside it are kept for
+        the hooks that ask for them. Raises a LossError where it has none.
+        """
+        return self.answers.read(answer)
+
+    def backward(self, loss: Tensor | Loss, name: str | None = None) -> None:
         """Takes the loss of a micro-batch, or a part of it, and runs its backward pass. Where that
         fails, the update under way is dropped, for its gradients may be there in part.
 
         Args:
-            loss: 0-dim, unscaled, undivided; divided by `gradient_accumulation_steps` here.
+            loss: 0-dim, unscaled, undivided; divided by `gradient_accumulation_steps` here. Or a
+                `Loss`: sums are divided by the number of items of the whole update.
             name: of the optimizer whose parameters get gradients; None: all that are trained.
 
         Raises:
-            LossError: it is no loss.
-            RunOrderError: outside a batch, or with a name beside a backward pass without one.
+            LossError: it is no loss; RunOrderError: outside a batch, or with and without names.
         """
-        passes, setup = self._passes, self.setup
+        passes, setup, answers = self._passes, self.setup, self.answers
+        value: Any = loss
         if not passes.in_batch or name is not None or passes.loss is not None:
             passes.check_backward_allowed(name)
-        check_loss(loss)
+        if isinstance(loss, Loss) is not answers.are_sums:
+            answers.agree_on_form(loss)
+        steps, part = self._config.gradient_accumulation_steps, None
+        if answers.are_sums:
+            value, part = answers.divide(loss, name, passes.backward_names)
+        else:
+            check_loss(loss)
         if "on_forward_end" in self._callbacks.used:
-            passes.hook.on_forward_end(trainer=self.view, loss=loss.detach().clone())
-        is_part = name in passes.backward_names
-        setup.losses.add(loss, name or "", to_last=is_part)
-        steps = self._config.gradient_accumulation_steps
+            own = value.detach().clone()
+            passes.hook.on_forward_end(trainer=self.view, loss=own, outputs=answers.outputs)
+            answers.drop_outputs()
+        if part is None:
+            setup.losses.add(value, name or "", to_last=name in passes.backward_names)
         if steps > 1 and self.position.window and self._is_only:
             self._first.reach.check()  # whose gradients somebody may have dropped in the window
         inputs = None if name is None else setup.updaters[name].gradients.own
         try:
-            setup.precision.backward(loss, steps, inputs)
+            own, parts = (value, steps) if part is None else (part, 1)
+            setup.precision.backward(own, parts, inputs)
         except BaseException:
             passes.drop_update()
             raise
-        passes.take(loss, name)
+        passes.take(value, name)
 
     def step(self, name: str | None = None) -> bool:
         """Takes the step of an optimizer where its window of micro-batches ends; returns whether
@@ -268,7 +286,9 @@ class Run:
         updater.reach.check()
         if setup.precision.scaler is not None:
             setup.precision.unscale(updater.optimizer, gradients.outside)
-        if position.window != config.gradient_accumulation_steps:  # the last window may be short
+        if self.answers.are_sums:
+            updater.weights.finish(gradients)
+        elif position.window != config.gradient_accumulation_steps:  # the last one may be short
             gradients.multiply(config.gradient_accumulation_steps / position.window)
         if not self._is_alone:
             setup.ranks.average(gradients.own)
@@ -290,9 +310,7 @@ class Run:
         return not skipped
 
     def discard(self) -> None:
-        """Drops the gradients of the update under way, as after an out-of-memory in it; its batches
-        do not come again.
-        """
+        """Drops the gradients of the update under way; its batches do not come again."""
         self._passes.drop_update()
 
     def stop(self, reason: str, detail: str = "") -> None:
@@ -321,7 +339,7 @@ class Run:
         self.view.log(metrics)
 
     def log_text(self, name: str, text: str) -> None:
-        """Sends a text to `on_log_text` of every callback; see `TrainerProtocol.log_text`."""
+        """Sends a text to `on_log_text`; see `TrainerProtocol.log_text`."""
         self.view.log_text(name, text)
 
     def request_snapshot(self) -> None:

@@ -1,7 +1,7 @@
 """The list of hooks. There is one: the methods of `TrainerCallback` are the pluggy hookspecs.
 
 A hook's docstring is its documentation: *when* it is called, what is already true, what is not yet.
-Every tensor that a hook is handed is 0-dim, detached, on its device.
+Every tensor that a hook is handed is detached and on its device; losses and norms are 0-dim.
 """
 
 from __future__ import annotations
@@ -165,9 +165,10 @@ class TrainerCallback:
         """Before each micro-batch; `batch` is on the device already."""
 
     @_hook(per_batch=True, tensors=("loss",))
-    def on_forward_end(self, trainer: TrainerProtocol, loss: torch.Tensor) -> None:
+    def on_forward_end(self, trainer: TrainerProtocol, loss: torch.Tensor, outputs: Any) -> None:
         """After each forward pass. `loss` is a detached copy: unscaled, undivided, 0-dim, on its
-        device.
+        device. `outputs` is what the loss function has answered beside it, detached and not copied;
+        None where that is nothing.
         """
 
     @_hook(per_batch=True)
@@ -194,9 +195,12 @@ class TrainerCallback:
         """
 
     @_hook(per_batch=True, tensors=("loss",))
-    def on_batch_end(self, trainer: TrainerProtocol, batch_idx: int, loss: torch.Tensor) -> None:
+    def on_batch_end(
+        self, trainer: TrainerProtocol, batch_idx: int, loss: torch.Tensor, outputs: Any
+    ) -> None:
         """After each micro-batch, and after `on_step_end` where there was one. `float(loss)` is the
-        reader's own synchronisation.
+        reader's own synchronisation. `outputs` as in `on_forward_end`; they are kept for this hook
+        only where somebody asks for them.
         """
 
     @_hook()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
 
-__all__ = ["move_to_device", "parts_of"]
+__all__ = ["detach", "move_to_device", "parts_of"]
 
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
@@ -23,11 +24,21 @@ def move_to_device(batch: Any, device: torch.device) -> Any:
         return batch.to(device, non_blocking=True)
     if callable(getattr(type(batch), "to", None)):
         return _let_move(batch, device)
+    return _rebuild(batch, partial(move_to_device, device=device))
+
+
+def detach(outputs: Any) -> Any:
+    """Returns `outputs`, of the kind that they are, with each tensor detached and none copied."""
+    return outputs.detach() if isinstance(outputs, torch.Tensor) else _rebuild(outputs, detach)
+
+
+def _rebuild(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Returns a container like `batch`, of what `change` makes of each item."""
     if isinstance(batch, Mapping):
-        return _move_mapping(batch, device)
+        return _rebuild_mapping(batch, change)
     if isinstance(batch, (list, tuple)):
-        return _move_sequence(batch, device)
-    return _move_parts(batch, device)
+        return _rebuild_sequence(batch, change)
+    return _rebuild_parts(batch, change)
 
 
 def parts_of(batch: Any) -> dict[str, Any] | None:
@@ -57,8 +68,8 @@ def _let_move(batch: Any, device: torch.device) -> Any:
     return own if moved is None else moved
 
 
-def _move_mapping(batch: Mapping[Any, Any], device: torch.device) -> Any:
-    moved = {key: move_to_device(value, device) for key, value in batch.items()}
+def _rebuild_mapping(batch: Mapping[Any, Any], change: Callable[[Any], Any]) -> Any:
+    moved = {key: change(value) for key, value in batch.items()}
     if type(batch) is dict:
         return moved
     if not isinstance(batch, MutableMapping):
@@ -69,8 +80,8 @@ def _move_mapping(batch: Mapping[Any, Any], device: torch.device) -> Any:
     return own
 
 
-def _move_sequence(batch: Any, device: torch.device) -> Any:
-    moved = [move_to_device(value, device) for value in batch]
+def _rebuild_sequence(batch: Any, change: Callable[[Any], Any]) -> Any:
+    moved = [change(value) for value in batch]
     if isinstance(batch, tuple):
         return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     own = copy.copy(batch)
@@ -78,11 +89,11 @@ def _move_sequence(batch: Any, device: torch.device) -> Any:
     return own
 
 
-def _move_parts(batch: Any, device: torch.device) -> Any:
+def _rebuild_parts(batch: Any, change: Callable[[Any], Any]) -> Any:
     parts = parts_of(batch)
     if parts is None:
         return batch
     own = copy.copy(batch)
     for name, value in parts.items():
-        object.__setattr__(own, name, move_to_device(value, device))  # also where it is frozen
+        object.__setattr__(own, name, change(value))  # also where it is frozen
     return own

@@ -70,6 +70,11 @@ class AcceleratedPrecision(Precision):
         context: contextlib.AbstractContextManager[object] = self._accelerator.autocast()
         return context
 
+    @property
+    def divisor(self) -> int:
+        """The accelerator divides each loss by its number of accumulated batches."""
+        return int(self._accelerator.gradient_accumulation_steps)
+
     def backward(
         self, loss: Tensor, steps: int = 1, inputs: Sequence[Tensor] | None = None
     ) -> None:

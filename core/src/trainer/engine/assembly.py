@@ -29,6 +29,7 @@ from ..step.modes import Modes
 from ..step.parts import check_optimizer_devices, check_parts, check_together, move_state
 from ..step.precision import Precision
 from ..step.update import Updater
+from ..step.weights import Weights
 from ..view import View
 from ..writers.metrics_file import core_callbacks
 from .accelerated import AcceleratedPrecision, settle
@@ -131,7 +132,8 @@ def assemble(
     updaters: dict[str, Updater] = {}
     for name, each in optimizers.items():
         gradients = Gradients(whole, each, fixed=not ranks.is_alone, only_optimized=several)
-        updaters[name] = make(name, each, schedulers.get(name), gradients)
+        weights = Weights(ranks, batches=config.gradient_accumulation_steps)
+        updaters[name] = make(name, each, schedulers.get(name), gradients, weights=weights)
     view = View(
         whole,
         next(iter(updaters.values())),

@@ -17,6 +17,7 @@ from ..data.batches import move_to_device
 from ..data.loaders import EpochLoader
 from ..processes.sharding import fsdp_modules, reshard
 from ..step.update import Updater
+from .answers import Answers
 from .assembly import Setup
 from .boundary import Boundary
 from .run_loaders import Loader, RunLoaders
@@ -35,6 +36,7 @@ class Passes:
         loss: of the micro-batch at hand, a 0-dim tensor; None: it had no backward pass.
         backward_names: what the backward passes of that batch were called with: names, or None.
         stepped: those whose step was called in that batch.
+        answers: what loss functions have answered in it.
         in_epoch, in_batch: whether an epoch, and a micro-batch, is under way.
         ends_update: whether the micro-batch at hand ends an update, if it has its backward pass.
         is_begun: an epoch has begun in this process.
@@ -62,6 +64,7 @@ class Passes:
         self.loss: Tensor | None = None
         self.backward_names: set[str | None] = set()
         self.stepped: set[str] = set()
+        self.answers: Answers = Answers(setup)
         self.run: int = 0
         self._pass = 0
         self.start(resumed=False)
@@ -79,6 +82,7 @@ class Passes:
         self.is_begun: bool = False
         self.is_over: bool = False
         self.ends_update: bool = False
+        self.answers.start()
         self._resumes = resumed
         self._is_counted = False
         self._source = self.loader = self.loss = None
@@ -253,11 +257,12 @@ class Passes:
         """Drops the update under way."""
         for updater in self._setup.updaters.values():
             updater.gradients.drop()
+            updater.weights.drop()
         self._setup.losses.drop()
         self._setup.precision.drop()
         self._view.updater = self._setup.first
         self._position.window = 0
-        self.loss = None
+        self.loss = self.answers.outputs = None
         self._forget_calls()
 
     def close_loader(self) -> None:
@@ -321,7 +326,11 @@ class Passes:
             self._setup.ranks.is_in_update = False
         if "on_batch_end" in self._callbacks.used:
             own = loss.detach() if ends else loss.detach().clone()  # the meter still reads it
-            self.hook.on_batch_end(trainer=self._view, batch_idx=position.batch - 1, loss=own)
+            outputs, self.answers.outputs = self.answers.outputs, None
+            self.hook.on_batch_end(
+                trainer=self._view, batch_idx=position.batch - 1, loss=own, outputs=outputs
+            )
+            del outputs
         if not ends:
             return
         position.window = 0

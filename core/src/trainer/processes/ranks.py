@@ -86,6 +86,14 @@ class Ranks:
             return [*values]
         return [sum(each) for each in zip(*self._points.meet(point, values), strict=True)]
 
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of all processes' tensors, on their device, which nothing waits for."""
+        if self._group is None:
+            return tensor
+        summed = tensor.clone()
+        dist.all_reduce(summed)
+        return summed
+
     def gather(self, value: T, point: str) -> list[T]:
         """Returns every process's value, by rank."""
         if self._group is None:

@@ -19,7 +19,15 @@ from trainer_callback import RunError, UsageError
 from ..processes.ranks import ALONE, Ranks
 from .parts import with_article
 
-__all__ = ["LossError", "LossMeter", "NonFiniteError", "check_form", "check_loss", "default_loss"]
+__all__ = [
+    "LossError",
+    "LossMeter",
+    "NonFiniteError",
+    "call_model",
+    "check_form",
+    "check_loss",
+    "default_loss",
+]
 
 _OWN: Final = (
     "Pass loss_fn=lambda model, batch: ... to Trainer, such as "
@@ -47,6 +55,19 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     Raises:
         LossError: the model does not take such a batch, or returned something else.
     """
+    output = call_model(model, batch)
+    return output if isinstance(output, Tensor) else output.loss
+
+
+def call_model(model: nn.Module, batch: Any) -> Any:
+    """Returns what the model makes of a batch: a loss, or an object with one as `.loss`.
+
+    Args:
+        batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    Raises:
+        LossError: the model does not take such a batch, or returned something else.
+    """
     arguments: list[Any] = []
     named: dict[str, Any] = {}
     if isinstance(batch, Mapping):
@@ -67,7 +88,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
             f"the model returned {with_article(type(output))}{shape}, which is no loss. "
             "Return a 0-dim tensor or an object with .loss, or pass loss_fn=... to Trainer."
         )
-    return loss
+    return output
 
 
 def check_loss(loss: object) -> None:
@@ -99,7 +120,8 @@ def check_form(loss: object) -> Tensor:
     if not isinstance(loss, Tensor):
         raise LossError(
             f"the loss of a batch is a 0-dim tensor, and not {with_article(type(loss))}. Return "
-            "that alone from loss_fn, or hand it to run.backward; other numbers go to log()."
+            'from loss_fn a loss, (loss, outputs), {"loss": loss, ...}, an object with .loss, or '
+            "trainer.Loss(total, count); hand run.backward a loss, or a Loss."
         )
     if loss.ndim:
         raise LossError(
@@ -130,11 +152,11 @@ def _check_arguments(
 @dataclass
 class _Sums:
     epoch_sum: float = 0.0
-    epoch_count: int = 0
+    epoch_count: float = 0
     interval_sum: float = 0.0
-    interval_count: int = 0
+    interval_count: float = 0
 
-    def add(self, total: float, count: int) -> None:
+    def add(self, total: float, count: float) -> None:
         self.epoch_sum += total
         self.epoch_count += count
         self.interval_sum += total
@@ -147,6 +169,7 @@ class LossMeter:
 
     Attributes:
         total: sum of the losses that were read last.
+        count: their items in all processes, where the losses are sums; else None.
         verdict: what was read with them.
     """
 
@@ -158,7 +181,9 @@ class LossMeter:
         """Forgets everything, also the losses of an update that has failed."""
         self._sums: defaultdict[str, _Sums] = defaultdict(_Sums)
         self._pending: dict[str, list[Tensor]] = {}
+        self._counts: dict[str, list[float | Tensor]] = {}
         self.total: float = 0.0
+        self.count: float | None = None
         self.verdict: float = 0.0
 
     def add(self, loss: Tensor, name: str = "", *, to_last: bool = False) -> None:
@@ -173,9 +198,14 @@ class LossMeter:
             loss = pending.pop().detach() + loss.detach()
         pending.append(loss)
 
+    def add_sum(self, total: Tensor, count: float | Tensor, name: str) -> None:
+        """Takes the 0-dim sum of a micro-batch's losses, and the number of its items."""
+        self._pending.setdefault(name, []).append(total.detach())
+        self._counts.setdefault(name, []).append(count)
+
     def drop(self) -> None:
         """Forgets the losses that are not read yet."""
-        self._pending = {}
+        self._pending, self._counts = {}, {}
 
     def fetch(
         self, verdict: Tensor | float | None = None, name: str = "", *, overflows: bool = False
@@ -187,6 +217,8 @@ class LossMeter:
         Args:
             overflows: a verdict that is not finite speaks of the loss scale: the losses count.
         """
+        if self._counts:
+            return self._fetch_sums(verdict, name, overflows=overflows)
         read = self._pending.pop("", _NONE)
         first = len(read)
         if name:
@@ -206,6 +238,23 @@ class LossMeter:
             self._sums[""].add(found[0], int(found[1]))
         if found[3]:
             self._sums[name].add(found[2], int(found[3]))
+        return True
+
+    def _fetch_sums(self, verdict: Tensor | float | None, name: str, *, overflows: bool) -> bool:
+        """As `fetch`, of losses that are sums."""
+        totals, counts = self._pending.pop(name), self._counts.pop(name)
+        dtype = torch.float32 if totals[0].device.type == "mps" else torch.float64
+        read = [torch.stack([total.to(dtype) for total in totals]).sum()]
+        read += [count for count in counts if isinstance(count, Tensor)]
+        known = sum(count for count in counts if not isinstance(count, Tensor))
+        read += [verdict] if isinstance(verdict, Tensor) else []
+        total, *rest = _read(read)
+        self.verdict = rest.pop() if isinstance(verdict, Tensor) else verdict or 0.0
+        found = [total, known + sum(rest), self.verdict]
+        self.total, self.count, self.verdict = self._ranks.total(found, "update")
+        if not (math.isfinite(self.total) and (overflows or math.isfinite(self.verdict))):
+            return False
+        self._sums[name].add(self.total, self.count)
         return True
 
     def take_interval(self) -> dict[str, float]:

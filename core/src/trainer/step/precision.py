@@ -52,6 +52,11 @@ class Precision:
         return torch.autocast(self._device, self._dtype)
 
     @property
+    def divisor(self) -> int:
+        """What `backward` divides a loss by that it is not told to divide."""
+        return 1
+
+    @property
     def is_full(self) -> bool:
         """Whether the arithmetic is that of the weights, so that nothing is wrapped."""
         return self._dtype is None

@@ -20,6 +20,7 @@ from .parts import check_closure, describe_bad_rate
 from .precision import Precision
 from .reach import Reach
 from .schedules import step_schedule
+from .weights import Weights
 
 __all__ = ["Updater"]
 
@@ -35,6 +36,7 @@ class Updater:
         name: of the optimizer; "" where it is the only one.
         optimizer, scheduler, gradients: what it steps, and steps by.
         reach: whether backward passes reach it.
+        weights: of its micro-batches, where their losses are sums.
         rate: the learning rate of the last update that a log event follows; None where the
             optimizer's first group has none.
         total_norm: of the gradients of the last update, before clipping; 0-dim. None: not clipped.
@@ -51,6 +53,7 @@ class Updater:
         precision: Precision,
         losses: LossMeter,
         buffers: KeptBuffers | None,
+        weights: Weights,
     ) -> None:
         """Keeps references.
 
@@ -62,6 +65,7 @@ class Updater:
         self.scheduler = scheduler
         self.gradients = gradients
         self.reach: Reach = Reach(optimizer, is_alone=not name)
+        self.weights: Weights = weights
         self._config = config
         self._precision = precision
         self._losses = losses
@@ -72,6 +76,8 @@ class Updater:
         """Forgets the updates of an earlier run."""
         self.rate: float | None = None
         self.total_norm: Tensor | None = None
+        self._has_told_empty = False
+        self.weights.reset()
 
     def step(self, position: Position, verdict: Tensor | float | None) -> bool:
         """Takes the optimizer's step in the update of `position`; returns whether it was skipped.
@@ -95,6 +101,11 @@ class Updater:
             return True
         if position.skipped:
             position.skipped.pop(self.name, None)
+        if self._losses.count is not None:
+            self.weights.expected = self._losses.count
+            if not self._losses.count:
+                self._skip_empty(position)
+                return True
         if searching and not math.isfinite(self._losses.verdict):
             precision.skip(overflow=True)
             return True
@@ -134,12 +145,26 @@ class Updater:
                 f"{option_text('max_grad_norm')}."
             )
         logger.warning("skipped %s: %s.", where, what)
+        self._leave_out()
+
+    def _leave_out(self) -> None:
         self._precision.skip()
         if self._buffers is not None:
             if self.name:
                 self._buffers.restore_later()
             else:
                 self._buffers.restore()
+
+    def _skip_empty(self, position: Position) -> None:
+        """Leaves out an update without items: AdamW would move the weights all the same."""
+        if not self._has_told_empty:
+            self._has_told_empty = True
+            logger.warning(
+                "skipped epoch %d, update %d: no process had an item in it (the counts of its "
+                "losses are 0). Later ones are skipped without a word.",
+                *(position.epoch, position.update),
+            )
+        self._leave_out()
 
     def _describe(self) -> str:
         """Says what is not finite, and where it may come from."""
@@ -149,7 +174,10 @@ class Updater:
 
     def _describe_number(self) -> str:
         if not math.isfinite(self._losses.total):
-            return f"the training loss is not finite ({self._losses.total})"
+            text = f"the training loss is not finite ({self._losses.total})"
+            if self._losses.count is None:
+                return text
+            return f'{text}; a mean over no items is NaN, also times 0: sum (reduction="sum")'
         what = f"the gradient norm is not finite ({self._losses.verdict}"
         bad = None
         if self._config.max_grad_norm is None:  # clipping by NaN makes all of them NaN

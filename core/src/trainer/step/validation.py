@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data.batch_size import BatchSizes
 from ..data.batches import move_to_device
@@ -15,12 +14,13 @@ from ..data.loaders import EmptyLoaderError, EpochLoader
 from ..processes.ranks import Ranks
 from ..processes.rng import read_rng, restore_rng
 from ..writers.metrics_file import to_floats
-from .losses import check_form
+from .answers import read_answer
+from .means import MeanLoss
 from .modes import Modes
 
 __all__ = [
     "CutError",
-    "MeanLoss",
+    "LossValidation",
     "ValidationBatches",
     "agree_on_metrics",
     "without_trace",
@@ -44,7 +44,7 @@ class CutError(BaseException):
     """A signal cuts a validation short; `except Exception` lets it pass."""
 
 
-class MeanLoss:
+class LossValidation:
     """The validation of a `Trainer`: the mean of the batches' losses over all processes, each
     weighted by its number of items; one copy from the device in all.
     """
@@ -52,23 +52,26 @@ class MeanLoss:
     def __init__(
         self,
         loader: EpochLoader,
-        loss_of: Callable[[Any], Tensor],
+        loss_of: Callable[[Any], Any],
         *,
         device: torch.device,
         sizes: BatchSizes,
         is_cut: Callable[[], bool],
+        are_sums: Callable[[], bool | None],
     ) -> None:
         """Keeps references.
 
         Args:
             loader: of the batches, of which each process has a share.
-            loss_of: batch on `device` -> 0-dim loss.
+            loss_of: batch on `device` -> what a loss function answers.
             device: where the batches are moved.
             sizes: counts the items of a batch.
             is_cut: asked before each batch, by all processes; True ends the validation.
+            are_sums: whether the losses of the training are sums, which need no sizes.
         """
         self._loader, self._loss_of, self._sizes = loader, loss_of, sizes
         self._device, self._ranks, self._is_cut = device, loader.ranks, is_cut
+        self._are_sums = are_sums
 
     def __call__(self) -> dict[str, float]:
         """Returns `val_loss`.
@@ -79,8 +82,7 @@ class MeanLoss:
             LossError: what should be the loss of a batch is none.
         """
         loader, device, ranks = self._loader, self._device, self._ranks
-        wide = torch.float32 if device.type == "mps" else torch.float64  # which mps has not
-        weighted, count, seen = torch.zeros((), dtype=wide, device=device), 0, 0
+        mean, seen = MeanLoss(device), 0
         moves = device.type != "cpu" or ranks.is_sharded  # else as in training: the batch itself
         batches = loader.iterate(epoch=0)
         item = next(batches, None)
@@ -96,24 +98,18 @@ class MeanLoss:
             if item is not None:
                 batch = item[0]
             if item is not None or ranks.is_sharded:  # whose forward pass takes all: for 0 then
-                size = 0 if item is None else self._sizes.count(batch, loader.promised_size(seen))
-                loss = self._loss_of(move_to_device(batch, device) if moves else batch)
-                loss = check_form(loss).detach()
-                if size:  # a loss that is kept, though 0-dim, pins the memory of its forward pass
-                    weighted += loss.to(wide) * size
-                    count += size
+                size = None
+                if item is not None and not self._are_sums():
+                    size = self._sizes.count(batch, loader.promised_size(seen))
+                loss, _ = read_answer(
+                    self._loss_of(move_to_device(batch, device) if moves else batch)
+                )
+                if item is not None:  # else of another process's turn
+                    mean.add(loss, size)
+                del loss  # which holds the memory of its forward pass
                 seen += item is not None
                 item = next(batches, None)
-        sums = [float(weighted), count, seen]
-        total, items, given = ranks.total(sums, "end of a validation")
-        if not items:
-            raise EmptyLoaderError(
-                f"the {given:.0f} batches of the validation have no items. Pass their number as "
-                "Trainer(..., batch_size=lambda batch: ...)."
-                if given
-                else "the validation loader gave no batch to any process."
-            )
-        return {"val_loss": total / items}
+        return {"val_loss": mean.finish(ranks)}
 
 
 class ValidationBatches:

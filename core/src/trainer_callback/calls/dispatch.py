@@ -3,6 +3,8 @@
 Nothing of ours stands between that function and a callback's body. `wrappers` puts the wrappers
 around it.
 """
+# ruff: noqa: PLR0917
+# A call takes all arguments that a hook may have.
 
 from __future__ import annotations
 
@@ -182,25 +184,25 @@ def _call_one(event: _Event, count: int) -> Callable[..., Any]:
     answered, caught, finish = event.answered, event.caught, event.finish
     one = event.functions[0]
 
-    def call_0(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    def call_0(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
         try:
             return None if (answer := one()) is None else answered(None, one, answer)
         except BaseException as error:
             return finish(caught(0, one, error))
 
-    def call_1(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    def call_1(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
         try:
             return None if (answer := one(a)) is None else answered(None, one, answer)
         except BaseException as error:
             return finish(caught(0, one, error))
 
-    def call_2(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    def call_2(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
         try:
             return None if (answer := one(a, b)) is None else answered(None, one, answer)
         except BaseException as error:
             return finish(caught(0, one, error))
 
-    def call_3(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    def call_3(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
         try:
             return None if (answer := one(a, b, c)) is None else answered(None, one, answer)
         except BaseException as error:
@@ -214,7 +216,7 @@ def _call_alike(event: _Event, count: int) -> Callable[..., Any]:  # noqa: C901
     answered, caught, finish = event.answered, event.caught, event.finish
     functions = tuple(event.functions)
 
-    def call_0(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    def call_0(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
         failed, answers = 0, None
         for function in functions:
             try:
@@ -224,7 +226,7 @@ def _call_alike(event: _Event, count: int) -> Callable[..., Any]:  # noqa: C901
                 failed = caught(failed, function, error)
         return finish(failed) if failed else answers
 
-    def call_1(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    def call_1(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
         failed, answers = 0, None
         for function in functions:
             try:
@@ -234,7 +236,7 @@ def _call_alike(event: _Event, count: int) -> Callable[..., Any]:  # noqa: C901
                 failed = caught(failed, function, error)
         return finish(failed) if failed else answers
 
-    def call_2(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    def call_2(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
         failed, answers = 0, None
         for function in functions:
             try:
@@ -244,7 +246,7 @@ def _call_alike(event: _Event, count: int) -> Callable[..., Any]:  # noqa: C901
                 failed = caught(failed, function, error)
         return finish(failed) if failed else answers
 
-    def call_3(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    def call_3(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
         failed, answers = 0, None
         for function in functions:
             try:
@@ -269,7 +271,7 @@ def _call_each(  # noqa: C901
     answered, caught, finish = event.answered, event.caught, event.finish
     clock = time.perf_counter
 
-    def call(a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    def call(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
         failed, answers, start = 0, None, 0.0
         for function, count, pick, cost in rows:
             try:
@@ -282,9 +284,9 @@ def _call_each(  # noqa: C901
                 elif count == 0:
                     answer = function()
                 elif count == -1:
-                    answer = function(*pick((a, b, c, d, e)))
+                    answer = function(*pick((a, b, c, d, e, f)))
                 else:
-                    given, named = pick((a, b, c, d, e))
+                    given, named = pick((a, b, c, d, e, f))
                     answer = function(*given, **named)
                 if cost is not None:
                     cost.seconds += clock() - start
@@ -309,5 +311,5 @@ def _take_by_name(
     names = (*order, *code.co_varnames[count:])
     function.__code__ = code.replace(co_name=spec.name, co_varnames=names)
     function.__name__ = function.__qualname__ = spec.name
-    function.__defaults__ = (None,) * (5 - count)  # of those that the hook does not have
+    function.__defaults__ = (None,) * (6 - count)  # of those that the hook does not have
     return call

@@ -62,6 +62,7 @@ class CallbackManager:
             everybody who implements `on_log`. It stays the same object; its attributes change where
             a callback is switched off, or where the hooks of the batch are timed.
         used: the hooks that somebody implements now.
+        asked: of each of them, the arguments that somebody asks for.
     """
 
     def __init__(self, callbacks: Sequence[object] = (), discovered: Sequence[Plugin] = ()) -> None:
@@ -83,6 +84,7 @@ class CallbackManager:
         self.switched_off: list[str] = []
         self.hook: TrainerCallback = TrainerCallback()  # whose own methods do nothing
         self.used: frozenset[str] = frozenset()
+        self.asked: dict[str, frozenset[str]] = {}
         self._costs = CostMeter()
         self._is_timed = False
         self._failures: list[CallbackError | PluginError] = []
@@ -263,6 +265,10 @@ class CallbackManager:
         """Makes the calls anew, and puts them into `hook`; the hooks of nobody do nothing there."""
         found = {hook: self._implementations(hook) for hook in HOOKS}
         self.used = frozenset(hook for hook in HOOKS if found[hook])
+        self.asked = {
+            hook: frozenset(name for _, each in own for name in each.asked)
+            for hook, own in found.items()
+        }
         batch = [hook for hook in HOOKS if hook in self.used and SPECS[hook].per_batch]
         self._plain = {hook: self._make_call(SPECS[hook], found[hook], None) for hook in batch}
         timed = {hook: self._make_call(SPECS[hook], found[hook], self._costs) for hook in self.used}

@@ -7,7 +7,7 @@ import math
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl, option_text
 from trainer_callback.checks import option_error
@@ -16,9 +16,6 @@ from trainer_callback.values import check_types
 from .memory import peak_memory
 from .stopwatch import Stopwatch, Update, percentile
 from .work import Unit, count_batch, estimate_flops
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["ThroughputCallback"]
 
@@ -123,7 +120,7 @@ class ThroughputCallback(TrainerCallback):
         self._updated = True
 
     @hookimpl(trylast=True)
-    def on_batch_end(self, trainer: TrainerProtocol, batch_idx: int, loss: torch.Tensor) -> None:
+    def on_batch_end(self, trainer: TrainerProtocol) -> None:  # type: ignore[override]
         self._watch.end_batch()
         if not self._updated:
             return

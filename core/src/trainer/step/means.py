@@ -1,0 +1,80 @@
+"""Means that are exact over the items of a whole set, however its batches and shares are cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.loaders import EmptyLoaderError
+from ..processes.ranks import Ranks
+from .answers import Loss, check_count
+from .losses import LossError
+
+__all__ = ["Mean", "MeanLoss"]
+
+
+class Mean:
+    """A sum and its number of items, in float64 on the device (float32 on mps, which has no other).
+
+    Attributes:
+        total, count: what was added so far, in this process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Starts at nothing."""
+        self._wide = torch.float32 if device.type == "mps" else torch.float64
+        self.total: Tensor = torch.zeros((), dtype=self._wide, device=device)
+        self.count: Any = 0
+
+    def add(self, total: Tensor, count: float | Tensor) -> None:
+        """Adds a 0-dim sum of so many items; no graph is kept."""
+        self.total += total.detach().to(self._wide)
+        self.count = self.count + count
+
+    def read(self) -> list[float]:
+        """Returns sum and number as floats, which waits for the device."""
+        return [float(self.total), float(self.count)]
+
+
+class MeanLoss:
+    """The mean of the batches' losses over all processes, each weighted by its number of items."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Starts at nothing."""
+        self._mean = Mean(device)
+        self._batches = self._sums = 0
+
+    def add(self, loss: Tensor | Loss, size: int | None) -> None:
+        """Adds the loss of a batch of `size` items; a `Loss` has its own count."""
+        self._batches += 1
+        if isinstance(loss, Loss):
+            check_count(loss.count)
+            self._sums += 1
+            self._mean.add(loss.total, loss.count)
+        elif size:
+            self._mean.add(loss.detach().to(self._mean.total.dtype) * size, size)
+
+    def finish(self, ranks: Ranks) -> float:
+        """Returns the mean over all processes.
+
+        Raises:
+            EmptyLoaderError: there was no batch, or no item.
+            LossError: some losses are a `Loss`, and others a mean.
+        """
+        own = [*self._mean.read(), self._batches, self._sums]
+        total, items, batches, sums = ranks.total(own, "end of a validation")
+        if sums not in (0, batches):
+            raise LossError(
+                f"{sums:.0f} of {batches:.0f} batches of the validation have a Loss, and the "
+                "others a mean. Answer trainer.Loss(total, count) for each, or for none."
+            )
+        if items:
+            return total / items
+        if not batches:
+            raise EmptyLoaderError("the validation loader gave no batch to any process.")
+        raise EmptyLoaderError(
+            f"the {batches:.0f} batches of the validation have no items. Pass their number as "
+            "Trainer(..., batch_size=lambda batch: ...), or as the count of a Loss."
+        )
