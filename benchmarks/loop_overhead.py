@@ -107,7 +107,7 @@ def by_pluggy(loader: TimingLoader, callbacks: int) -> nn.Module:
     return train_with(
         loader,
         lambda: hook.on_batch_start(trainer=None, batch_idx=0, batch=None),
-        lambda: hook.on_batch_end(trainer=None, batch_idx=0, loss=None),
+        lambda: hook.on_batch_end(trainer=None, batch_idx=0, loss=None, outputs=None),
     )
 
 

@@ -79,13 +79,16 @@ def test_an_unknown_choice_lists_the_known_ones(name):
         *[(name, "min") for name in ("val_loss", "train_loss", "error", "word_error_rate")],
         *[(name, "min") for name in ("perplexity", "val_ppl", "nll", "bpb", "Val/Loss")],
         *[(name, "max") for name in ("acc", "val_accuracy", "f1", "macro_F1", "bleu", "auc")],
+        *[(name, "min") for name in ("accented/val_loss", "val_mse", "b/RMSE", "mae", "wer")],
+        *[(name, "max") for name in ("errors/f1", "val_iou", "auroc", "r2", "a/b/dice")],
+        *[(name, "max") for name in ("val_precision", "loss/recall", "noisy/accuracy")],
     ],
 )
 def test_auto_tells_the_mode_from_the_name(monitor, mode):
     assert EarlyStoppingCallback(monitor=monitor).mode == mode
 
 
-@pytest.mark.parametrize("monitor", ["reward", "", "loss_of_accuracy"])
+@pytest.mark.parametrize("monitor", ["reward", "", "loss_of_accuracy", "power", "loss/reward"])
 def test_a_name_that_does_not_tell_the_mode_is_refused(monitor):
     with pytest.raises(ValueError, match="Use mode='min' or mode='max'"):
         EarlyStoppingCallback(monitor=monitor)

@@ -176,5 +176,5 @@ def test_a_tensor_that_one_callback_asks_for_is_not_copied() -> None:
     for count in (1, 2):
         keepers = [type(f"Keeps{i}", (Keeps,), {})() for i in range(count)]
         manager = CallbackManager([*keepers, Other()])
-        manager.hook.on_forward_end(trainer=None, loss=given)
+        manager.hook.on_forward_end(trainer=None, loss=given, outputs=None)
     assert [each is given for each in kept] == [True, False, False]

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import TrainerConfig
-from .data.batch_size import BatchSizes
+from .config import ConfigError, TrainerConfig
+from .data.loaders import EpochLoader
 from .engine.alike import check_alike_loader
 from .engine.session import Resume
+from .engine.sets import ONLY, Sets
 from .result import TrainResult
 from .run import Run
 from .step.losses import call_model
+from .step.metrics import Metrics, check_name
 from .step.parts import check_loss_fn
-from .step.validation import LossValidation
 
 __all__ = ["Trainer"]
 
@@ -39,6 +40,9 @@ class Trainer:
                 on_batch_end
                 on_log                    each `log_interval`
                 on_validation_start       each `eval_interval`
+                    on_validation_set_start
+                        on_validation_batch_end
+                    on_validation_set_end
                 on_validation_end
                 should_stop_training
                 on_snapshot_save          where a snapshot is due
@@ -61,9 +65,11 @@ class Trainer:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         train_loader: Iterable[Any],
-        val_loader: Iterable[Any] | None = None,
+        val_loader: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
         *,
         loss_fn: Callable[[nn.Module, Any], Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        metric_inputs: Callable[[Any, Any], Any] | None = None,
         batch_size: Callable[[Any], int] | None = None,
         scheduler: Any = None,
         config: TrainerConfig | None = None,
@@ -78,9 +84,14 @@ class Trainer:
             optimizer: over parameters of `model`; what it remembers follows them to the device.
             train_loader: an iterable of batches (tensors, tuples or dicts) that can be started
                 again each epoch.
-            val_loader: the same for validation, or None for none.
+            val_loader: the same for validation, or a mapping of names to them, or None for none.
             loss_fn: `(model, batch)` -> a 0-dim loss, `(loss, outputs)`, a mapping or an object
                 with `loss`, or a `Loss`, which is a sum; default `trainer.default_loss`.
+            metrics: name -> what is measured in each validation set: a function `(outputs, batch)`
+                -> one value per item, or an object with `update`, `compute` and `reset`, as those
+                of torchmetrics have.
+            metric_inputs: `(outputs, batch)` -> the arguments of `update`; default `outputs` and
+                the second part of a batch of two.
             batch_size: batch -> number of items, its weight in `val_loss`; default: guessed.
             scheduler: a learning-rate scheduler; stepped once per update.
             config: the settings; default `TrainerConfig()`.
@@ -106,22 +117,46 @@ class Trainer:
         loss_of, setup = loss_fn or call_model, self.run.setup
         self._loader = self.run.use_loader(train_loader)
         self._loss_of = setup.precision.wrap(partial(loss_of, setup.trained))
-        sizes = BatchSizes(batch_size)
-        if val_loader is None:
-            check_alike_loader(None, "validation", setup.ranks)
-        else:
-            answers = self.run.answers
-            val = self.run.use_loader(val_loader, validates=True)
+        if val_loader is not None:
             val_loss_of = setup.precision.wrap(partial(loss_of, setup.evaluated))
-            mean = LossValidation(
-                val,
-                val_loss_of,
-                device=self.device,
-                sizes=sizes,
-                is_cut=setup.decider.is_signalled,
-                are_sums=lambda: answers.are_sums,
+            self.run.use_validation(
+                Sets(
+                    setup,
+                    self._use_sets(val_loader),
+                    val_loss_of,
+                    metrics=Metrics(metrics, metric_inputs, setup.ranks),
+                    batch_size=batch_size,
+                    answers=self.run.answers,
+                )
             )
-            self.run.use_validation(mean)
+            return
+        check_alike_loader(None, "validation", setup.ranks)
+        if metrics:
+            raise ConfigError(
+                f"metrics are measured in a validation, and there is none for {', '.join(metrics)}."
+                " Pass val_loader."
+            )
+
+    def _use_sets(self, given: Any) -> dict[str, EpochLoader]:
+        """Returns the validation sets by name.
+
+        Raises:
+            ConfigError: there is none, or a name is none; or those of another process differ.
+        """
+        named = given if isinstance(given, Mapping) else {ONLY: given}
+        if not named:
+            raise ConfigError("val_loader is an empty mapping. Leave it out, or name a loader.")
+        for name in named:
+            check_name("validation set", name, "train")
+        used = {}
+        for name, loader in named.items():
+            used[name] = self.run.use_loader(loader, validates=True)
+            everywhere = self.run.setup.ranks.gather([*named], "validation sets")
+            if any(names != everywhere[0] for names in everywhere):
+                raise ConfigError(
+                    f"the processes have other validation sets: {everywhere}. Give all the same."
+                )
+        return used
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuses what nobody would read, such as `trainer.stop`."""

@@ -209,7 +209,35 @@ class TrainerCallback:
 
     @_hook(copies={"metrics": copy_mapping})
     def on_validation_end(self, trainer: TrainerProtocol, metrics: Mapping[str, float]) -> None:
-        """After each validation; `metrics` has `val_loss` as a float."""
+        """After each validation, with what was found in all of its sets: `val_loss` and others."""
+
+    @_hook(read_only=True)
+    def on_validation_set_start(self, trainer: TrainerProtocol, name: str) -> None:
+        """Before each set of a validation of `Trainer`; `name` is that of the set, `val` where it
+        is the only one.
+        """
+
+    @_hook(read_only=True, tensors=("loss",))
+    def on_validation_batch_end(  # noqa: PLR0917
+        self,
+        trainer: TrainerProtocol,
+        name: str,
+        batch_idx: int,
+        batch: Any,
+        loss: torch.Tensor,
+        outputs: Any,
+    ) -> None:
+        """After each batch of a set; `batch_idx` counts those of this process. What waits for other
+        processes is refused here, for they may have more batches, or fewer.
+        """
+
+    @_hook(read_only=True, copies={"metrics": copy_mapping})
+    def on_validation_set_end(
+        self, trainer: TrainerProtocol, name: str, metrics: Mapping[str, float]
+    ) -> None:
+        """After each set; `metrics` has what was found in it, by the names without the set's:
+        `loss` and those of `Trainer(metrics=...)`. Empty where a signal cut it short.
+        """
 
     @_hook(copies={"metrics": copy_mapping})
     def on_epoch_end(

@@ -136,9 +136,9 @@ class Ranks:
         if by_callback and self.is_in_update:
             raise FixedPointError(
                 f"{point} is called inside an update, where all processes wait for each other's "
-                "gradients: one that does not call it would wait for ever. Call it behind the "
-                "update, in on_batch_end of its last batch, in the hooks of a validation or of "
-                "an epoch's end."
+                "gradients, or behind a batch of a validation, of which each has as many as it "
+                "has: one that does not call it would wait for ever. Call it behind the update, in "
+                "on_batch_end of its last batch, or at the end of a validation or an epoch."
             )
         self._points.meet(point, by_callback=by_callback)
 

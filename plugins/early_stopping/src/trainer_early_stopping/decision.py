@@ -6,6 +6,7 @@ Knows neither trainer nor torch, so that a list of values is enough to test it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
@@ -17,6 +18,9 @@ StopReason = Literal["patience", "stopping_threshold", "divergence_threshold", "
 
 _LOWER_IS_BETTER: Final = ("loss", "error", "perplexity", "ppl", "nll", "bpb")
 _HIGHER_IS_BETTER: Final = ("acc", "accuracy", "f1", "bleu", "auc")
+_LOWER_WORDS: Final = frozenset({"mse", "rmse", "mae", "wer", "cer"})
+"""Whole words: `wer` stands in `power` too."""
+_HIGHER_WORDS: Final = frozenset({"iou", "miou", "auroc", "r2", "dice", "precision", "recall"})
 
 
 @dataclass
@@ -163,10 +167,13 @@ class Rule:
 
 
 def guess_mode(monitor: str) -> Mode | None:
-    """Returns the direction that a metric's name tells, or None where it tells none or both."""
-    name = monitor.lower()
-    lower = any(word in name for word in _LOWER_IS_BETTER)
-    higher = any(word in name for word in _HIGHER_IS_BETTER)
+    """Returns the direction that a metric's name tells, or None where it tells none or both. What
+    stands before the last `/` is the name of a set.
+    """
+    name = monitor.lower().rpartition("/")[2]
+    words = {*re.split(r"[^a-z0-9]+", name)}
+    lower = any(word in name for word in _LOWER_IS_BETTER) or bool(words & _LOWER_WORDS)
+    higher = any(word in name for word in _HIGHER_IS_BETTER) or bool(words & _HIGHER_WORDS)
     if lower == higher:
         return None
     return "min" if lower else "max"

@@ -1,0 +1,273 @@
+"""Metrics of a validation: functions of values per item, and objects with `update`, `compute` and
+`reset`, such as those of torchmetrics. Knows no loader and no loop.
+
+Letters: B items of a batch, W processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from trainer_callback.errors import show
+
+from ..config import ConfigError
+from ..processes.ranks import Ranks
+from .answers import Loss, check_count
+from .means import Mean
+from .merging import is_torchmetric, merge_torchmetrics, note_memory
+
+__all__ = ["MetricError", "MetricSet", "Metrics", "check_name", "name_values"]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_METHODS: Final = ("update", "compute", "reset")
+
+
+class MetricError(ConfigError, TypeError):
+    """What a metric was given, or has answered, is of no use."""
+
+
+class Metrics:
+    """The metrics of a run: checked once, and copied for each set of each validation."""
+
+    def __init__(
+        self,
+        given: Mapping[str, Any] | None,
+        inputs: Callable[[Any, Any], Any] | None,
+        ranks: Ranks,
+    ) -> None:
+        """Checks them; all processes have to call this.
+
+        Args:
+            given: name -> a function `(outputs, batch)`, or an object.
+            inputs: `(outputs, batch)` -> the arguments of the objects' `update`: a tuple of them,
+                or a mapping of those by name.
+
+        Raises:
+            ConfigError: something that is no metric; other names in another process.
+        """
+        if given is not None and not isinstance(given, Mapping):
+            raise ConfigError(
+                f"metrics must be a mapping of names to metrics, got {show(given)}. Write "
+                '{"accuracy": lambda outputs, batch: outputs.argmax(1) == batch[1]}.'
+            )
+        if inputs is not None and not callable(inputs):
+            raise ConfigError(
+                f"metric_inputs must be a function, got {show(inputs)}. Write lambda outputs, "
+                'batch: (outputs, batch["labels"]).'
+            )
+        self._given, self._inputs, self._ranks = dict(given or {}), inputs, ranks
+        for name, metric in self._given.items():
+            check_name("metric", name, "loss")
+            _check_metric(name, metric, ranks)
+        everywhere = ranks.gather([*self._given], "metrics")
+        if any(names != everywhere[0] for names in everywhere):
+            raise ConfigError(
+                f"the processes have other metrics: {everywhere}. Give the same in all of them."
+            )
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._given)
+
+    def start(self, device: torch.device) -> MetricSet:
+        """Returns them for one set of a validation, with nothing in them yet."""
+        own: dict[str, _Values | _Object] = {}
+        for name, metric in self._given.items():
+            is_object = hasattr(metric, "update")
+            own[name] = (
+                _Object(name, metric, self._inputs, device)
+                if is_object
+                else _Values(name, metric, device)
+            )
+        return MetricSet(own, self._ranks, device)
+
+
+class MetricSet:
+    """The metrics of one set, in one validation."""
+
+    def __init__(
+        self, metrics: Mapping[str, _Values | _Object], ranks: Ranks, device: torch.device
+    ) -> None:
+        """Keeps references."""
+        self._metrics, self._ranks, self._device = metrics, ranks, device
+
+    def update(self, outputs: Any, batch: Any, size: int | None) -> None:
+        """Takes a batch of B = `size` items; None: not known.
+
+        Raises:
+            MetricError: there are no outputs, or a metric cannot use them.
+        """
+        if not self._metrics:
+            return
+        if outputs is None:
+            raise MetricError(
+                f"metrics are computed from outputs, and loss_fn has answered a loss alone. Return "
+                f"(loss, outputs) from it, for {', '.join(self._metrics)}."
+            )
+        with torch.autocast(self._device.type, enabled=False):
+            for metric in self._metrics.values():
+                metric.update(outputs, batch, size)
+
+    def compute(self) -> dict[str, float]:
+        """Returns the values over all processes, by name; all of them have to call this.
+
+        Raises:
+            MetricError: a metric answers no numbers, or has seen no item.
+        """
+        found: dict[str, float] = {}
+        for name, metric in self._metrics.items():
+            for key, value in metric.compute(self._ranks).items():
+                if key in found:
+                    raise MetricError(f"two metrics have the name {key!r}. Rename {name!r}.")
+                found[key] = value
+        return found
+
+
+class _Values:
+    """The mean of a function's values per item."""
+
+    def __init__(self, name: str, function: Callable[..., Any], device: torch.device) -> None:
+        self._name, self._function, self._mean = name, function, Mean(device)
+
+    def update(self, outputs: Any, batch: Any, size: int | None) -> None:
+        answer = self._function(outputs, batch)
+        if isinstance(answer, tuple) and len(answer) == 2:
+            answer = Loss(*answer)
+        if isinstance(answer, Loss):
+            check_count(answer.count)
+            self._mean.add(torch.as_tensor(answer.total), answer.count)
+            return
+        is_right = isinstance(answer, Tensor) and answer.ndim == 1 and not answer.is_complex()
+        if not is_right or (size is not None and len(answer) != size):
+            what = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else show(answer)
+            items = "one value per item" if size is None else f"one value per item, shape ({size},)"
+            raise MetricError(
+                f"metric {self._name!r} answered {what} for a batch, and not {items}. Return "
+                "outputs.argmax(1) == batch[1], without a mean; or, of masked values, (total, "
+                "count). How many items a batch has is Trainer(..., batch_size=...)."
+            )
+        self._mean.add(answer.detach().to(self._mean.total.dtype).sum(), len(answer))
+
+    def compute(self, ranks: Ranks) -> dict[str, float]:
+        total, count = ranks.total(self._mean.read(), f"metric {self._name}")
+        if not count:
+            raise MetricError(
+                f"metric {self._name!r} has no item in the whole set. Look what it leaves out."
+            )
+        return {self._name: total / count}
+
+
+class _Object:
+    """A private copy of an object with `update`, `compute` and `reset`."""
+
+    def __init__(
+        self,
+        name: str,
+        metric: Any,
+        inputs: Callable[[Any, Any], Any] | None,
+        device: torch.device,
+    ) -> None:
+        self._name, self._inputs = name, inputs
+        self._metric = copy.deepcopy(metric)
+        self._metric.reset()
+        if isinstance(self._metric, nn.Module):
+            self._metric.to(device)
+
+    def update(self, outputs: Any, batch: Any, size: int | None) -> None:
+        if self._inputs is not None:
+            given = self._inputs(outputs, batch)
+        elif isinstance(outputs, Tensor) and isinstance(batch, (tuple, list)) and len(batch) == 2:
+            given = (outputs, batch[1])
+        else:
+            raise MetricError(
+                f"metric {self._name!r} needs predictions and targets, and what they are in "
+                f"{_kind(outputs)} and {_kind(batch)} is not known. Pass metric_inputs=lambda "
+                'outputs, batch: (outputs["logits"], batch["labels"]).'
+            )
+        if isinstance(given, Mapping):
+            self._metric.update(**given)
+        elif isinstance(given, (tuple, list)):
+            self._metric.update(*given)
+        else:
+            raise MetricError(
+                f"metric_inputs answered {_kind(given)}. Return a tuple of the arguments of "
+                "update, such as (predictions, targets), or a dict of them by name."
+            )
+
+    def compute(self, ranks: Ranks) -> dict[str, float]:
+        metric = self._metric
+        if is_torchmetric(metric):
+            note_memory(self._name, metric)
+            metric = merge_torchmetrics(metric, ranks)
+        elif not ranks.is_alone:
+            metric, *others = ranks.gather(metric, f"metric {self._name}")
+            metric.merge(others)
+        return name_values(self._name, metric.compute())
+
+
+def name_values(name: str, value: Any) -> dict[str, float]:
+    """Returns numbers by their names: of a mapping `NAME_KEY`, of a vector `NAME_0` and so on.
+
+    Raises:
+        MetricError: there is something else in it.
+    """
+    if isinstance(value, Mapping):
+        pairs = [(f"{name}_{key}", each) for key, each in value.items()]
+    elif isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1:
+        pairs = [(f"{name}_{place}", each) for place, each in enumerate(value)]
+    else:
+        try:
+            return {name: float(value)}
+        except Exception as error:
+            raise MetricError(
+                f"metric {name!r} answered {_kind(value)}, which is no number, no mapping of them "
+                "and no vector. Leave it out, or reduce it."
+            ) from error
+    return {key: number for key, each in pairs for key, number in name_values(key, each).items()}
+
+
+def check_name(kind: str, name: object, taken: str) -> None:
+    """Refuses a name that is none, or that means something else already.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == taken:
+        raise ConfigError(
+            f"{show(name)} is no name of a {kind}: letters, digits, '_', '.' and '-' are, and "
+            f"{taken!r} is taken. Give it another name."
+        )
+
+
+def _check_metric(name: str, metric: object, ranks: Ranks) -> None:
+    way = "Pass a function (outputs, batch) -> one value per item, or an object"
+    if isinstance(metric, type):
+        raise ConfigError(f"metric {name!r} is the class {metric.__name__}. {way}: an instance.")
+    missing = [method for method in _METHODS if not callable(getattr(metric, method, None))]
+    if not missing:
+        if ranks.is_alone or is_torchmetric(metric) or callable(getattr(metric, "merge", None)):
+            return
+        raise ConfigError(
+            f"metric {name!r} has no merge(others), and there are {ranks.world_size} processes, of "
+            "which each sees its share. Add a method that takes the others' data in."
+        )
+    if len(missing) < len(_METHODS) and hasattr(metric, "update"):
+        raise ConfigError(
+            f"metric {name!r} has no {', no '.join(missing)}. {way} with update, compute and reset."
+        )
+    if not callable(metric):
+        raise ConfigError(
+            f"metric {name!r} is {show(metric)}. {way} with update, compute and reset."
+        )
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
