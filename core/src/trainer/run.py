@@ -134,10 +134,8 @@ class Run:
         self.setup.checkpoint.keep(name, thing)
 
     def use_validation(self, validate: Validate | None) -> None:
-        """Takes the function that validates, in place of the constructor's; None for none.
-
-        Raises:
-            UsageError: it is no function.
+        """Takes the function that validates, in place of the constructor's; None for none. Raises
+        a UsageError where it is no function.
         """
         if validate is not None and not callable(validate):
             raise UsageError(f"validate must be a function without arguments, got {validate!r}.")
@@ -180,10 +178,8 @@ class Run:
         return RunContext(self, self._lifetime, resume)
 
     def epochs(self) -> Iterator[int]:
-        """Yields the number of each epoch; where the next is asked for, the one before ends.
-
-        Raises:
-            RunOrderError: outside `start`, or inside an epoch.
+        """Yields the number of each epoch; where the next is asked for, the one before ends. Raises
+        a RunOrderError outside `start`, or inside an epoch.
         """
         self._check_outside("epochs()")
         return map(self._passes.next_epoch, repeat(self._passes.run))

@@ -312,6 +312,7 @@ class Passes:
         if not self._is_counted:
             position.batch += 1
         if loss is None:  # passed over, or dropped
+            self.answers.outputs = None
             return
         self.loss = None
         ends = self.ends_update
