@@ -41,11 +41,15 @@ def test_a_callback_that_was_given_first_finds_the_average_at_the_start_too(make
 
 
 def test_the_validation_loss_is_that_of_the_average(make, weights, average_of):
-    trainer = make(EMACallback(decay=0.9), weights)
+    class Look(TrainerCallback):
+        def on_validation_batch_end(self, batch):
+            self.batch = batch
+
+    look = Look()
+    trainer = make(EMACallback(decay=0.9), weights, look)
     result = trainer.train()
     trainer.model.eval()
-    loss = trainer._loss_of(next(iter(trainer.run._boundary.validate._loader.iterate(0)))[0])
-    assert result.val_loss == loss.item()
+    assert result.val_loss == trainer._loss_of(look.batch).item()
 
 
 def test_without_use_for_validation_the_weights_are_validated(make, weights):
