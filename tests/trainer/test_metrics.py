@@ -331,7 +331,7 @@ def test_early_stopping_watches_a_metric_of_a_set():
 
 
 def test_a_metric_that_keeps_all_predictions_says_so_once(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="trainer")
     make(loader(), metrics={"area": MADE["auroc"]()}, epochs=2).train()
     assert caplog.text.count("metric 'area' keeps all predictions of a validation set") == 1
 

@@ -373,7 +373,7 @@ def test_a_name_that_is_usual_elsewhere_leads_to_ours(
 def test_every_usual_name_leads_to_an_option_and_none_hides_one() -> None:
     from trainer_lm.spelling import _NAMES, find_our_name
 
-    parser = cli._make_parser([], ())
+    parser = cli.make_parser([], ())
     plugins = {name for name in _NAMES if name.startswith("early_stop")}
     assert [name for name in _NAMES if parser.find(name) is None and name not in plugins] == []
     names = [name for names in _NAMES.values() for name in names.split()]
