@@ -34,26 +34,27 @@ class Confusion(TrainerCallback):
     def on_validation_start(self):
         self.counts = torch.zeros(10, 10, dtype=torch.long)
 
-    def loss_fn(self, model, batch):
-        images, labels = batch
-        logits = model(images)
-        if not model.training:
-            pairs = (labels * 10 + logits.argmax(1)).bincount(minlength=100)
-            self.counts += pairs.reshape(10, 10).cpu()
-        return nn.functional.cross_entropy(logits, labels)
+    def on_validation_batch_end(self, batch, outputs):
+        self.counts.view(-1).add_((batch[1] * 10 + outputs.argmax(1)).bincount(minlength=100).cpu())
 
-    def on_validation_end(self, trainer, metrics):
-        if metrics:
-            trainer.log({"val_accuracy": (self.counts.trace() / self.counts.sum()).item()})
+
+def loss_fn(model, batch):
+    logits = model(batch[0])
+    return nn.functional.cross_entropy(logits, batch[1]), logits
 
 
 torch.manual_seed(0)
 layers = [nn.Conv2d(1, 32, 5), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, 64), nn.ReLU()]
 model, confusion = nn.Sequential(*layers, nn.Linear(64, 10)), Confusion()
-optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-loaders = DataLoader(make_images(3000), 64, shuffle=True), DataLoader(make_images(500), 250)
-config, loss_fn = TrainerConfig(epochs=8), confusion.loss_fn
-trainer = Trainer(model, optimizer, *loaders, loss_fn=loss_fn, config=config, callbacks=[confusion])
+trainer = Trainer(
+    model,
+    torch.optim.AdamW(model.parameters(), lr=2e-3),
+    DataLoader(make_images(3000), batch_size=64, shuffle=True),
+    DataLoader(make_images(500), batch_size=250),
+    loss_fn=loss_fn,
+    metrics={"accuracy": lambda logits, batch: logits.argmax(1) == batch[1]},
+    config=TrainerConfig(epochs=8),
+    callbacks=[confusion],
+)
 trainer.train()
-print(confusion.counts)
-print(f"accuracy {trainer.metrics['val_accuracy']:.3f}")
+print(confusion.counts, f"accuracy {trainer.metrics['val_accuracy']:.3f}", sep="\n")

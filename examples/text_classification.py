@@ -7,7 +7,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer import Trainer, TrainerConfig
-from trainer_callback import TrainerCallback
 
 GOOD, BAD = ["great", "lovely", "clever", "warm"], ["dull", "awful", "clumsy", "cold"]
 OTHER = ["the", "film", "a", "plot", "is", "was", "and", "its", "actors", "with", "very", "music"]
@@ -26,35 +25,24 @@ def pack(items: list[tuple[str, int]]) -> tuple[torch.Tensor, ...]:
     return torch.cat(texts), begins, torch.tensor([label for _, label in items])
 
 
-class Accuracy(TrainerCallback):
-    def on_validation_start(self):
-        self.hits, self.items = 0, 0
-
-    def loss_fn(self, model, batch):
-        logits, labels = model(*batch[:2]), batch[2]
-        if not model.training:
-            self.hits += (logits.argmax(1) == labels).sum().item()
-            self.items += len(labels)
-        return nn.functional.cross_entropy(logits, labels)
-
-    def on_validation_end(self, trainer, metrics):
-        if metrics:
-            trainer.log({"val_accuracy": self.hits / self.items})
+def loss_fn(model, batch):
+    logits = model(*batch[:2])
+    return nn.functional.cross_entropy(logits, batch[2]), logits
 
 
 random.seed(0)
 torch.manual_seed(0)
 texts = [make_text(n % 2) for n in range(1000)]
-model, accuracy = nn.EmbeddingBag(len(WORDS), 2), Accuracy()
+model = nn.EmbeddingBag(len(WORDS), 2)
 trainer = Trainer(
     model,
     torch.optim.AdamW(model.parameters(), lr=0.05),
     DataLoader(texts[:800], batch_size=32, shuffle=True, collate_fn=pack),
     DataLoader(texts[800:], batch_size=64, collate_fn=pack),
-    loss_fn=accuracy.loss_fn,
+    loss_fn=loss_fn,
+    metrics={"accuracy": lambda logits, batch: logits.argmax(1) == batch[2]},
     batch_size=lambda batch: len(batch[2]),  # which cannot be seen in a packed batch
     config=TrainerConfig(epochs=3),
-    callbacks=[accuracy],
 )
 trainer.train()
 print(f"accuracy {trainer.metrics['val_accuracy']:.3f}")

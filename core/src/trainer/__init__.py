@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from trainer_callback import plugins
 
     from .config import ConfigError, TrainerConfig
-    from .engine.turns import RunOrderError
+    from .engine.call_order import RunOrderError
     from .loop import Trainer
     from .result import TrainResult
     from .run import Run
@@ -33,7 +33,7 @@ _LAZY = {
     "Loss": "step.answers",
     "NonFiniteError": "step.losses",
     "Run": "run",
-    "RunOrderError": "engine.turns",
+    "RunOrderError": "engine.call_order",
     "TrainResult": "result",
     "Trainer": "loop",
     "TrainerConfig": "config",

@@ -151,12 +151,16 @@ class Trainer:
         used = {}
         for name, loader in named.items():
             used[name] = self.run.use_loader(loader, validates=True)
-            everywhere = self.run.setup.ranks.gather([*named], "validation sets")
-            if any(names != everywhere[0] for names in everywhere):
-                raise ConfigError(
-                    f"the processes have other validation sets: {everywhere}. Give all the same."
-                )
+            if len(used) == 1:  # a process without any has been told of by its first loader
+                self._check_alike_sets([*named])
         return used
+
+    def _check_alike_sets(self, names: list[str]) -> None:
+        everywhere = self.run.setup.ranks.gather(names, "validation sets")
+        if any(others != everywhere[0] for others in everywhere):
+            raise ConfigError(
+                f"the processes have other validation sets: {everywhere}. Give all the same."
+            )
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuses what nobody would read, such as `trainer.stop`."""

@@ -25,11 +25,11 @@ from .data.loaders import EpochLoader
 from .engine.answers import Answers
 from .engine.assembly import Setup, assemble
 from .engine.boundary import Boundary, Validate
+from .engine.call_order import refuse
 from .engine.lifetime import Lifetime, RunContext
 from .engine.passes import Passes
 from .engine.run_loaders import Loader, RunLoaders
 from .engine.session import Resume
-from .engine.turns import refuse
 from .result import Stop, TrainResult
 from .step.answers import Loss
 from .step.losses import check_loss
@@ -234,32 +234,32 @@ class Run:
             LossError: it is no loss; RunOrderError: outside a batch, or with and without names.
         """
         passes, setup, answers = self._passes, self.setup, self.answers
-        value: Any = loss
+        steps = divisor = self._config.gradient_accumulation_steps
         if not passes.in_batch or name is not None or passes.loss is not None:
             passes.check_backward_allowed(name)
         if isinstance(loss, Loss) is not answers.are_sums:
             answers.agree_on_form(loss)
-        steps, part = self._config.gradient_accumulation_steps, None
+        mean: Any = loss
+        part: Any = loss
         if answers.are_sums:
-            value, part = answers.divide(loss, name, passes.backward_names)
+            mean, part = answers.divide(loss, name, passes.backward_names)
+            divisor = 1
         else:
             check_loss(loss)
+            setup.losses.add(mean, name or "", to_last=name in passes.backward_names)
         if "on_forward_end" in self._callbacks.used:
-            own = value.detach().clone()
+            own = mean.detach().clone()
             passes.hook.on_forward_end(trainer=self.view, loss=own, outputs=answers.outputs)
             answers.drop_outputs()
-        if part is None:
-            setup.losses.add(value, name or "", to_last=name in passes.backward_names)
         if steps > 1 and self.position.window and self._is_only:
             self._first.reach.check()  # whose gradients somebody may have dropped in the window
         inputs = None if name is None else setup.updaters[name].gradients.own
         try:
-            own, parts = (value, steps) if part is None else (part, 1)
-            setup.precision.backward(own, parts, inputs)
+            setup.precision.backward(part, divisor, inputs)
         except BaseException:
             passes.drop_update()
             raise
-        passes.take(value, name)
+        passes.take(mean, name)
 
     def step(self, name: str | None = None) -> bool:
         """Takes the step of an optimizer where its window of micro-batches ends; returns whether

@@ -90,14 +90,18 @@ class Epochs(NanoGPT):
     def __init__(self, place, callbacks=(), **settings):
         super().__init__(place, callbacks, **{"max_steps": None, **settings})
         schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
-        self.run = Run(
-            self.model,
+        self.run = self.make_run(self.model, schedule, callbacks)
+
+    def make_run(self, model, schedule, callbacks, **others):
+        return Run(
+            model,
             self.optimizer,
             scheduler=schedule,
             validate=self.estimate_loss,
             config=self.run.view.config,
             callbacks=callbacks,
             discover=False,
+            **others,
         )
 
     def train(self, resume=False):
@@ -128,16 +132,7 @@ class Accelerated(Epochs):
         self.prepared, self.optimizer, self.loader, schedule = self.accelerator.prepare(
             self.model, self.optimizer, loader, schedule
         )
-        self.run = Run(
-            self.prepared,
-            self.optimizer,
-            scheduler=schedule,
-            validate=self.estimate_loss,
-            config=self.run.view.config,
-            callbacks=callbacks,
-            discover=False,
-            accelerator=self.accelerator,
-        )
+        self.run = self.make_run(self.prepared, schedule, callbacks, accelerator=self.accelerator)
 
     def train(self, resume=False):
         run = self.run

@@ -13,7 +13,7 @@ from ..data.batches import detach
 from ..step.answers import Loss, check_total, read_answer
 from ..step.losses import LossError
 from .assembly import Setup
-from .turns import refuse
+from .call_order import refuse
 
 __all__ = ["Answers"]
 

@@ -12,10 +12,10 @@ from ..processes.signals import SignalFlags
 from ..result import TrainResult
 from .assembly import Setup
 from .boundary import Boundary
+from .call_order import RunOrderError, refuse
 from .memory import explain_memory
 from .passes import Passes
 from .session import Resume
-from .turns import RunOrderError, refuse
 
 __all__ = ["Lifetime", "RunContext"]
 

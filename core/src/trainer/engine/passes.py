@@ -20,8 +20,8 @@ from ..step.update import Updater
 from .answers import Answers
 from .assembly import Setup
 from .boundary import Boundary
+from .call_order import RunOrderError, check_stepped, refuse
 from .run_loaders import Loader, RunLoaders
-from .turns import RunOrderError, check_stepped, refuse
 
 __all__ = ["Passes"]
 

@@ -9,7 +9,6 @@ that has the states of all processes already.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +17,7 @@ from torch import Tensor
 
 from ..processes.ranks import Ranks
 
-__all__ = ["is_torchmetric", "merge_torchmetrics", "note_memory"]
-
-logger: logging.Logger = logging.getLogger("trainer")
-
-_told: set[str] = set()
+__all__ = ["is_torchmetric", "keeps_predictions", "merge_torchmetrics"]
 
 
 def is_torchmetric(metric: object) -> bool:
@@ -31,13 +26,10 @@ def is_torchmetric(metric: object) -> bool:
     return room is not None and isinstance(metric, (room.Metric, room.MetricCollection))
 
 
-def note_memory(name: str, metric: Any) -> None:
-    """Says once of a metric that it keeps all predictions of a set."""
-    if name not in _told and any(
-        isinstance(state, list) for part in _parts(metric) for state in part.metric_state.values()
-    ):
-        _told.add(name)
-        logger.info("metric %r keeps all predictions of a validation set in memory.", name)
+def keeps_predictions(metric: Any) -> bool:
+    """Whether a metric keeps all that it has seen of a set, and not sums of it."""
+    states = [state for part in _parts(metric) for state in part.metric_state.values()]
+    return any(isinstance(state, list) for state in states)
 
 
 def merge_torchmetrics(metric: Any, ranks: Ranks) -> Any:

@@ -7,6 +7,7 @@ Letters: B items of a batch, W processes.
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -20,9 +21,11 @@ from ..config import ConfigError
 from ..processes.ranks import Ranks
 from .answers import Loss, check_count
 from .means import Mean
-from .merging import is_torchmetric, merge_torchmetrics, note_memory
+from .merging import is_torchmetric, keeps_predictions, merge_torchmetrics
 
 __all__ = ["MetricError", "MetricSet", "Metrics", "check_name", "name_values"]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _METHODS: Final = ("update", "compute", "reset")
@@ -65,6 +68,8 @@ class Metrics:
         for name, metric in self._given.items():
             check_name("metric", name, "loss")
             _check_metric(name, metric, ranks)
+            if is_torchmetric(metric) and keeps_predictions(metric):
+                logger.info("metric %r keeps all predictions of a validation set in memory.", name)
         everywhere = ranks.gather([*self._given], "metrics")
         if any(names != everywhere[0] for names in everywhere):
             raise ConfigError(
@@ -203,7 +208,6 @@ class _Object:
     def compute(self, ranks: Ranks) -> dict[str, float]:
         metric = self._metric
         if is_torchmetric(metric):
-            note_memory(self._name, metric)
             metric = merge_torchmetrics(metric, ranks)
         elif not ranks.is_alone:
             metric, *others = ranks.gather(metric, f"metric {self._name}")
