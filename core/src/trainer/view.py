@@ -204,6 +204,19 @@ class View:
         finally:
             self._logs_within -= 1
 
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        self.queue.check_thread()
+        own = to_floats(values, "trainer.total", taken=())
+        self.ranks.meet("trainer.total", by_callback=True)
+        everywhere = self.ranks.gather(own, "trainer.total")
+        if any(each.keys() != own.keys() for each in everywhere):
+            names = " and ".join(", ".join(each) or "none" for each in everywhere)
+            raise ValueError(
+                f"trainer.total: the processes have other names: {names}. Give the same in all of "
+                "them, with 0 where one has nothing."
+            )
+        return {name: sum(each[name] for each in everywhere) for name in own}
+
     def gradient_stats(
         self, groups: Mapping[str, Sequence[str]] | None = None, *, norm_type: float = 2.0
     ) -> GradientStats:

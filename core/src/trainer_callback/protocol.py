@@ -202,6 +202,24 @@ class TrainerProtocol(Protocol):
         """
         ...
 
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Returns the sums of named numbers over all processes, the same bits in each; alone, the
+        numbers themselves, as floats.
+
+        All processes have to call it, with the same names: behind an update, or at the end of a
+        validation or an epoch. Inside an update, and behind a batch of a validation, where their
+        calls differ, it is refused.
+
+        Args:
+            values: name -> number of this process, 0 where it has none.
+
+        Raises:
+            TypeError: a value is no number, a name no str.
+            ValueError: another process has other names; in all of them.
+            RuntimeError: this is another thread or process than that of the run.
+        """
+        ...
+
     def gradient_stats(
         self,
         groups: Mapping[str, Sequence[str]] | None = None,

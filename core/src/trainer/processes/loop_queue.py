@@ -50,6 +50,17 @@ class LoopQueue:
                 "os._exit()."
             )
 
+    def check_thread(self) -> None:
+        """Raises a RuntimeError in another thread, or process, than that of the loop: what all
+        processes make together would come at other moments there.
+        """
+        self.check_process()
+        if self.is_elsewhere:
+            raise RuntimeError(
+                "this is another thread than that of the loop, and all processes have to come here "
+                "at the same place. Call it in a hook."
+            )
+
     def send(self, call: Callable[[], None]) -> None:
         """Makes `call` now, where this is the thread of an open run; else it waits.
 

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -172,12 +172,15 @@ def read_logged(path: Path) -> list[bytes]:
     return lines
 
 
-def to_floats(metrics: Mapping[str, Any], source: str = "trainer.log") -> dict[str, float]:
+def to_floats(
+    metrics: Mapping[str, Any], source: str = "trainer.log", taken: Sequence[str] = _COLUMNS
+) -> dict[str, float]:
     """Returns metrics as plain floats; a number is whatever has one value: bool, int, float, a
     scalar of numpy, a tensor with one element.
 
     Args:
         source: where they come from, for messages.
+        taken: names that are refused.
 
     Raises:
         TypeError: no mapping, a name that is no str, a value that is no number.
@@ -195,7 +198,7 @@ def to_floats(metrics: Mapping[str, Any], source: str = "trainer.log") -> dict[s
                 f"{source}: the name of a metric must be a str that is not empty, got "
                 f"{show(name)}. Use str(...)."
             )
-        if name in _COLUMNS:
+        if name in taken:
             raise ValueError(
                 f"{source}: {name!r} stands in every line of metrics.jsonl already. Give the "
                 f"metric another name, such as 'my_{name}'."
