@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ConfigError, TrainerConfig
+from .data.batch_size import BatchSizes
 from .data.loaders import EpochLoader
 from .engine.alike import check_alike_loader
 from .engine.session import Resume
@@ -92,7 +93,8 @@ class Trainer:
                 of torchmetrics have.
             metric_inputs: `(outputs, batch)` -> the arguments of `update`; default `outputs` and
                 the second part of a batch of two.
-            batch_size: batch -> number of items, its weight in `val_loss`; default: guessed.
+            batch_size: batch -> number of items, its weight in the reported losses; default: what
+                a DataLoader promises; else guessed for `val_loss`, and 1 for `train_loss`.
             scheduler: a learning-rate scheduler; stepped once per update.
             config: the settings; default `TrainerConfig()`.
             callbacks: called in this order, before discovered ones.
@@ -116,6 +118,7 @@ class Trainer:
         check_loss_fn(loss_fn)
         loss_of, setup = loss_fn or call_model, self.run.setup
         self._loader = self.run.use_loader(train_loader)
+        self._loader.sizes = None if batch_size is None else BatchSizes(batch_size)
         self._loss_of = setup.precision.wrap(partial(loss_of, setup.trained))
         if val_loader is not None:
             val_loss_of = setup.precision.wrap(partial(loss_of, setup.evaluated))

@@ -36,8 +36,8 @@ class BatchSizes:
         if function is not None and not callable(function):
             raise ConfigError(
                 f"Trainer: batch_size takes a function, and got {function!r}. It is asked for the "
-                "number of items in a batch of the validation: lambda batch: len(batch['labels']). "
-                "How large batches are is the DataLoader's own batch_size."
+                "number of items in a batch: lambda batch: len(batch['labels']). How large batches "
+                "are is the DataLoader's own batch_size."
             )
         self._function = function
         self._has_warned = False
@@ -109,8 +109,8 @@ def _check(answer: Any) -> int:
         size = None
     if size is None or size < 0:
         raise ConfigError(
-            f"Trainer: batch_size answered {answer!r} for a batch of the validation. Answer the "
-            "number of its items, an int of at least 0, such as len(batch['labels'])."
+            f"Trainer: batch_size answered {answer!r} for a batch. Answer the number of "
+            "its items, an int of at least 0, such as len(batch['labels'])."
         )
     return size
 

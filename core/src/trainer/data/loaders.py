@@ -4,25 +4,25 @@ copies to the device.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import logging
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from trainer_callback import RunError
 from trainer_callback.state import to_plain
 
 from ..processes.ranks import ALONE, Ranks
 from ..processes.rng import RandomStream
-from ..processes.signals import WorkerShield, held_signals
+from ..processes.signals import WorkerShield
+from .batch_size import BatchSizes
+from .draws import draw_from, draws_here
 from .loader_check import check_loader, check_whole
-from .shares import BatchShare, divide, promised_size, samplers_of
+from .shares import divide, promised_size, samplers_of
 
 __all__ = ["EmptyLoaderError", "EpochLoader"]
 
@@ -55,6 +55,13 @@ class EpochLoader:
     model's draws between them.
 
     Of several processes each gets its share of the batches; see `shares.divide`.
+
+    Attributes:
+        given: the loader that is wrapped.
+        limit: go through so many batches at most; None: all.
+        sizes: counts the items of each batch, by the user's function; None: there is none.
+        items: of the batch that was yielded last, as that function counts them, or else as the
+            loader promises; 1 for each where that is not known.
     """
 
     def __init__(
@@ -92,6 +99,8 @@ class EpochLoader:
         self._ahead: dict[str, Any] | None = None
         self._is_longer = False
         self.limit: int | None = None
+        self.sizes: BatchSizes | None = None
+        self.items: float = 1
 
     @property
     def length(self) -> int | None:
@@ -107,6 +116,12 @@ class EpochLoader:
         except TypeError:
             return None
         return count if self.limit is None else min(count, self.limit)
+
+    def _count_items(self, batch: Any, index: int) -> float:
+        promised = self.promised_size(index)
+        if self.sizes is not None:
+            return self.sizes.count(batch, promised)
+        return 1 if promised is None else promised
 
     def promised_size(self, index: int) -> int | None:
         """Items that the batch `index` of an epoch is made of; None where that is not certain."""
@@ -144,12 +159,17 @@ class EpochLoader:
                 count += 1
                 if self._in_step and length is None:
                     self._check_end(is_last, count, epoch)
+                if is_last or count == skip + 1 or self.sizes is not None:
+                    self.items = self._count_items(batch, count - 1)
                 yield batch, is_last
             if length is not None and count == length:
                 self._reach_end(batches, length)
         except Exception as error:
             self._locate(error, epoch, count)
             raise
+        self._check_count(count, length, epoch)
+
+    def _check_count(self, count: int, length: int | None, epoch: int) -> None:
         if count == 0 and not self._may_be_empty:
             raise EmptyLoaderError(
                 f"the {self._name} loader gave no batch in epoch {epoch}. Is it an iterator that "
@@ -192,17 +212,17 @@ class EpochLoader:
         loader = self._loader
         self._seed_loader(epoch)
         self._stream = None
-        if _draws_here(loader, self.length):
+        if draws_here(loader, self.length):
             self._stream = RandomStream(_make_seed(self._seed, epoch, "draws"))
         if skip and state is not None and _tells_position(loader):
             loader.load_state_dict(state["loader"])
-            batches = _draw_from(self._stream, loader)
+            batches = draw_from(self._stream, loader)
             if self._stream is not None:
                 self._stream.state = state["stream"]
             return self._share.take(batches)
         if skip and self._stream is None and _works_by_indices(loader):
             return _pass_over_indices(loader, skip)
-        batches = self._share.take(_draw_from(self._stream, loader))
+        batches = self._share.take(draw_from(self._stream, loader))
         if (done := sum(1 for _ in itertools.islice(batches, skip))) < skip:
             raise EmptyLoaderError(
                 f"the {self._name} loader gave {done} batches in epoch {epoch}, and the run stands "
@@ -252,47 +272,6 @@ class EpochLoader:
         logger.error("%s: %s: %s", where, type(error).__name__, str(error))
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(where)
-
-
-def _draws_here(loader: Iterable[Any], length: int | None) -> bool:
-    """Whether the next batch of `loader` may depend on draws from the global generators of this
-    process that were made before: an iterable data set without workers, a sampler of somebody's
-    own, somebody's own loader. One that has `set_epoch` says that it does not.
-    """
-    if not isinstance(loader, DataLoader):
-        return not isinstance(loader, Sequence) and not hasattr(loader, "set_epoch")
-    if length is None and loader.num_workers == 0:
-        return True
-    if isinstance(loader.dataset, IterableDataset):
-        return False
-    known = (SequentialSampler, BatchSampler, BatchShare)
-    return not all(
-        type(sampler) in known or hasattr(sampler, "set_epoch") or hasattr(sampler, "generator")
-        for sampler in samplers_of(loader)
-    )
-
-
-def _draw_from(stream: RandomStream | None, loader: Iterable[Any]) -> Iterator[Any]:
-    """Returns an iteration of `loader` that draws its random numbers from `stream`."""
-    held: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if isinstance(loader, DataLoader) and loader.num_workers:
-        context = loader.multiprocessing_context or multiprocessing
-        held = held_signals(forks=context.get_start_method() == "fork")
-    with held:
-        if stream is None:
-            return iter(loader)
-        with stream:
-            batches = iter(loader)
-    return _draw_each(stream, batches)
-
-
-def _draw_each(stream: RandomStream, batches: Iterator[Any]) -> Iterator[Any]:
-    while True:
-        with stream:
-            batch = next(batches, _END)
-        if batch is _END:
-            return
-        yield batch
 
 
 def _tells_position(loader: Iterable[Any]) -> TypeGuard[_Stateful]:

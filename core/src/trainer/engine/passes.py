@@ -49,7 +49,7 @@ class Passes:
         self._setup, self._boundary, self._loaders = setup, boundary, loaders
         self._view, self._checkpoint = setup.view, setup.checkpoint
         self._callbacks, self._config = setup.view.callbacks, setup.view.config
-        self._position = setup.view.position
+        self._position, self._losses = setup.view.position, setup.losses
         self._device = setup.view.device
         self._moves = self._device.type != "cpu"
         self._batches_per_update = self._config.gradient_accumulation_steps
@@ -188,6 +188,8 @@ class Passes:
         if item is None:
             raise StopIteration
         batch, position.is_last = item
+        if self.loader is not None:
+            self._losses.items = self.loader.items
         if self._moves:
             batch = move_to_device(batch, self._device)
         if position.window == 0:
@@ -258,7 +260,7 @@ class Passes:
         for updater in self._setup.updaters.values():
             updater.gradients.drop()
             updater.weights.drop()
-        self._setup.losses.drop()
+        self._losses.drop()
         self._setup.precision.drop()
         self._view.updater = self._setup.first
         self._position.window = 0
@@ -277,7 +279,7 @@ class Passes:
         position = self._position
         self._setup.modes.leave_evaluation()
         if position.batch == 0:
-            self._setup.losses.start_epoch()
+            self._losses.start_epoch()
         self.in_epoch = self.is_begun = True
         self.hook.on_epoch_start(trainer=self._view, epoch=position.epoch)
         for updater in self._setup.updaters.values():

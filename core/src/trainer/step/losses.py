@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ _OWN: Final = (
 
 
 _NONE: Final[list[Tensor]] = []
+_NO_ITEMS: Final[list[float]] = []
 
 
 class NonFiniteError(RunError):
@@ -164,10 +166,12 @@ class _Sums:
 
 
 class LossMeter:
-    """Means of the training loss over the epoch and over the log interval, summed in float64, over
-    all processes; one for each name, where several optimizers have losses of their own.
+    """Means of the training loss over the epoch and over the log interval, each batch weighted by
+    its items, summed in float64, over all processes; one for each name, where several optimizers
+    have losses of their own.
 
     Attributes:
+        items: of the batch at hand; 1 where their number is not known.
         total: sum of the losses that were read last.
         count: their items in all processes, where the losses are sums; else None.
         verdict: what was read with them.
@@ -180,7 +184,9 @@ class LossMeter:
     def reset(self) -> None:
         """Forgets everything, also the losses of an update that has failed."""
         self._sums: defaultdict[str, _Sums] = defaultdict(_Sums)
+        self.items: float = 1
         self._pending: dict[str, list[Tensor]] = {}
+        self._items: dict[str, list[float]] = {}
         self._counts: dict[str, list[float | Tensor]] = {}
         self.total: float = 0.0
         self.count: float | None = None
@@ -196,6 +202,8 @@ class LossMeter:
         pending = self._pending.setdefault(name, [])
         if to_last and pending:
             loss = pending.pop().detach() + loss.detach()
+        else:
+            self._items.setdefault(name, []).append(self.items)
         pending.append(loss)
 
     def add_sum(self, total: Tensor, count: float | Tensor, name: str) -> None:
@@ -205,7 +213,7 @@ class LossMeter:
 
     def drop(self) -> None:
         """Forgets the losses that are not read yet."""
-        self._pending, self._counts = {}, {}
+        self._pending, self._items, self._counts = {}, {}, {}
 
     def fetch(
         self, verdict: Tensor | float | None = None, name: str = "", *, overflows: bool = False
@@ -219,25 +227,28 @@ class LossMeter:
         """
         if self._counts:
             return self._fetch_sums(verdict, name, overflows=overflows)
-        read = self._pending.pop("", _NONE)
+        read, items = self._pending.pop("", _NONE), self._items.pop("", _NO_ITEMS)
         first = len(read)
         if name:
             read = [*read, *self._pending.pop(name, _NONE)]
+            items = [*items, *self._items.pop(name, _NO_ITEMS)]
         if isinstance(verdict, Tensor):
             *values, self.verdict = _read([*read, verdict])
         else:
             values = [read[0].item()] if len(read) == 1 else _read(read)
             self.verdict = verdict or 0.0
-        found = [sum(values[:first]), first, sum(values[first:]), len(values) - first]
+        values = [*map(operator.mul, values, items)]
+        found = [sum(values[:first]), sum(items[:first])]
+        found += [sum(values[first:]), sum(items[first:])]
         if not self._ranks.is_alone:
             *found, self.verdict = self._ranks.total([*found, self.verdict], "update")
         self.total = found[0] + found[2]
         if not (math.isfinite(self.total) and (overflows or math.isfinite(self.verdict))):
             return False
         if found[1]:
-            self._sums[""].add(found[0], int(found[1]))
+            self._sums[""].add(found[0], found[1])
         if found[3]:
-            self._sums[name].add(found[2], int(found[3]))
+            self._sums[name].add(found[2], found[3])
         return True
 
     def _fetch_sums(self, verdict: Tensor | float | None, name: str, *, overflows: bool) -> bool:
