@@ -102,6 +102,9 @@ class TrainerConfig:
         seed: seed of the data order and of every random number generator
         gradient_accumulation_steps: micro-batches per optimizer update
         max_grad_norm: clip the global 2-norm of the gradients to this
+        scheduler_interval: a scheduler is stepped after each update, or after each epoch behind its
+            validation; one that follows a metric, after each validation, or that of the epoch
+        scheduler_monitor: the metric that ReduceLROnPlateau follows, such as val_loss
         precision: arithmetic of the forward pass; fp16 scales the loss; auto is bf16 where the
             device is faster with it, else fp32
         compile: run the model through torch.compile
@@ -126,6 +129,8 @@ class TrainerConfig:
     seed: int = 0
     gradient_accumulation_steps: int = 1
     max_grad_norm: float | None = None
+    scheduler_interval: Literal["update", "epoch"] = "update"
+    scheduler_monitor: str | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     device: str = "auto"
@@ -154,6 +159,10 @@ class TrainerConfig:
             self._require(name, value is None or is_positive(value), "a finite number above 0")
         self._check_choice("precision", ("auto", "fp32", "bf16", "fp16"))
         self._check_choice("on_nonfinite", ("stop", "skip"))
+        self._check_choice("scheduler_interval", ("update", "epoch"))
+        monitor: object = self.scheduler_monitor
+        is_name = monitor is None or (isinstance(monitor, str) and monitor != "")
+        self._require("scheduler_monitor", is_name, "the name of a metric, such as 'val_loss'")
         if self.output_dir is None and (self.snapshot_interval or self.snapshot_epochs):
             raise ConfigError(
                 f"snapshots need a place: give {option_text('output_dir', 'runs/a')}, or another."

@@ -95,7 +95,8 @@ class Trainer:
                 the second part of a batch of two.
             batch_size: batch -> number of items, its weight in the reported losses; default: what
                 a DataLoader promises; else guessed for `val_loss`, and 1 for `train_loss`.
-            scheduler: a learning-rate scheduler; stepped once per update.
+            scheduler: a learning-rate scheduler, stepped as `scheduler_interval` says: once per
+                update, or per epoch.
             config: the settings; default `TrainerConfig()`.
             callbacks: called in this order, before discovered ones.
             discover: use the installed plugins that are live in every run.

@@ -70,8 +70,8 @@ class Run:
             model: moved to the device here; several as a mapping of names.
             optimizer: over parameters of `model`; several as a mapping of names, each with
                 parameters of its own. What it remembers follows them to the device.
-            scheduler: a learning-rate scheduler, stepped once per update; of several optimizers a
-                mapping with their names.
+            scheduler: a learning-rate scheduler, stepped as `scheduler_interval` says; of several
+                optimizers a mapping with their names.
             validate: returns metrics; called where `eval_interval` or the end of an epoch asks for
                 it, in evaluation mode, without gradients, in the run's precision. The means over
                 all processes count.
@@ -210,9 +210,11 @@ class Run:
         time are used up; for callbacks it is one epoch without an end.
 
         Raises:
-            RunOrderError: outside `start`, or inside an epoch.
+            RunOrderError: outside `start`, or inside an epoch; or a scheduler waits for its end.
         """
         self._check_outside("updates()")
+        way = "it has no epochs to step a scheduler by; use scheduler_interval='update'"
+        refuse(self._boundary.scheduling.is_by_epoch, "updates()", way)
         return map(self._passes.next_without_loader, repeat(self._passes.run))
 
     def read(self, answer: Any) -> Tensor | Loss:

@@ -40,6 +40,9 @@ _COMMAND: Final = frozenset(
 )  # fmt: skip
 """What tells the command what to do, and is no setting of a run."""
 
+_FIXED: Final = frozenset({"scheduler_interval", "scheduler_monitor"})
+"""What `TrainerConfig` leaves open and the command does not: its schedule counts updates."""
+
 _HELPS: Final[Mapping[str, str]] = {
     "output_dir": "where the run writes; without it, to a fresh runs/NAME-NUMBER",
     "max_steps": "end after this many updates, over all resumes; the schedule of the learning "
@@ -180,7 +183,7 @@ def _own_options() -> dict[str, list[Option]]:
                 default=_DEFAULTS.get(option.flag, option.default),
                 help=_HELPS.get(option.flag, option.help),
             )
-            for option in read_options(target)
+            for option in read_options(target, skip=_FIXED)
         ]
         for title, target in _GROUPS.items()
     }

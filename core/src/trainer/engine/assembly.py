@@ -28,6 +28,7 @@ from ..step.losses import LossMeter
 from ..step.modes import Modes
 from ..step.parts import check_optimizer_devices, check_parts, check_together, move_state
 from ..step.precision import Precision
+from ..step.scheduling import check_scheduling
 from ..step.update import Updater
 from ..step.weights import Weights
 from ..view import View
@@ -117,6 +118,7 @@ def assemble(
     check_parts(_by_name(plain), optimizers, config)
     whole = _join(plain)
     check_together(whole, optimizers, schedulers)
+    check_scheduling(schedulers, config)
     live = find_live() if discover else []
     manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
     device = find_device(config.device)

@@ -17,6 +17,7 @@ from trainer_callback.calls.dispatch import Answer
 
 from ..processes.sharding import fsdp_modules, reshard
 from ..result import Stop
+from ..step.scheduling import Scheduling
 from ..step.validation import CutError, agree_on_metrics, without_trace
 from .assembly import Setup
 
@@ -33,6 +34,7 @@ class Boundary:
     Attributes:
         validate: returns the metrics of a validation; None: there is none.
         stop: the end that all processes have agreed on, or None.
+        scheduling: steps the schedulers that no update steps.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -44,6 +46,9 @@ class Boundary:
         self._is_alone = setup.ranks.is_alone
         self._writes = self._config.output_dir is not None
         self._fsdp_modules = [*fsdp_modules(setup.view.model)]
+        schedulers = {name: each.scheduler for name, each in setup.updaters.items()}
+        given = {name: each for name, each in schedulers.items() if each is not None}
+        self.scheduling: Scheduling = Scheduling(given, self._config, self._position, setup.ranks)
         self.validate: Validate | None = None
         self.stop: Stop | None = None
 
@@ -110,6 +115,7 @@ class Boundary:
         if self._position.validation_pending and (metrics := self._validate()) is not None:
             self._position.validation_pending = False
             self._record(metrics)
+            self.scheduling.end_validation(metrics)
         self.decide_and_save()
 
     def end_epoch(self) -> None:
@@ -141,6 +147,7 @@ class Boundary:
         )
         if not cut:
             position.epoch_done = True
+            self.scheduling.end_epoch()
             self.decide_and_save()
 
     def decide_and_save(self) -> None:

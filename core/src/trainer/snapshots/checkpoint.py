@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ..step.losses import LossMeter, NonFiniteError
 from ..step.parameters import name_frozen, tell_frozen
 from ..step.parts import check_optimizer_devices, describe_bad_rate
 from ..step.precision import Precision
-from ..step.schedules import list_ends
+from ..step.schedule_ends import count_steps, list_ends
 from ..step.update import Updater
 from .facts import describe_data, log_other_data
 from .final import describe_unsaveable
@@ -83,6 +82,7 @@ class Checkpoint:
         self._resumed_data: tuple[Any, Mapping[str, Any], Path] | None = None
         self._in_place = True
         self._other_schedule = False
+        self._unchecked: Position | None = None
 
     def keep(self, name: str, thing: Any) -> None:
         """Adds a thing with `state_dict` and `load_state_dict` to what each process saves.
@@ -106,6 +106,8 @@ class Checkpoint:
         self._unkept.use(loader.given)
         if self._resumed_data is not None:
             self._compare_data(loader)
+        if self._unchecked is not None:
+            self.check_schedule(self._unchecked)
 
     def _compare_data(self, loader: EpochLoader) -> None:
         assert self._resumed_data is not None
@@ -216,15 +218,18 @@ class Checkpoint:
             self._compare_data(self._loader)
 
     def check_schedule(self, position: Position) -> None:
-        """Warns, before the first step, of a schedule that ends before the run.
+        """Warns, before the first step, of a schedule that ends before the run. A run that knows no
+        loader yet looks again where it has one.
 
         Raises:
             ConfigError: it cannot be stepped to the end.
         """
-        batches = None if self._loader is None else self._loader.length
-        left = _updates_left(position, self._config, batches)
+        loader = self._loader
+        left = count_steps(position, self._config, None if loader is None else loader.length)
+        self._unchecked = position if loader is None and left is None else None
         for updater in self._updaters.values():
-            for text in list_ends(updater.scheduler, left, changed=self._other_schedule):
+            ends = list_ends(updater.scheduler, left, self._config, changed=self._other_schedule)
+            for text in ends:
                 logger.warning("%s", text)
 
     def check_optimizer_devices(self) -> None:
@@ -314,22 +319,6 @@ def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -
             f"{path} has {first!r}: it was written with the names of a compiled model, before they "
             "became those of the plain model. Start a run of its own from its weights."
         )
-
-
-def _updates_left(position: Position, config: TrainerConfig, batches: int | None) -> int | None:
-    """Returns how many updates this run will make, or None where nobody knows.
-
-    Args:
-        batches: of an epoch.
-    """
-    by_steps = None if config.max_steps is None else max(0, config.max_steps - position.step)
-    if batches is None:
-        return by_steps
-    window = config.gradient_accumulation_steps
-    left = max(0, config.epochs - position.epochs_done) * math.ceil(batches / window)
-    if position.is_mid_epoch:
-        left -= math.ceil(min(batches, position.batch) / window)
-    return left if by_steps is None else min(left, by_steps)
 
 
 def _is_expanded(tensor: torch.Tensor) -> bool:

@@ -48,7 +48,10 @@ logger: logging.Logger = logging.getLogger("trainer")
 
 _CORE: Final = "trainer-core"
 _NUMERIC: Final = frozenset(
-    {"seed", "gradient_accumulation_steps", "max_grad_norm", "precision", "compile"}
+    {
+        *("seed", "gradient_accumulation_steps", "max_grad_norm", "precision", "compile"),
+        *("scheduler_interval", "scheduler_monitor"),
+    }
 )
 """Options that change the numbers of a run from where they change."""
 _SAMPLER_OPTIONS: Final[Mapping[type, Sequence[str]]] = {

@@ -276,11 +276,6 @@ def _check_frozen(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimiz
 def _check_scheduler(scheduler: object, optimizer: torch.optim.Optimizer) -> None:
     if scheduler is None:
         return
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ConfigError(
-            "ReduceLROnPlateau waits for a metric, and a scheduler is stepped after each "
-            "update. Step it in a callback's on_epoch_end: scheduler.step(val_loss)."
-        )
     needed = ("step", "state_dict", "load_state_dict")
     if isinstance(scheduler, type) or not all(hasattr(scheduler, name) for name in needed):
         raise ConfigError(

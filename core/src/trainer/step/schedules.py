@@ -1,5 +1,5 @@
-"""Learning-rate schedules at a start and at a resume: what of a new one has no effect, and one that
-ends before the run does. Reads schedulers, steps none.
+"""Learning-rate schedules: their names and settings, what of a new one has no effect at a resume,
+and their steps.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch.optim import lr_scheduler
 from trainer_callback import RunError
 from trainer_callback.state import to_plain
 
-from ..config import ConfigError
-
 __all__ = [
     "ScheduleError",
     "compare_functions",
     "describe_schedule",
     "fixed_settings",
-    "list_ends",
+    "follows_metric",
     "list_unused",
     "name_schedule",
+    "needed_arguments",
+    "parts_of",
     "step_schedule",
 ]
 
@@ -50,7 +50,7 @@ def fixed_settings(group: Mapping[str, Any], scheduler: Any) -> dict[str, Any]:
     found = {name: value for name, value in group.items() if name not in ("params", "param_names")}
     if scheduler is not None or "initial_lr" in group:
         del found["lr"]
-    cycles = any(getattr(part, "cycle_momentum", False) for part in _parts(scheduler))
+    cycles = any(getattr(part, "cycle_momentum", False) for part in parts_of(scheduler))
     if cycles or "max_momentum" in group:
         found.pop("momentum", None)
         if "betas" in found:
@@ -58,19 +58,39 @@ def fixed_settings(group: Mapping[str, Any], scheduler: Any) -> dict[str, Any]:
     return found
 
 
-def _parts(scheduler: Any) -> list[Any]:
+def parts_of(scheduler: Any) -> list[Any]:
     """Returns `scheduler` and the schedulers that it is made of, itself first."""
     found = [scheduler]
     for part in getattr(scheduler, "_schedulers", ()):
-        found += _parts(part)
+        found += parts_of(part)
     return found
+
+
+def follows_metric(scheduler: Any) -> bool:
+    """Whether its step takes a metric, as that of ReduceLROnPlateau does."""
+    if scheduler is None:
+        return False
+    inner = getattr(scheduler, "scheduler", scheduler)  # of one that Accelerate has prepared
+    if isinstance(inner, lr_scheduler.ReduceLROnPlateau):
+        return True
+    return next(iter(needed_arguments(scheduler)), "") in ("metric", "metrics")
+
+
+def needed_arguments(scheduler: Any) -> list[str]:
+    """Returns the names of what its step cannot do without."""
+    try:
+        given = inspect.signature(scheduler.step).parameters.values()
+    except (TypeError, ValueError):  # it has no signature
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each.name for each in given if each.default is each.empty and each.kind not in several]
 
 
 def describe_schedule(scheduler: Any) -> list[tuple[str, dict[str, Any]]]:
     """Returns class and settings of each part: the constructor's arguments that are plain
     attributes, and what torch's own make of them. Functions, as LambdaLR has, are not among them.
     """
-    return [(type(part).__name__, _settings(part)) for part in _parts(scheduler)]
+    return [(type(part).__name__, _settings(part)) for part in parts_of(scheduler)]
 
 
 def _settings(part: Any) -> dict[str, Any]:
@@ -129,7 +149,7 @@ def compare_functions(scheduler: Any) -> tuple[str, bool] | None:
     Returns:
         A sentence, and whether they give other rates now; None for a schedule without functions.
     """
-    parts = [part for part in _parts(scheduler) if getattr(part, "lr_lambdas", ())]
+    parts = [part for part in parts_of(scheduler) if getattr(part, "lr_lambdas", ())]
     if not parts:
         return None
     text = f"{type(parts[0]).__name__}: no snapshot keeps its functions"
@@ -161,72 +181,21 @@ def _is_close(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-30)
 
 
-def list_ends(scheduler: Any, left: int | None, *, changed: bool) -> Iterator[str]:
-    """Yields a sentence for each part of `scheduler` whose rate falls to 0, or rises again, before
-    the run ends.
+def step_schedule(scheduler: Any, *metric: float, unit: str = "update") -> None:
+    """Steps `scheduler`.
 
     Args:
-        left: updates to come, or None where that is not known.
-        changed: the schedule is another one than the run was built with. Only then a cosine that
-            rises again is told of: somebody may want it.
-
-    Raises:
-        ConfigError: one cannot be stepped to the end of the run.
-    """
-    if scheduler is None or left is None:
-        return
-    done = getattr(_parts(scheduler)[-1], "last_epoch", 0)
-    done = getattr(scheduler, "last_epoch", done)
-    for part, end in _reached(scheduler, done + left):
-        name, first = type(part).__name__, done + left - end
-        if isinstance(part, lr_scheduler.OneCycleLR) and end > part.total_steps:
-            raise ConfigError(
-                f"{name} ends at update {first + part.total_steps} (total_steps), and this run at "
-                f"update {done + left}: a step behind its end is an error. Train for fewer epochs "
-                "or max_steps, or start a run with another schedule."
-            )
-        total = getattr(part, "total_iters", end)
-        to_zero = isinstance(part, lr_scheduler.PolynomialLR) or (
-            isinstance(part, lr_scheduler.LinearLR) and part.end_factor == 0
-        )
-        if to_zero and end > total:
-            yield (
-                f"{name}: the learning rate is 0 from update {first + total} on, and the run goes "
-                f"on to update {done + left} (total_iters={total})."
-            )
-        if changed and isinstance(part, lr_scheduler.CosineAnnealingLR) and end > part.T_max:
-            yield (
-                f"{name}: the learning rate rises again from update {first + part.T_max} on "
-                f"(T_max={part.T_max}), and the run goes on to update {done + left}."
-            )
-
-
-def step_schedule(scheduler: Any) -> None:
-    """Steps `scheduler`.
+        metric: what it follows, if it follows one.
+        unit: what it counts: `update` or `epoch`.
 
     Raises:
         ScheduleError: it refuses, as OneCycleLR does behind its end.
     """
     try:
-        scheduler.step()
+        scheduler.step(*metric)
     except ValueError as error:
         raise ScheduleError(
-            f"{type(scheduler).__name__} has no rate for the next update: {error}. Give it as many "
-            "updates as the run has, or end the run before with max_steps."
+            f"{type(scheduler).__name__} has no rate for the next {unit}: {error}. Give it as many "
+            f"{unit}s as the run has, or end the run before with "
+            f"{'max_steps' if unit == 'update' else 'epochs'}."
         ) from error
-
-
-def _reached(scheduler: Any, end: int) -> Iterator[tuple[Any, int]]:
-    """Yields each innermost part of `scheduler` and how often it has been stepped when the whole
-    has been `end` times.
-    """
-    parts = getattr(scheduler, "_schedulers", None)
-    if parts is None:
-        yield scheduler, end
-        return
-    starts, ends = [0] * len(parts), [end] * len(parts)
-    if isinstance(scheduler, lr_scheduler.SequentialLR):
-        starts = [0, *scheduler._milestones]
-        ends = [*scheduler._milestones, end]
-    for part, start, stop in zip(parts, starts, ends, strict=True):
-        yield from _reached(part, min(stop, end) - start)

@@ -19,7 +19,7 @@ from .losses import LossMeter, NonFiniteError
 from .parts import check_closure, describe_bad_rate
 from .precision import Precision
 from .reach import Reach
-from .schedules import step_schedule
+from .schedules import follows_metric, step_schedule
 from .weights import Weights
 
 __all__ = ["Updater"]
@@ -30,7 +30,8 @@ _MOST_SKIPPED: Final = 10
 
 
 class Updater:
-    """Steps an optimizer and its scheduler, unless the loss or a gradient is NaN or infinite.
+    """Steps an optimizer, and a scheduler that counts updates, unless the loss or a gradient is NaN
+    or infinite.
 
     Attributes:
         name: of the optimizer; "" where it is the only one.
@@ -63,6 +64,8 @@ class Updater:
         self.name = name
         self.optimizer = optimizer
         self.scheduler = scheduler
+        by_update = config.scheduler_interval == "update" and not follows_metric(scheduler)
+        self._stepped_here = scheduler if by_update else None
         self.gradients = gradients
         self.reach: Reach = Reach(optimizer, is_alone=not name)
         self.weights: Weights = weights
@@ -115,8 +118,8 @@ class Updater:
             check_closure(self.optimizer, error)
             self._check_rates(position, error)
             raise
-        if self.scheduler is not None and not skipped:
-            step_schedule(self.scheduler)
+        if self._stepped_here is not None and not skipped:
+            step_schedule(self._stepped_here)
         return skipped
 
     def _check_rates(self, position: Position, cause: Exception | None = None) -> None:
