@@ -156,3 +156,21 @@ def test_only_what_a_terminal_would_obey_is_replaced() -> None:
     assert printable(RIGHT) == RIGHT
     assert printable("\x1b[2J\x00\x07\x9b1m\x7f") == "\ufffd[2J\ufffd\ufffd\ufffd1m\ufffd"
     assert printable("one\rtwo\r\nthree") == "one\ntwo\r\nthree"
+
+
+def test_a_dry_run_says_that_it_kept_nothing(run: Path) -> None:
+    before = sorted(path.name for path in run.iterdir())
+    words = [*TINY, "--dry_run", "--tensorboard", "--early_stopping", "--cache_dir", "c"]
+    done = shell(run, f"$LM {' '.join(words)}")
+    assert (done.returncode, "nothing: it was a dry run" in done.stdout) == (0, True)
+    assert "2 updates" in done.stdout
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_a_dry_run_goes_on_from_nothing(run: Path) -> None:
+    done = shell(run, f"$LM {' '.join(TINY)} --cache_dir c --output_dir run --resume --dry_run")
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "train-lm: a dry run starts anew, and cannot go on from a snapshot. Leave --resume or "
+        "--dry_run out.\n"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import secrets
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,8 @@ _MOVED: Final[Mapping[str, str]] = {
     "enable_gradient_monitor": _GRADIENT_MONITOR,
 }
 
+_TRIED: Final = 2
+"""Updates, and batches of a validation set, of a dry run."""
 
 _Config = TypeVar("_Config")
 
@@ -94,7 +98,14 @@ class TrainerConfig:
     Args:
         epochs: passes over the training data
         max_steps: stop after this many optimizer updates, counted over all resumes
-        max_time: stop after this many seconds of this process
+        max_time: stop after this many seconds of this process, less what the longest validation
+            so far took, so that there is time for the last one
+        max_train_batches: use this many batches of an epoch at most, in each process; a share of
+            them, if it is below 1
+        max_val_batches: use this many batches of each validation set at most, all processes
+            together; a share of them, if it is below 1
+        dry_run: try everything with two updates and two batches of each validation set, in a
+            directory that is removed at the end
         min_epochs: callbacks cannot stop the run before that many epochs are done
         output_dir: where the run writes; `~` is the home directory, and a relative one is below the
             directory in which the config is made; without it nothing is written
@@ -123,6 +134,9 @@ class TrainerConfig:
     epochs: int = 10
     max_steps: int | None = None
     max_time: float | None = None
+    max_train_batches: int | float | None = None
+    max_val_batches: int | float | None = None
+    dry_run: bool = False
     min_epochs: int = 0
     output_dir: Path | None = None
     overwrite: bool = False
@@ -157,6 +171,11 @@ class TrainerConfig:
         for name in ("max_time", "max_grad_norm"):
             value = getattr(self, name)
             self._require(name, value is None or is_positive(value), "a finite number above 0")
+        for name in ("max_train_batches", "max_val_batches"):
+            value = getattr(self, name)
+            is_share = isinstance(value, float) and 0 < value < 1
+            wanted = "a number of batches, or a share between 0 and 1 such as 0.1"
+            self._require(name, value is None or is_share or is_count(value, 1), wanted)
         self._check_choice("precision", ("auto", "fp32", "bf16", "fp16"))
         self._check_choice("on_nonfinite", ("stop", "skip"))
         self._check_choice("scheduler_interval", ("update", "epoch"))
@@ -167,6 +186,22 @@ class TrainerConfig:
             raise ConfigError(
                 f"snapshots need a place: give {option_text('output_dir', 'runs/a')}, or another."
             )
+
+    def shortened(self) -> TrainerConfig:
+        """Returns the settings of the dry run that is asked for, or these."""
+        if not self.dry_run:
+            return self
+        place = None if self.output_dir is None else Path(tempfile.gettempdir())
+        return dataclasses.replace(
+            self,
+            epochs=1,
+            max_steps=_TRIED,
+            min_epochs=0,
+            max_train_batches=_TRIED * self.gradient_accumulation_steps,
+            max_val_batches=_TRIED,
+            output_dir=None if place is None else place / f"trainer-dry-run-{secrets.token_hex(8)}",
+            log_interval=1,
+        )
 
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)

@@ -25,7 +25,7 @@ from .data.loaders import EpochLoader
 from .engine.answers import Answers
 from .engine.assembly import Setup, assemble
 from .engine.boundary import Boundary, Validate
-from .engine.call_order import refuse
+from .engine.call_order import check_turns, refuse
 from .engine.lifetime import Lifetime, RunContext
 from .engine.passes import Passes
 from .engine.run_loaders import Loader, RunLoaders
@@ -213,8 +213,7 @@ class Run:
             RunOrderError: outside `start`, or inside an epoch; or a scheduler waits for its end.
         """
         self._check_outside("updates()")
-        way = "it has no epochs to step a scheduler by; use scheduler_interval='update'"
-        refuse(self._boundary.scheduling.is_by_epoch, "updates()", way)
+        check_turns(self._config, by_epoch=self._boundary.scheduling.is_by_epoch)
         return map(self._passes.next_without_loader, repeat(self._passes.run))
 
     def read(self, answer: Any) -> Tensor | Loss:

@@ -107,6 +107,13 @@ def to_bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
+def number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
 _SCALARS: Final[Mapping[type, Reader]] = {
     int: Reader(int, "N"),
     float: Reader(float, "X"),
@@ -127,6 +134,8 @@ def _evaluate(annotation: Any, names: dict[str, Any]) -> Any:
 def _find_optional(arguments: tuple[Any, ...]) -> Reader | None:
     inner = [argument for argument in arguments if argument is not type(None)]
     reader = find_reader(inner[0]) if len(inner) == 1 else None
+    if {*inner} == {int, float}:
+        reader = Reader(number, "N")
     if reader is None or len(inner) == len(arguments):
         return reader
     convert = reader.convert

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from trainer import Trainer, TrainResult
+from trainer.data.shares import count_batches
 from trainer.engine.memory import OutOfMemoryError
 from trainer.processes.device import choose_precision, find_device
 from trainer.processes.ranks import join_ranks, leave_ranks
@@ -74,7 +75,7 @@ def _train(settings: Settings) -> int:
     check_size(summary.tokenizer.vocab_size, settings.model)
     model = GPT(summary.tokenizer.vocab_size, settings.model).to(device)
     samples = SampleCallback(summary.tokenizer, settings.samples.sample_interval)
-    settings = settings.reserve() if ranks.is_main else settings
+    settings = settings.reserve() if ranks.is_main and not settings.training.dry_run else settings
     try:
         steps = _count_steps(len(loaders[0]) // ranks.world_size, settings)
         tokens = settings.text.batch_size * settings.model.block_size * ranks.world_size
@@ -99,7 +100,8 @@ def _train(settings: Settings) -> int:
 
 def _count_steps(batches: int, settings: Settings) -> int:
     """Returns the updates of the whole run, where each epoch has so many batches."""
-    training = settings.training
+    training = settings.training.shortened()
+    batches = count_batches(training.max_train_batches, batches, "max_train_batches") or batches
     updates_per_epoch = math.ceil(batches / training.gradient_accumulation_steps)
     return min(updates_per_epoch * training.epochs, training.max_steps or 2**62)
 
@@ -146,7 +148,7 @@ def _announce(trainer: Trainer, summary: CorpusSummary, settings: Settings) -> N
         f"{parameters:,}",
         trainer.device,
         settings.training.precision,
-        trainer.output_dir,
+        "nowhere, for this is a dry run" if settings.training.dry_run else trainer.output_dir,
     )
 
 
@@ -154,7 +156,8 @@ def _call(trainer: Trainer, settings: Settings, *, alone: bool) -> TrainResult:
     try:
         return trainer.train(settings.resume)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
+        hint = "It was a dry run." if settings.training.dry_run else _how_to_go_on(trainer)
+        raise KeyboardInterrupt(hint) from None
     except OutOfMemoryError as error:
         raise RunError(f"{error} --block_size is the length of the inputs.") from error
     except RuntimeError as error:
@@ -222,9 +225,10 @@ def _summarise(
         console.print()
     if show_costs:
         console.print(_costs(result))
-    table.add_row("written", "\n".join(_written(trainer.output_dir)))
-    if trainer.output_dir is not None:
-        table.add_row("its page", f"trainer report {shlex.quote(str(trainer.output_dir))}")
+    place = None if trainer.config.dry_run else trainer.output_dir
+    table.add_row("written", "\n".join(_written(place)) or "nothing: it was a dry run")
+    if place is not None:
+        table.add_row("its page", f"trainer report {shlex.quote(str(place))}")
     console.print(table)
 
 

@@ -22,7 +22,7 @@ from ..processes.signals import WorkerShield
 from .batch_size import BatchSizes
 from .draws import draw_from, draws_here
 from .loader_check import check_loader, check_whole
-from .shares import divide, promised_size, samplers_of
+from .shares import divide, is_divided, promised_size, samplers_of
 
 __all__ = ["EmptyLoaderError", "EpochLoader"]
 
@@ -122,6 +122,14 @@ class EpochLoader:
         if self.sizes is not None:
             return self.sizes.count(batch, promised)
         return 1 if promised is None else promised
+
+    @property
+    def whole_length(self) -> int | None:
+        """Batches of all processes together, or None where the loader cannot say."""
+        length = self.length
+        if length is None or is_divided(self.given):
+            return length and length * self.ranks.world_size
+        return len(self.given)  # type: ignore[arg-type]
 
     def promised_size(self, index: int) -> int | None:
         """Items that the batch `index` of an epoch is made of; None where that is not certain."""

@@ -11,9 +11,20 @@ from typing import Any, Final, TypeVar
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
+from trainer_callback import option_text
+
+from ..config import ConfigError
 from ..processes.ranks import Ranks
 
-__all__ = ["BatchShare", "Share", "divide", "is_divided", "promised_size", "samplers_of"]
+__all__ = [
+    "BatchShare",
+    "Share",
+    "count_batches",
+    "divide",
+    "is_divided",
+    "promised_size",
+    "samplers_of",
+]
 
 T = TypeVar("T")
 
@@ -93,6 +104,22 @@ def divide(loader: Iterable[Any], ranks: Ranks, *, in_step: bool) -> tuple[Itera
         persistent_workers=loader.persistent_workers,
     )
     return divided, _WHOLE
+
+
+def count_batches(limit: int | float | None, length: int | None, option: str) -> int | None:
+    """Returns how many of `length` batches a limit means, at least one; None: all of them.
+
+    Raises:
+        ConfigError: it is a share, and the length is not known.
+    """
+    if not isinstance(limit, float):
+        return limit
+    if length is None:
+        raise ConfigError(
+            f"{option_text(option)} is {limit}, a share of a loader whose length is not known. "
+            f"Give a number of batches, such as {option_text(option, 100)}."
+        )
+    return max(1, int(limit * length))
 
 
 def promised_size(loader: Iterable[Any], share: Share, index: int) -> int | None:

@@ -112,7 +112,7 @@ def assemble(
     """
     several = isinstance(optimizer, Mapping)
     optimizers, schedulers = _by_name(optimizer), {} if scheduler is None else _by_name(scheduler)
-    plain = model
+    plain, config = model, config.shortened()
     if accelerator is not None:
         plain, config = _unwrap(model, accelerator), settle(config, accelerator)
     check_parts(_by_name(plain), optimizers, config)

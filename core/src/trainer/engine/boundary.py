@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -174,6 +175,7 @@ class Boundary:
         """Returns the metrics, or None if a signal cut the validation short."""
         view, setup, validate = self._view, self._setup, self.validate
         assert validate is not None
+        started = time.monotonic()
         view.check_replicas()
         setup.ranks.share([*view.model.buffers()])
         reshard(self._fsdp_modules)
@@ -190,6 +192,8 @@ class Boundary:
                     logger.warning("the %s at update %d is %s.", what, view.step, value)
             self._position.metrics.update(metrics)
             self._hook.on_validation_end(trainer=view, metrics=metrics)
+        if found is not None:
+            self._decider.reserve(time.monotonic() - started)
         return found
 
     def _record(self, metrics: Mapping[str, float]) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from trainer_callback import UsageError
 
+from ..config import TrainerConfig
 from ..step.update import Updater
 
-__all__ = ["RunOrderError", "check_stepped", "refuse"]
+__all__ = ["RunOrderError", "check_stepped", "check_turns", "refuse"]
 
 
 class RunOrderError(UsageError, RuntimeError):
@@ -34,3 +35,12 @@ def check_stepped(updaters: Mapping[str, Updater], update: int) -> None:
                 "Call it in the batch that ends an update, or name in run.backward what the loss "
                 "is for."
             )
+
+
+def check_turns(config: TrainerConfig, *, by_epoch: bool) -> None:
+    """Refuses options that mean nothing in a loop without a loader and epochs."""
+    counts = config.max_train_batches is not None and not config.dry_run
+    way = "use max_steps: it has no loader whose batches max_train_batches counts"
+    refuse(counts, "updates()", way)
+    way = "it has no epochs to step a scheduler by; use scheduler_interval='update'"
+    refuse(by_epoch, "updates()", way)

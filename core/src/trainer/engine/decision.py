@@ -53,9 +53,14 @@ class StopDecider:
         """
         self._signals = signals
         self.asked: Stop | None = None
+        self._reserved = 0.0
         self._switched_off = len(self._callbacks.switched_off)
         self._ranks.watch(lambda: self._has_switched_off)
         self._started = time.monotonic()
+
+    def reserve(self, seconds: float) -> None:
+        """Takes note of how long a validation took: `max_time` leaves as much for the last one."""
+        self._reserved = max(self._reserved, seconds)
 
     def is_signalled(self) -> bool:
         """Returns whether a signal has asked for the end, in any process; asked between the batches
@@ -125,8 +130,10 @@ class StopDecider:
             return asked
         if config.max_steps is not None and position.step >= config.max_steps:
             return Stop("finished", "max_steps")
-        if config.max_time is not None and time.monotonic() - self._started >= config.max_time:
-            return Stop("finished", "max_time")
+        if config.max_time is not None:
+            left = config.max_time - (time.monotonic() - self._started)
+            if left <= self._reserved:
+                return Stop("finished", "max_time")
         return None
 
     def _read(self, answers: Sequence[Answer]) -> Stop | None:

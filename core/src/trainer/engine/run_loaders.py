@@ -7,7 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeAlias, cast
 
+from trainer_callback import option_text
+
+from ..config import ConfigError
 from ..data.loaders import EpochLoader
+from ..data.shares import count_batches
 from ..step.validation import ValidationBatches
 from .accelerated import PreparedLoader, is_prepared
 from .alike import check_alike_loader
@@ -23,19 +27,37 @@ class RunLoaders:
 
     def __init__(self, setup: Setup) -> None:
         """Keeps references."""
-        self._setup = setup
+        self._setup, self._config = setup, setup.view.config
         self._known: dict[tuple[int, str], EpochLoader] = {}
 
     def for_training(self, loader: Loader, limit: int | None = None) -> EpochLoader:
         """Returns `loader` as the run goes through it, `limit` batches an epoch."""
         used = self._wrap(loader, "train")
-        used.limit = limit
+        used.limit = None
+        own = count_batches(self._config.max_train_batches, used.length, "max_train_batches")
+        used.limit = min((each for each in (limit, own) if each is not None), default=None)
         self._setup.checkpoint.use(used)
         return used
 
     def for_validation(self, loader: Loader) -> EpochLoader:
-        """Returns `loader` as a validation goes through it."""
-        return self._wrap(loader, "validation")
+        """Returns `loader` as a validation goes through it.
+
+        Raises:
+            ConfigError: `max_val_batches` is a share of nobody knows how many, or leaves a process
+                of a sharded model without any.
+        """
+        used, ranks, most = self._wrap(loader, "validation"), self._setup.ranks, "max_val_batches"
+        used.limit = None
+        given = count_batches(self._config.max_val_batches, used.whole_length, most)
+        if given is None:
+            return used
+        if ranks.is_sharded and given < ranks.world_size:
+            raise ConfigError(
+                f"{option_text(most)} is {given}, and a forward pass of a sharded model takes all "
+                f"{ranks.world_size} processes. Use {option_text(most, ranks.world_size)} or more."
+            )
+        used.limit = len(range(ranks.rank, given, ranks.world_size))
+        return used
 
     def validation_batches(self, loader: Iterable[Any]) -> ValidationBatches:
         """Returns the batches of `loader` for a validation, on the device; a signal cuts them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -82,6 +83,11 @@ class Place:
         """
         place = self._config.output_dir
         self._named = self._directory = None
+        if self._config.dry_run and resume not in (False, "auto"):
+            raise ConfigError(
+                "a dry run starts anew, and cannot go on from a snapshot. Leave "
+                f"{option_text('resume')} or {option_text('dry_run')} out."
+            )
         with refusing():
             if not isinstance(resume, bool) and resume != "auto":
                 self._named = load_named(read_path(resume, "resume"))
@@ -94,6 +100,8 @@ class Place:
         if note is not None and self._ranks.is_main:
             logger.warning("%s: final/ will have the weights in state.pt only.", note)
         with contextlib.ExitStack() as held:
+            if self._config.dry_run and self._ranks.is_main:
+                held.callback(shutil.rmtree, place, ignore_errors=True)
             claim = partial(self._claim, held, place, resume)
             with refusing():
                 self._ranks.on_main(claim, "output_dir")
