@@ -80,7 +80,7 @@ NO_LOADERS = {
     "a number": (3, "a int, which cannot be iterated over batches"),
     "a list of loaders": ([DataLoader(DATA)] * 2, "a list of 2, and has to be one.*ConcatDataset"),
     "a tuple of loaders": ((DataLoader(DATA),), "a tuple of 1, and has to be one"),
-    "a dict of loaders": ({"clean": DataLoader(DATA)}, "a dict of 1, .*on_validation_end"),
+    "a dict of loaders": ({"clean": DataLoader(DATA)}, "a dict of 1, .*val_loader takes a mapping"),
 }
 
 
@@ -104,11 +104,35 @@ def test_a_sampler_that_leaves_items_out_of_the_validation_is_refused():
     assert "makes 8 items of 10" in refused([torch.ones(2, 4)], DataLoader(DATA, sampler=sampler))
 
 
-def test_a_sampler_that_divides_the_validation_evenly_is_taken():
+def test_a_sampler_that_divides_the_validation_over_other_processes_is_refused():
     sampler = DistributedSampler(DATA, num_replicas=2, rank=0)
-    model = torch.nn.Linear(4, 1)
-    optimizer = torch.optim.SGD(model.parameters())
-    Trainer(model, optimizer, [torch.ones(2, 4)], DataLoader(DATA, sampler=sampler), discover=False)
+    text = refused([torch.ones(2, 4)], DataLoader(DATA, sampler=sampler))
+    assert "divides the items over 2 processes, and there are 1: not each would be seen" in text
+
+
+def test_a_sampler_of_ones_own_that_divides_the_validation_is_refused():
+    class Padding(torch.utils.data.Sampler):
+        rank, num_replicas, dataset = 0, 4, DATA
+
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            return iter([0, 4, 8])
+
+    text = refused([torch.ones(2, 4)], DataLoader(DATA, sampler=Padding()))
+    assert "has a Padding, which makes 12 items of 10" in text
+
+
+def test_a_sampler_that_divides_the_validation_evenly_is_taken(tiny):
+    def work(rank):
+        sampler = DistributedSampler(DATA, num_replicas=2, rank=rank)
+        model = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters())
+        loader = DataLoader(DATA, sampler=sampler)
+        Trainer(model, optimizer, [torch.ones(2, 4)] * 2, loader, discover=False)
+
+    assert tiny.run_ranks(work) == [0, 0]
 
 
 class Drying:

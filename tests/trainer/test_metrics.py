@@ -11,7 +11,7 @@ import torchmetrics
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainer import ConfigError, Trainer, TrainerConfig
+from trainer import ConfigError, Loss, Trainer, TrainerConfig
 from trainer.testing.recorder import Recorder
 from trainer_callback import TrainerCallback, UsageError
 from trainer_early_stopping import EarlyStoppingCallback
@@ -255,12 +255,27 @@ def test_an_answer_that_is_not_a_value_per_item_is_refused(metric, text):
         make(loader(), metrics={"accuracy": metric}).train()
 
 
-def test_metrics_without_outputs_are_refused():
-    trainer = make(
-        loader(), metrics={"a": is_right}, loss_fn=lambda model, batch: model(batch[0]).mean()
-    )
-    with pytest.raises(UsageError, match=r"loss_fn has answered a loss alone. Return \(loss"):
-        trainer.train()
+@pytest.mark.parametrize("val", [True, False])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda loss: loss,
+        lambda loss: (loss, None),
+        lambda loss: {"loss": loss},
+        lambda loss: Loss(4 * loss, 4),
+    ],
+)
+def test_metrics_without_outputs_are_refused_before_the_first_update(answer, val):
+    def loss_fn(model, batch):
+        return answer(model(batch[0]).mean())
+
+    trainer = make(loader() if val else None, metrics={"a": is_right}, loss_fn=loss_fn)
+    before = trainer.model.weight.detach().clone()
+    for _ in range(2):  # also where it is tried again
+        with pytest.raises(UsageError, match=r"loss_fn has answered a loss alone. Return \(loss"):
+            trainer.train()
+        assert trainer.step == 0
+        assert torch.equal(trainer.model.weight, before)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +289,6 @@ def test_metrics_without_outputs_are_refused():
         ([1], {"f1": torchmetrics.F1Score}, "is the class F1Score"),
         ([1], {"f1": 3}, "metric 'f1' is 3"),
         ([1], [is_right], "metrics must be a mapping"),
-        (None, {"accuracy": is_right}, "there is none for accuracy. Pass val_loader"),
     ],
 )
 def test_what_is_no_set_and_no_metric_is_refused_at_construction(val, metrics, text):

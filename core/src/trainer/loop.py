@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from .config import ConfigError, TrainerConfig
 from .data.batch_size import BatchSizes
 from .data.loaders import EpochLoader
 from .engine.alike import check_alike_loader
+from .engine.inference import Inference
+from .engine.measure import Measure
 from .engine.session import Resume
 from .engine.sets import ONLY, Sets
 from .result import TrainResult
@@ -23,6 +26,8 @@ from .step.metrics import Metrics, check_name
 from .step.parts import check_loss_fn
 
 __all__ = ["Trainer"]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 
 class Trainer:
@@ -121,25 +126,35 @@ class Trainer:
         self._loader = self.run.use_loader(train_loader)
         self._loader.sizes = None if batch_size is None else BatchSizes(batch_size)
         self._loss_of = setup.precision.wrap(partial(loss_of, setup.trained))
+        measured = Metrics(metrics, metric_inputs, setup.ranks)
+        if measured:
+            self._loss_of = partial(self._answer_first, self._loss_of, measured)
+        measure = Measure(
+            setup,
+            setup.precision.wrap(partial(loss_of, setup.evaluated)),
+            metrics=measured,
+            batch_size=batch_size,
+            answers=self.run.answers,
+        )
+        self._inference = Inference(setup, measure, loss_fn=loss_fn, batch_size=batch_size)
         if val_loader is not None:
-            val_loss_of = setup.precision.wrap(partial(loss_of, setup.evaluated))
-            self.run.use_validation(
-                Sets(
-                    setup,
-                    self._use_sets(val_loader),
-                    val_loss_of,
-                    metrics=Metrics(metrics, metric_inputs, setup.ranks),
-                    batch_size=batch_size,
-                    answers=self.run.answers,
-                )
-            )
+            self.run.use_validation(Sets(setup, self._use_sets(val_loader), measure))
             return
         check_alike_loader(None, "validation", setup.ranks)
         if metrics:
-            raise ConfigError(
-                f"metrics are measured in a validation, and there is none for {', '.join(metrics)}."
-                " Pass val_loader."
+            logger.info(
+                "there is no val_loader, so %s will be measured by trainer.evaluate() only.",
+                ", ".join(metrics),
             )
+
+    def _answer_first(self, loss_of: Callable[[Any], Any], metrics: Metrics, batch: Any) -> Any:
+        """Returns the answer to the first batch, which has to have outputs for the metrics: else an
+        epoch would pass before a validation finds that out.
+        """
+        answer = loss_of(batch)
+        metrics.check_answer(answer)
+        self._loss_of = loss_of
+        return answer
 
     def _use_sets(self, given: Any) -> dict[str, EpochLoader]:
         """Returns the validation sets by name.
@@ -255,3 +270,49 @@ class Trainer:
                     run.step()
         assert run.result is not None
         return run.result
+
+    def evaluate(self, loader: Iterable[Any], name: str = "test") -> dict[str, float]:
+        """Returns the mean loss and the metrics over a set, with the weights as they are, as
+        `NAME_loss`, `NAME_accuracy` and so on. Each item counts once; of several processes all have
+        to call it.
+
+        It is what a validation finds, outside a run: no hook is called, and nothing of it is left
+        in random numbers, modes, gradients and `metrics`.
+
+        Args:
+            loader: an iterable of batches, such as those of `val_loader`.
+            name: of the set.
+
+        Raises:
+            ConfigError: it is no loader, or the name is none.
+            RunOrderError: inside a run, whose sets are those of `val_loader`.
+        """
+        return self._inference.evaluate(loader, name)
+
+    def predict(
+        self,
+        loader: Iterable[Any],
+        *,
+        predict_fn: Callable[[nn.Module, Any], Any] | None = None,
+        everywhere: bool = False,
+    ) -> Any:
+        """Returns the outputs of the model for a set, on the CPU, in the order of the data; of
+        several processes all have to call it, and the others get None. As of `evaluate`, nothing of
+        it is left.
+
+        In containers of any kind, tensors (B, ...) of batches with B items become one (N, ...) for
+        N items, and lists of B one of N. What has another shape in each batch, or no row for each
+        item, is a list with a value per batch.
+
+        Args:
+            loader: an iterable of batches that does not shuffle.
+            predict_fn: `(model, batch)` -> outputs, such as `lambda model, batch: model(batch)` for
+                data without targets; default: what `loss_fn` answers beside the loss, and without
+                `loss_fn` what the model makes of the batch, but for its `.loss`.
+            everywhere: the outputs are returned in all processes.
+
+        Raises:
+            ConfigError: it is no loader, or one without an order; or there are no outputs.
+            RunOrderError: inside a run.
+        """
+        return self._inference.predict(loader, predict_fn, everywhere=everywhere)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["detach", "move_to_device", "parts_of"]
+__all__ = ["detach", "move_to_device", "parts_of", "to_host"]
 
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
@@ -30,6 +30,15 @@ def move_to_device(batch: Any, device: torch.device) -> Any:
 def detach(outputs: Any) -> Any:
     """Returns `outputs`, of the kind that they are, with each tensor detached and none copied."""
     return outputs.detach() if isinstance(outputs, torch.Tensor) else _rebuild(outputs, detach)
+
+
+def to_host(outputs: Any) -> Any:
+    """Returns `outputs`, of the kind that they are, with each tensor detached and copied to the
+    CPU: nothing keeps the memory of the rest alive, and nothing changes them.
+    """
+    if isinstance(outputs, torch.Tensor):
+        return outputs.detach().clone() if outputs.is_cpu else outputs.detach().cpu()
+    return _rebuild(outputs, to_host)
 
 
 def _rebuild(batch: Any, change: Callable[[Any], Any]) -> Any:

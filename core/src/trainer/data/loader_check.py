@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from trainer_callback import option_text
 
 from ..config import ConfigError
 from ..processes.signals import WorkerShield
-from .shares import samplers_of
+from .shares import dividing_sampler, samplers_of
 
-__all__ = ["check_loader", "check_whole"]
+__all__ = ["check_loader", "check_order", "check_undivided", "check_whole"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -65,24 +65,75 @@ def _warn_generator(loader: object, name: str) -> None:
         )
 
 
-def check_whole(loader: Iterable[Any], name: str) -> None:
+def check_whole(loader: Iterable[Any], name: str, world_size: int) -> None:
     """Checks that nobody has divided `loader` so that items are counted twice, or left out.
 
     Raises:
-        ConfigError: a DistributedSampler has.
+        ConfigError: a DistributedSampler has, or one like it.
     """
+    sampler = dividing_sampler(loader)
+    if sampler is None:
+        return
+    what = f"the {name} loader has a {type(sampler).__name__}, which"
+    way = "Leave the sampler out: each process gets its share by itself, and every item counts once"
+    data, parts = getattr(sampler, "dataset", None), sampler.num_replicas
+    if isinstance(data, Sized):
+        items, visits = len(data), getattr(sampler, "total_size", len(sampler) * parts)
+        if items != visits:
+            raise ConfigError(
+                f"{what} makes {visits} items of {items} so that {parts} processes get as many. "
+                f"The mean would be that of other data. {way}."
+            )
+    if parts != world_size:
+        raise ConfigError(
+            f"{what} divides the items over {parts} processes, and there are {world_size}: not "
+            f"each would be seen once. {way}."
+        )
+
+
+def check_undivided(loader: Iterable[Any], name: str) -> None:
+    """Checks that each process gets its share of `loader` here, and nowhere else.
+
+    Raises:
+        ConfigError: somebody else has divided it.
+    """
+    if getattr(loader, "is_divided", False):
+        raise ConfigError(
+            f"the {name} loader was prepared by Accelerate, which repeats items so that processes "
+            "get as many. Pass the DataLoader that it was made of: each process gets its share by "
+            "itself, and every item counts once."
+        )
+
+
+def check_order(loader: Iterable[Any]) -> None:
+    """Checks that a loader gives all its items in their order, for outputs that stand for them.
+
+    Raises:
+        ConfigError: it shuffles, leaves some out, or somebody has divided it.
+    """
+    check_undivided(loader, "predict")
     if not isinstance(loader, DataLoader):
         return
+    way = "outputs come in the order of the data, one for each item"
+    own = f"Pass DataLoader(dataset, batch_size={loader.batch_size}) to predict."
     for sampler in samplers_of(loader):
-        if isinstance(sampler, DistributedSampler) and isinstance(sampler.dataset, Sized):
-            items, visits = len(sampler.dataset), sampler.total_size
-            if items != visits:
-                raise ConfigError(
-                    f"the {name} loader has a DistributedSampler, which makes {visits} items of "
-                    f"{items} so that {sampler.num_replicas} processes get as many. The mean would "
-                    "be that of other data. Leave the sampler out: each process gets its share by "
-                    "itself, and every item counts once."
-                )
+        kind = type(sampler).__name__
+        if sampler is dividing_sampler(loader):
+            raise ConfigError(
+                f"the predict loader has a {kind}, and each process gets its share by itself: "
+                f"{way}. {own}"
+            )
+        if hasattr(sampler, "generator"):
+            raise ConfigError(f"the predict loader shuffles ({kind}), and {way}. {own}")
+    if not getattr(loader, "in_order", True):
+        raise ConfigError(f"the predict loader has in_order=False, and {way}. {own}")
+    if loader.drop_last and isinstance(loader.dataset, Sized) and loader.batch_size:
+        left = len(loader.dataset) % loader.batch_size
+        if left:
+            raise ConfigError(
+                f"the predict loader has drop_last=True, which leaves out the last {left} of "
+                f"{len(loader.dataset)} items, and {way}. {own}"
+            )
 
 
 def _check_kind(loader: object, name: str) -> None:
@@ -92,8 +143,8 @@ def _check_kind(loader: object, name: str) -> None:
     ):
         raise ConfigError(
             f"the {name} loader is a {kind} of {len(loader)}, and has to be one loader. Join the "
-            "data with torch.utils.data.ConcatDataset; or pass one, and go through other "
-            "validation loaders in a callback's on_validation_end, whose numbers trainer.log takes."
+            "data with torch.utils.data.ConcatDataset. Of validation sets, val_loader takes a "
+            "mapping of names to loaders; trainer.evaluate takes one a call."
         )
     if isinstance(loader, (torch.Tensor, numpy.ndarray)):
         raise ConfigError(

@@ -86,7 +86,7 @@ class EpochLoader:
         """
         check_loader(loader, name, ranks.world_size if in_step or ranks.is_sharded else 1)
         if not in_step:
-            check_whole(loader, name)
+            check_whole(loader, name, ranks.world_size)
         self.given: Iterable[Any] = loader
         self._loader, self._share = divide(loader, ranks, in_step=in_step)
         self.ranks: Ranks = ranks

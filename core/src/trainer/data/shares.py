@@ -21,6 +21,7 @@ __all__ = [
     "Share",
     "count_batches",
     "divide",
+    "dividing_sampler",
     "is_divided",
     "promised_size",
     "samplers_of",
@@ -82,7 +83,7 @@ def divide(loader: Iterable[Any], ranks: Ranks, *, in_step: bool) -> tuple[Itera
 
     A plain DataLoader over a map-style data set becomes one that loads its share only. Any other
     has to give the same batches everywhere, and each process passes over what is not its own. One
-    with a DistributedSampler is left alone: somebody has divided it.
+    with a DistributedSampler, or one like it, is left alone: somebody has divided it.
     """
     if ranks.is_alone or is_divided(loader):
         return loader, _WHOLE
@@ -152,10 +153,22 @@ def samplers_of(loader: DataLoader[Any]) -> list[Any]:
 
 
 def is_divided(loader: Iterable[Any]) -> bool:
-    """Whether somebody has divided `loader` over the processes: a DistributedSampler, or what says
-    so itself.
+    """Whether somebody has divided `loader` over the processes: a DistributedSampler or one like
+    it, or what says so itself.
     """
-    return getattr(loader, "is_divided", False) or (
-        isinstance(loader, DataLoader)
-        and any(isinstance(sampler, DistributedSampler) for sampler in samplers_of(loader))
+    return getattr(loader, "is_divided", False) or dividing_sampler(loader) is not None
+
+
+def dividing_sampler(loader: Iterable[Any]) -> Any:
+    """Returns the sampler of `loader` that draws the items of one process: a DistributedSampler, or
+    one that has its `rank` and `num_replicas`. None where there is none.
+    """
+    if not isinstance(loader, DataLoader):
+        return None
+    found = (
+        sampler
+        for sampler in samplers_of(loader)
+        if isinstance(sampler, DistributedSampler)
+        or (hasattr(sampler, "rank") and hasattr(sampler, "num_replicas"))
     )
+    return next(found, None)

@@ -19,7 +19,7 @@ from trainer_callback.plugins import find_live
 from ..config import ConfigError, TrainerConfig
 from ..processes.device import choose_precision, find_device
 from ..processes.ranks import Ranks, join_ranks
-from ..processes.sharding import check_offload
+from ..processes.sharding import check_offload, fsdp_modules, reshard
 from ..snapshots.checkpoint import Checkpoint
 from ..step.buffers import KeptBuffers
 from ..step.compiled import plain_model
@@ -51,6 +51,7 @@ class Setup:
         view: what callbacks see.
         session: directory, snapshots and the end of a run.
         trained, evaluated: what to call in place of the model, or of each by its name.
+        fsdp_modules: those on which `fully_shard` was called.
         updaters: optimizer -> its step, in the order of the call; "" is one without a name.
         buffers: those that a skipped update puts back; None where none is skipped.
     """
@@ -67,6 +68,7 @@ class Setup:
     buffers: KeptBuffers | None
     trained: Any
     evaluated: Any
+    fsdp_modules: Sequence[Any]
 
     @property
     def first(self) -> Updater:
@@ -91,6 +93,14 @@ class Setup:
         self.modes.leave_evaluation()
         self.view.updater = self.first
         self.view.snapshot_requested = False
+
+    def prepare_evaluation(self) -> None:
+        """Gives all processes one model: compares the weights, and shares the buffers. Raises a
+        `ReplicaError` where weights differ.
+        """
+        self.view.check_replicas()
+        self.ranks.share([*self.view.model.buffers()])
+        reshard(self.fsdp_modules)
 
 
 def assemble(
@@ -192,6 +202,7 @@ def _surround(
         buffers=buffers,
         trained=called[0],
         evaluated=called[1],
+        fsdp_modules=[*fsdp_modules(view.model)],
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from trainer_callback import TrainerCallback, option_text
 from trainer_callback.calls.dispatch import Answer
 
-from ..processes.sharding import fsdp_modules, reshard
+from ..processes.sharding import reshard
 from ..result import Stop
 from ..step.scheduling import Scheduling
 from ..step.validation import CutError, agree_on_metrics, without_trace
@@ -46,7 +46,6 @@ class Boundary:
         self._position = setup.view.position
         self._is_alone = setup.ranks.is_alone
         self._writes = self._config.output_dir is not None
-        self._fsdp_modules = [*fsdp_modules(setup.view.model)]
         schedulers = {name: each.scheduler for name, each in setup.updaters.items()}
         given = {name: each for name, each in schedulers.items() if each is not None}
         self.scheduling: Scheduling = Scheduling(given, self._config, self._position, setup.ranks)
@@ -176,15 +175,13 @@ class Boundary:
         view, setup, validate = self._view, self._setup, self.validate
         assert validate is not None
         started = time.monotonic()
-        view.check_replicas()
-        setup.ranks.share([*view.model.buffers()])
-        reshard(self._fsdp_modules)
+        setup.prepare_evaluation()
         with without_trace(setup.modes, view.device):
             self._hook.on_validation_start(trainer=view)
             found: dict[str, float] | None = None
             with contextlib.suppress(CutError), torch.no_grad(), setup.precision.context():
                 found = agree_on_metrics(validate(), setup.ranks)
-            reshard(self._fsdp_modules)
+            reshard(setup.fsdp_modules)
             metrics = {} if found is None else found
             for name, value in metrics.items():
                 if not math.isfinite(value):

@@ -15,7 +15,7 @@ from trainer_callback import TrainerCallback
 
 from ..data.batches import move_to_device
 from ..data.loaders import EpochLoader
-from ..processes.sharding import fsdp_modules, reshard
+from ..processes.sharding import reshard
 from ..step.update import Updater
 from .answers import Answers
 from .assembly import Setup
@@ -57,7 +57,7 @@ class Passes:
         self._single_updater = setup.first if len(setup.updaters) == 1 else None
         has_others = bool(self._callbacks.plugins) or self._single_updater is None
         self._listens = has_others or setup.buffers is not None or not setup.ranks.is_alone
-        self._fsdp_modules = [*fsdp_modules(setup.view.model)]
+        self._fsdp_modules = setup.fsdp_modules
         self._is_parallel = bool(self._fsdp_modules) or not setup.ranks.is_alone
         self._source: Iterator[tuple[Any, bool]] | None = None
         self.loader: EpochLoader | None = None

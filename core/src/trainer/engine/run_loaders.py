@@ -70,10 +70,15 @@ class RunLoaders:
     def _wrap(self, loader: Loader, name: str) -> EpochLoader:
         used = loader if isinstance(loader, EpochLoader) else self._known.get((id(loader), name))
         if used is None:
-            given, setup = cast("Iterable[Any]", loader), self._setup
-            check_alike_loader(given, name, setup.ranks)
-            given = PreparedLoader(given) if is_prepared(given) else given
-            seed = setup.view.config.seed
-            used = EpochLoader(given, seed, name, setup.ranks, in_step=name == "train")
+            used = self.wrap_once(cast("Iterable[Any]", loader), name)
             self._known[id(loader), name] = used
         return used
+
+    def wrap_once(self, loader: Iterable[Any], name: str) -> EpochLoader:
+        """Returns `loader` as something goes through it that messages call `name`; a run keeps
+        nothing of it.
+        """
+        setup, seed = self._setup, self._setup.view.config.seed
+        check_alike_loader(loader, name, setup.ranks)
+        given = PreparedLoader(loader) if is_prepared(loader) else loader
+        return EpochLoader(given, seed, name, setup.ranks, in_step=name == "train")

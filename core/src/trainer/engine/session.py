@@ -38,7 +38,11 @@ logger: logging.Logger = logging.getLogger("trainer")
 
 
 class Session:
-    """One run outside its loop."""
+    """One run outside its loop.
+
+    Attributes:
+        is_open: a run has begun, and is not over with all that its end does.
+    """
 
     def __init__(self, view: View, checkpoint: Checkpoint, artifacts: Mapping[str, bytes]) -> None:
         self._view = view
@@ -51,14 +55,19 @@ class Session:
         self._states = CallbackStates()
         self._saved: tuple[int, bool, bool] | None = None
         self._report_resumed: Callable[[], None] | None = None
+        self.is_open: bool = False
 
     @contextlib.contextmanager
     def open(self, resume: Resume) -> Iterator[None]:
         """Holds the output directory while the run lasts, and closes the callbacks at its end; see
         `Place.open`.
         """
-        with self._ranks.run(), self._place.open(resume), contextlib.closing(self._callbacks):
-            yield
+        self.is_open = True
+        try:
+            with self._ranks.run(), self._place.open(resume), contextlib.closing(self._callbacks):
+                yield
+        finally:
+            self.is_open = False
 
     def restore(self, resume: Resume) -> bool:
         """Loads the snapshot that `resume` means and lets every callback load its state.

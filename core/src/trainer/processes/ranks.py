@@ -103,6 +103,16 @@ class Ranks:
         dist.all_gather_object(found, value, self._group)
         return found
 
+    def gather_on_main(self, value: T, point: str) -> list[T]:
+        """Returns every process's value, by rank, in the main one; nothing in the others."""
+        if self._group is None:
+            return [value]
+        self.meet(point)
+        found: list[Any] | None = [None] * self.world_size if self.is_main else None
+        main = dist.get_global_rank(self._group, 0)
+        dist.gather_object(value, found, main, self._group)
+        return found or []
+
     def on_main(self, call: Callable[[], T], point: str, *, by_callback: bool = False) -> T:
         """Calls in the main process; returns, or raises, in all of them what that did.
 

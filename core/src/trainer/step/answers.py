@@ -11,9 +11,10 @@ from torch import Tensor
 
 from trainer_callback.errors import show
 
+from ..data.batches import parts_of
 from .losses import LossError, check_form, check_loss
 
-__all__ = ["Loss", "check_count", "check_total", "read_answer"]
+__all__ = ["Loss", "check_count", "check_total", "read_answer", "read_outputs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +58,33 @@ def read_answer(answer: Any) -> tuple[Tensor | Loss, Any]:
         loss, outputs = answer.loss, answer
     elif isinstance(answer, Mapping) and "loss" in answer:
         loss = answer["loss"]
-        outputs = {name: value for name, value in answer.items() if name != "loss"}
+        outputs = {name: value for name, value in answer.items() if name != "loss"} or None
     elif isinstance(answer, tuple) and len(answer) == 2:
         loss, outputs = answer
     if isinstance(loss, Loss):
         return Loss(loss.total, loss.count), outputs
     return check_form(loss), outputs
+
+
+def read_outputs(answer: Any) -> Any:
+    """Returns what `answer` has beside a loss, which is not looked at, or None: without targets
+    there may be none. An object with `.loss` becomes a mapping of the rest of it.
+
+    Raises:
+        LossError: there is no place for a loss in it.
+    """
+    if isinstance(answer, Tensor):
+        check_form(answer)
+        return None
+    if isinstance(answer, Loss):
+        return answer.outputs
+    if isinstance(answer, tuple) and len(answer) == 2:
+        return answer[1]
+    parts = answer if isinstance(answer, Mapping) else parts_of(answer)
+    if parts is None or not (isinstance(answer, Mapping) or hasattr(answer, "loss")):
+        check_form(answer)
+    rest = {name: value for name, value in (parts or {}).items() if name != "loss"}
+    return rest if any(value is not None for value in rest.values()) else None
 
 
 def check_total(loss: Loss) -> None:

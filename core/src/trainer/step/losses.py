@@ -24,6 +24,7 @@ __all__ = [
     "LossError",
     "LossMeter",
     "NonFiniteError",
+    "apply_model",
     "call_model",
     "check_form",
     "check_loss",
@@ -70,6 +71,24 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     Raises:
         LossError: the model does not take such a batch, or returned something else.
     """
+    output = apply_model(model, batch)
+    loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+        raise LossError(
+            f"the model returned {with_article(type(output))}{shape}, which is no loss. "
+            "Return a 0-dim tensor or an object with .loss, or pass loss_fn=... to Trainer."
+        )
+    return output
+
+
+def apply_model(model: nn.Module, batch: Any) -> Any:
+    """Returns what the model makes of a batch, which is its arguments: a tensor, a tuple, or a dict
+    of those by name.
+
+    Raises:
+        LossError: the model does not take such a batch.
+    """
     arguments: list[Any] = []
     named: dict[str, Any] = {}
     if isinstance(batch, Mapping):
@@ -79,18 +98,10 @@ def call_model(model: nn.Module, batch: Any) -> Any:
     else:
         arguments = [batch]
     try:
-        output = model(*arguments, **named)
+        return model(*arguments, **named)
     except TypeError as error:
         _check_arguments(model, arguments, named, error)
         raise
-    loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor) or loss.ndim:
-        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
-        raise LossError(
-            f"the model returned {with_article(type(output))}{shape}, which is no loss. "
-            "Return a 0-dim tensor or an object with .loss, or pass loss_fn=... to Trainer."
-        )
-    return output
 
 
 def check_loss(loss: object) -> None:

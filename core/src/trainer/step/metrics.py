@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import torch
@@ -19,7 +19,7 @@ from trainer_callback.errors import show
 
 from ..config import ConfigError
 from ..processes.ranks import Ranks
-from .answers import Loss, check_count
+from .answers import Loss, check_count, read_answer
 from .means import Mean
 from .merging import is_torchmetric, keeps_predictions, merge_torchmetrics
 
@@ -80,6 +80,14 @@ class Metrics:
         """Whether there are any."""
         return bool(self._given)
 
+    def check_answer(self, answer: Any) -> None:
+        """Looks whether a loss function answers what they are computed from.
+
+        Raises:
+            LossError: there is no loss in it; MetricError: there are no outputs beside it.
+        """
+        _check_outputs(read_answer(answer)[1], self._given)
+
     def start(self, device: torch.device) -> MetricSet:
         """Returns them for one set of a validation, with nothing in them yet."""
         own: dict[str, _Values | _Object] = {}
@@ -110,11 +118,7 @@ class MetricSet:
         """
         if not self._metrics:
             return
-        if outputs is None:
-            raise MetricError(
-                f"metrics are computed from outputs, and loss_fn has answered a loss alone. Return "
-                f"(loss, outputs) from it, for {', '.join(self._metrics)}."
-            )
+        _check_outputs(outputs, self._metrics)
         with torch.autocast(self._device.type, enabled=False):
             for metric in self._metrics.values():
                 metric.update(outputs, batch, size)
@@ -236,16 +240,25 @@ def name_values(name: str, value: Any) -> dict[str, float]:
     return {key: number for key, each in pairs for key, number in name_values(key, each).items()}
 
 
-def check_name(kind: str, name: object, taken: str) -> None:
+def check_name(kind: str, name: object, taken: str = "") -> None:
     """Refuses a name that is none, or that means something else already.
 
     Raises:
         ConfigError: it is.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == taken:
+        rest = f", and {taken!r} is taken" if taken else ""
         raise ConfigError(
-            f"{show(name)} is no name of a {kind}: letters, digits, '_', '.' and '-' are, and "
-            f"{taken!r} is taken. Give it another name."
+            f"{show(name)} is no name of a {kind}: letters, digits, '_', '.' and '-' are{rest}. "
+            "Give it another name."
+        )
+
+
+def _check_outputs(outputs: Any, names: Iterable[str]) -> None:
+    if outputs is None:
+        raise MetricError(
+            f"metrics are computed from outputs, and loss_fn has answered a loss alone. Return "
+            f"(loss, outputs) from it, for {', '.join(names)}."
         )
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "CutError",
     "ValidationBatches",
     "agree_on_metrics",
+    "go_together",
     "without_trace",
 ]
 
@@ -38,6 +39,44 @@ def without_trace(modes: Modes, device: torch.device) -> Iterator[None]:
 
 class CutError(BaseException):
     """A signal cuts a validation short; `except Exception` lets it pass."""
+
+
+def go_together(
+    loader: EpochLoader,
+    name: str,
+    *,
+    is_cut: Callable[[], bool],
+    keep_up: Callable[[Any], object],
+) -> Iterator[tuple[Any, bool] | None]:
+    """Yields `(batch, is_last)` of this process's share, on the host, and None where others have
+    one more: all processes go through as many rounds, in the order of the data.
+
+    Args:
+        name: how messages call the loader.
+        is_cut: whether to break off here; asked in each round.
+        keep_up: called with the last batch where others have one more, if a forward pass takes all
+            processes.
+
+    Raises:
+        CutError: `is_cut` said so.
+        EmptyLoaderError: a process has no batch, and a forward pass takes all of them.
+    """
+    ranks, batches = loader.ranks, loader.iterate(epoch=0)
+    item = next(batches, None)
+    if ranks.is_sharded and ranks.highest(item is None, name):
+        raise EmptyLoaderError(
+            f"the {name} loader has no batch for one of {ranks.world_size} processes, and the "
+            "model is sharded over all of them. Make its batches smaller."
+        )
+    batch: Any = None
+    while ranks.highest(item is not None, f"{name} batch"):  # shares may differ by a batch
+        if is_cut():
+            raise CutError
+        if item is None and ranks.is_sharded:
+            keep_up(batch)
+        batch = batch if item is None else item[0]
+        yield item
+        item = None if item is None else next(batches, None)
 
 
 class ValidationBatches:
