@@ -279,3 +279,24 @@ def test_settings_of_the_author_reach_the_runs(tmp_path: Path) -> None:
 
     assert run_contract(Contract, tmp_path) == {}
     assert set(rates) == {0.25}
+
+
+class OutsideError(Exception):
+    """What somebody outside the run waits for."""
+
+
+class Prunes(TrainerCallback):
+    passes = (OutsideError,)
+
+    def on_epoch_end(self) -> None:  # type: ignore[override]
+        raise OutsideError
+
+
+class PrunesContract(CallbackContract):
+    def make(self) -> object:
+        return Prunes()
+
+
+def test_a_callback_that_lets_its_exception_pass_is_not_failed_for_it(tmp_path: Path) -> None:
+    with pytest.raises(pytest.skip.Exception, match="an exception that it lets pass: OutsideError"):
+        PrunesContract().test_its_state_is_plain_data(tmp_path)

@@ -258,11 +258,6 @@ def test_a_usage_error_in_on_train_start_is_a_refusal(
     assert neighbour.calls == ["on_train_start", "on_exception", "on_train_end"]
 
 
-def test_a_usage_error_later_on_is_a_failure(make_trainer: Callable[..., Trainer]) -> None:
-    with pytest.raises(CallbackError, match="failed in on_step_end: UsageError: late"):
-        make_trainer(make_faulty("on_step_end", UsageError("late"))).train()
-
-
 @pytest.mark.parametrize(
     ("error", "expected"), [(OSError("why"), CallbackError), (UsageError("why"), PluginError)]
 )
@@ -376,3 +371,103 @@ def test_a_text_of_many_lines_is_told_whole(make_trainer: Callable[..., Trainer]
     with pytest.raises(CallbackError) as caught:
         make_trainer(make_faulty("on_step_end", ValueError(text))).train()
     assert str(caught.value) == f"Faulty (not installed) failed in on_step_end: ValueError: {text}"
+
+
+class PrunedError(Exception):
+    """As optuna.TrialPruned: no failure, and somebody outside waits for it."""
+
+
+@pytest.mark.parametrize("position", ["first", "middle", "last"])
+@pytest.mark.parametrize("hook", DURING)
+def test_an_exception_that_passes_reaches_the_caller_as_itself(
+    make_trainer: Callable[..., Trainer], recorder: Any, hook: str, position: str
+) -> None:
+    original = PrunedError("at 3")
+    faulty = make_faulty(hook, original, passes=(PrunedError,), critical=False)
+    callbacks, neighbours = place(position, faulty, recorder)
+    trainer = make_trainer(*callbacks, Listener([]))
+    with pytest.raises(PrunedError) as caught:
+        trainer.train()
+    assert caught.value is original
+    assert trainer.run.result is not None
+    ended = (trainer.run.result.status, trainer.run.result.stop_reason)
+    if hook != "on_train_end":  # which is behind the decision
+        assert ended == ("stopped", "PrunedError")
+        assert trainer.run.result.stop_detail == "at 3"
+        assert trainer.run.result.stopped_by == "Faulty"
+        for each in neighbours:
+            assert end_of(each) == ["on_exception", "on_train_end"]
+    assert trainer.output_dir is not None
+    assert not (trainer.output_dir / "final").exists()
+
+
+def test_an_exception_that_passes_gives_way_to_a_failure(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    callbacks = [
+        make_faulty("on_epoch_end", PrunedError("x"), passes=(PrunedError,)),
+        type("Other", (TrainerCallback,), {"on_epoch_end": lambda self: 1 / 0})(),
+    ]
+    trainer = make_trainer(*callbacks)
+    with pytest.raises(CallbackError, match="ZeroDivisionError"):
+        trainer.train()
+    assert trainer.run.result is not None
+    assert trainer.run.result.status == "failed"
+
+
+def test_an_exception_that_passes_goes_through_the_hook_that_has_sent_its_event(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    class Sends(TrainerCallback):
+        def on_epoch_end(self, trainer: Any) -> None:  # type: ignore[override]
+            trainer.log({"a": 1.0})
+
+    class Prunes(TrainerCallback):
+        passes = (PrunedError,)
+
+        def on_log(self, metrics: Any) -> None:  # type: ignore[override]
+            if "a" in metrics:
+                raise PrunedError
+
+    trainer = make_trainer(Sends(), Prunes())
+    with pytest.raises(PrunedError):
+        trainer.train()
+    assert trainer.run.result is not None
+    assert trainer.run.result.stopped_by == "Prunes"
+
+
+def test_a_usage_error_passes_from_any_hook_of_a_critical_callback(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    original = UsageError("monitor 'x' does not exist")
+    trainer = make_trainer(make_faulty("on_epoch_end", original))
+    with pytest.raises(UsageError) as caught:
+        trainer.train()
+    assert caught.value is original
+    assert trainer.run.result is not None
+    assert trainer.run.result.status == "failed"
+    make_trainer(make_faulty("on_epoch_end", original, critical=False), overwrite=True).train()
+
+
+def test_a_pruned_run_goes_on_from_its_last_snapshot(make_trainer: Callable[..., Trainer]) -> None:
+    class Prunes(TrainerCallback):
+        passes = (PrunedError,)
+
+        def on_step_end(self, trainer: Any) -> None:  # type: ignore[override]
+            if trainer.step == 5:
+                raise PrunedError
+
+    trainer = make_trainer(Prunes(), epochs=4)
+    with pytest.raises(PrunedError):
+        trainer.train()
+    resumed = make_trainer(epochs=4)
+    assert resumed.train(resume=True).steps == 8
+
+
+@pytest.mark.parametrize("value", [PrunedError, [PrunedError], ("PrunedError",), (3,)])
+def test_passes_that_are_no_tuple_of_exceptions_are_refused(value: object) -> None:
+    class Wrong(TrainerCallback):
+        passes = value  # type: ignore[assignment]
+
+    with pytest.raises(PluginError, match=r"passes of .*Wrong must be a tuple of exception"):
+        CallbackManager([Wrong()])

@@ -256,7 +256,8 @@ class Trainer:
 
         Raises:
             UsageError: refused before the first step.
-            CallbackError: a callback failed; it names plugin, distribution, version and hook.
+            CallbackError: a callback failed; it names plugin, distribution, version and hook. What
+                a callback has in `passes` is raised as it is.
             KeyboardInterrupt: after Ctrl-C, when the step is finished and the snapshot is durable.
         """
         run = self.run

@@ -44,8 +44,8 @@ class TrainResult:
     Attributes:
         status: `finished` (epochs, steps or time used up), `stopped` (a callback asked), `failed`,
             `interrupted` (Ctrl-C) or `terminated`.
-        stop_reason: one word for programs; see `Stop.reason`. Of a failed run the exception's
-            class.
+        stop_reason: one word for programs; see `Stop.reason`. The exception's class where one has
+            ended the run.
         stop_detail: one sentence for people, or empty.
         stopped_by: name of the plugin that asked for the end, or None.
         epochs: epochs completed, over all resumes.

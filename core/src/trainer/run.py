@@ -172,7 +172,8 @@ class Run:
 
         Raises:
             UsageError: refused before the first step.
-            CallbackError: a callback failed; it names plugin, distribution, version and hook.
+            CallbackError: a callback failed; it names plugin, distribution, version and hook. What
+                a callback has in `passes` is raised as it is.
             KeyboardInterrupt: after Ctrl-C, when the step is finished and the snapshot is durable.
         """
         return RunContext(self, self._lifetime, resume)

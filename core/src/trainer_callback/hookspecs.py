@@ -104,6 +104,8 @@ class TrainerCallback:
             where it was not in the run for a while, it is handed none, and starts fresh.
         critical: False means that a failure is reported once and the callback is switched off,
             while the run goes on.
+        passes: exception classes that reach the caller of `train()` as they are, such as
+            `(optuna.TrialPruned,)`: they end the run, and are no failure.
         before, after: names of plugins that must be called later, or earlier, than this one. Absent
             ones are ignored.
     """
@@ -113,6 +115,7 @@ class TrainerCallback:
     state_version: int = 1
     needs_every_update: bool = False
     critical: bool = True
+    passes: tuple[type[BaseException], ...] = ()
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 

@@ -14,6 +14,7 @@ from trainer_callback import (
     CallbackError,
     SaveError,
     SnapshotError,
+    UsageError,
     option_text,
 )
 from trainer_callback.errors import text_of
@@ -248,6 +249,9 @@ class Session:
         stop = stop or Stop("finished", "epochs")
         if isinstance(error, KeyboardInterrupt):
             stop = Stop("interrupted", "SIGINT")
+        elif (plugin := self._callbacks.passed_by(error)) is not None:
+            assert error is not None
+            stop = Stop("stopped", type(error).__name__, text_of(error), plugin.name)
         elif error is not None:
             stop = Stop("failed", type(error).__name__, text_of(error))
         return TrainResult(
@@ -297,9 +301,12 @@ class Session:
         """Calls and returns what it raises, logged: at the end of a run one failure must not hide
         another.
         """
+        known = (CallbackError, UsageError, NonFiniteError, SnapshotError, KeyboardInterrupt)
         try:
             call()
-        except (CallbackError, NonFiniteError, SnapshotError, KeyboardInterrupt) as error:
-            logger.error("%s", str(error))
+        except BaseException as error:
+            if not isinstance(error, known) and self._callbacks.passed_by(error) is None:
+                raise
+            logger.error("%s", text_of(error))
             return error
         return None

@@ -77,6 +77,22 @@ class Plugin:
         """Whether its failure ends the run."""
         return getattr(self.callback, "critical", True) is not False
 
+    @property
+    def passes(self) -> tuple[type[BaseException], ...]:
+        """The exceptions that end a run and are no failure.
+
+        Raises:
+            PluginError: its own `passes` is something else.
+        """
+        own: object = getattr(self.callback, "passes", ())
+        if isinstance(own, tuple) and all(map(_is_exception, own)):
+            return own
+        example = f"({own.__name__},)" if isinstance(own, type) else "(optuna.TrialPruned,)"
+        raise PluginError(
+            f"{self.label}: passes of {describe(self.callback)} must be a tuple of exception "
+            f"classes, got {show(own)}. Write passes = {example}."
+        )
+
     def check(self) -> None:
         """Checks what the callback says of itself. Of a class that makes an attribute by a property
         its instances will say.
@@ -84,7 +100,7 @@ class Plugin:
         Raises:
             PluginError: an attribute has a value that it cannot have.
         """
-        for name in ("state_key", "state_version"):  # whose properties check them
+        for name in ("state_key", "state_version", "passes"):  # whose properties check them
             if not isinstance(getattr(self.callback, name, None), property):
                 getattr(self, name)
         for name, default in (("critical", True), ("needs_every_update", False)):
@@ -100,6 +116,10 @@ class Plugin:
                 f"{self.label}: option_prefix of {describe(self.callback)} must be a str, got "
                 f"{show(prefix)}. Leave it out for the entry point's name."
             )
+
+
+def _is_exception(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def identify(callback: object, index: int, entries: Sequence[Entry]) -> Plugin:

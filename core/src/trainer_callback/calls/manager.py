@@ -87,7 +87,8 @@ class CallbackManager:
         self.asked: dict[str, frozenset[str]] = {}
         self._costs = CostMeter()
         self._is_timed = False
-        self._failures: list[CallbackError | PluginError] = []
+        self._failures: list[BaseException] = []
+        self._passed: tuple[BaseException, Plugin] | None = None
         self._registry = _Registry()
         self._found: dict[str, list[Implementation]] = {}
         self._check_states()
@@ -144,13 +145,19 @@ class CallbackManager:
 
     def finish(self, count: int | None = None) -> None:
         """Raises the first of the last `count` failures (default: of all), after logging the
-        others.
+        others. What passes is none, and gives way to one.
         """
-        failures = self._take(count)
+        failures = sorted(self._take(count), key=lambda each: self.passed_by(each) is not None)
         for other in failures[1:]:
             logger.error("%s", other)
         if failures:
             raise failures[0]
+
+    def passed_by(self, error: BaseException | None) -> Plugin | None:
+        """Returns whose exception `error` is, if that callback lets it pass to the caller."""
+        if self._passed is None or self._passed[0] is not error:
+            return None
+        return self._passed[1]
 
     def drop(self, count: int) -> None:
         """Logs the last `count` failures: something graver ends the run."""
@@ -181,6 +188,7 @@ class CallbackManager:
         for plugin in self.plugins:
             if plugin.name not in self.switched_off:
                 _close(plugin)
+        self._passed = None  # it holds the frames of the run
 
     def _find_late(self) -> Iterator[str]:
         for plugin in self.plugins:
@@ -188,23 +196,25 @@ class CallbackManager:
             for text in find_late(plugin.callback, vars(registered)) if registered else ():
                 yield f"{plugin.label}: {text}"
 
-    def _take(self, count: int | None) -> list[CallbackError | PluginError]:
+    def _take(self, count: int | None) -> list[BaseException]:
         start = 0 if count is None else len(self._failures) - count
         taken = self._failures[start:]
         del self._failures[start:]
         return taken
 
-    def _judge(
-        self, plugin: Plugin, hook: str, error: BaseException
-    ) -> CallbackError | PluginError | None:
-        if isinstance(error, CallbackError):  # another callback failed in an event that this sent
-            return error
+    def _judge(self, plugin: Plugin, hook: str, error: BaseException) -> BaseException | None:
+        if isinstance(error, CallbackError) or self.passed_by(error) is not None:
+            return error  # of another callback, in an event that this sent
         if plugin.name in self.switched_off:
             return None
-        if isinstance(error, UsageError) and SPECS[hook].may_refuse:
-            refusal = PluginError(f"{plugin.label}: {text_of(error)}")
-            refusal.__cause__ = error
-            return refusal
+        if isinstance(error, plugin.passes):
+            self._passed = (error, plugin)
+            return error
+        refuses = SPECS[hook].may_refuse
+        if isinstance(error, UsageError) and (refuses or plugin.critical):
+            failure: Exception = PluginError(f"{plugin.label}: {text_of(error)}")
+            failure.__cause__ = error
+            return failure if refuses else error
         message = f"{plugin.label} failed in {hook}: {type(error).__name__}: {text_of(error)}"
         if plugin.critical:
             failure = CallbackError(message)
