@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 from trainer_callback import UsageError, option_text
 from trainer_callback.checks import is_count, is_positive
 
-__all__ = ["ConfigError", "TrainerConfig", "read_path"]
+__all__ = ["ConfigError", "TrainerConfig", "read_path", "refuse_settings"]
 
 
 _MOST: Final = 2**63 - 1
@@ -55,6 +56,8 @@ The gradient monitor is a callback now: pip install trainer-plugin-grad-monitor
     from trainer_gradient_monitor import GradientMonitorCallback
     callback = GradientMonitorCallback(monitor_at_snapshots=True)
     trainer = Trainer(..., callbacks=[callback])"""
+
+
 _MOVED: Final[Mapping[str, str]] = {
     "early_stop_patience": _EARLY_STOPPING,
     "early_stop_min_delta": _EARLY_STOPPING,
@@ -66,6 +69,7 @@ _TRIED: Final = 2
 """Updates, and batches of a validation set, of a dry run."""
 
 _Config = TypeVar("_Config")
+_Constructor = TypeVar("_Constructor", bound=Callable[..., None])
 
 
 def _answer_unknown(cls: type[_Config]) -> type[_Config]:
@@ -88,6 +92,22 @@ def _answer_unknown(cls: type[_Config]) -> type[_Config]:
 
     cls.__init__ = __init__  # type: ignore[assignment]
     return cls
+
+
+def refuse_settings(constructor: _Constructor) -> _Constructor:
+    """Lets a constructor say of a setting that it is one of its `config`."""
+    own = inspect.signature(constructor).parameters
+
+    @functools.wraps(constructor)
+    def __init__(*values: Any, **options: Any) -> None:  # noqa: N807
+        known = {field.name for field in dataclasses.fields(TrainerConfig)}
+        for name in options.keys() & known - own.keys():
+            raise ConfigError(
+                f"{name} is a setting. Write config=TrainerConfig({name}={options[name]!r}, ...)."
+            )
+        constructor(*values, **options)
+
+    return cast(_Constructor, __init__)
 
 
 @_answer_unknown

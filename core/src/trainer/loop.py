@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import ConfigError, TrainerConfig
+from .config import ConfigError, TrainerConfig, refuse_settings
 from .data.batch_size import BatchSizes
 from .data.loaders import EpochLoader
 from .engine.alike import check_alike_loader
@@ -21,6 +21,7 @@ from .engine.session import Resume
 from .engine.sets import ONLY, Sets
 from .result import TrainResult
 from .run import Run
+from .step.advice import advise
 from .step.losses import call_model
 from .step.metrics import Metrics, check_name
 from .step.parts import check_loss_fn
@@ -66,6 +67,7 @@ class Trainer:
         run: what drives the loop.
     """
 
+    @refuse_settings
     def __init__(
         self,
         model: nn.Module,
@@ -122,6 +124,7 @@ class Trainer:
             artifacts=artifacts,
         )
         check_loss_fn(loss_fn)
+        self._loss_fn = loss_fn
         loss_of, setup = loss_fn or call_model, self.run.setup
         self._loader = self.run.use_loader(train_loader)
         self._loader.sizes = None if batch_size is None else BatchSizes(batch_size)
@@ -264,7 +267,10 @@ class Trainer:
         with run.start(resume):
             for _ in run.epochs():
                 for batch in run.batches(self._loader):
-                    loss = self._loss_of(batch)
+                    try:
+                        loss = self._loss_of(batch)
+                    except Exception as error:
+                        raise advise(error, self._loss_fn, batch)  # noqa: B904 - it is the same
                     if not isinstance(loss, Tensor):  # which takes outputs from beside it
                         loss = run.read(loss)
                     run.backward(loss)

@@ -2,8 +2,7 @@
 `backward`, `step`. What happens where the next batch is asked for is in `passes.py`, what happens
 behind an update and an epoch in `boundary.py`.
 
-The hooks of a step are called here, the others in `engine/`. The room knows no file format, no
-plugin, and no command.
+It calls the hooks of a step; `engine/` calls the others. It knows no file format and no command.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from trainer_callback import UsageError
 from trainer_callback.checks import is_count
 
-from .config import ConfigError, TrainerConfig
+from .config import ConfigError, TrainerConfig, refuse_settings
 from .counters import Position
 from .data.loaders import EpochLoader
 from .engine.answers import Answers
@@ -31,6 +30,7 @@ from .engine.passes import Passes
 from .engine.run_loaders import Loader, RunLoaders
 from .engine.session import Resume
 from .result import Stop, TrainResult
+from .step.advice import advise_backward
 from .step.answers import Loss
 from .step.losses import check_loss
 from .step.precision import wrap_modules
@@ -51,6 +51,7 @@ class Run:
         answers: what loss functions have answered.
     """
 
+    @refuse_settings
     def __init__(
         self,
         model: nn.Module | Mapping[str, nn.Module],
@@ -258,9 +259,9 @@ class Run:
         inputs = None if name is None else setup.updaters[name].gradients.own
         try:
             setup.precision.backward(part, divisor, inputs)
-        except BaseException:
+        except BaseException as error:
             passes.drop_update()
-            raise
+            raise advise_backward(error)  # noqa: B904 - it is the same
         passes.take(mean, name)
 
     def step(self, name: str | None = None) -> bool:

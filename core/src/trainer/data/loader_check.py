@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy
@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer_callback import option_text
 
-from ..config import ConfigError
+from ..config import ConfigError, TrainerConfig
 from ..processes.signals import WorkerShield
 from .shares import dividing_sampler, samplers_of
 
-__all__ = ["check_loader", "check_order", "check_undivided", "check_whole"]
+__all__ = ["check_loader", "check_order", "check_undivided", "check_whole", "warn_used_up"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -62,6 +62,21 @@ def _warn_generator(loader: object, name: str) -> None:
             "epoch, so that a resume finds its place. Leave it out, and set the seed.",
             name,
             option_text("seed"),
+        )
+
+
+def warn_used_up(loader: object, name: str, config: TrainerConfig) -> None:
+    """Says of an iterator, which can be gone through once, that the run wants more."""
+    validates = name != "train"
+    several = config.epochs > 1 or (validates and config.eval_interval is not None)
+    ends = config.max_steps is not None or config.max_time is not None
+    if isinstance(loader, Iterator) and several and (validates or not ends):
+        logger.warning(
+            "the %s loader is an iterator (%s), which can be gone through once, and the run has %s."
+            " If it ends, so does the run. Pass what can be started again each time, such as a "
+            "DataLoader or a list.",
+            *(name, type(loader).__name__),
+            "several validations" if validates else f"{config.epochs} epochs",
         )
 
 

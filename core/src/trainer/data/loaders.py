@@ -179,8 +179,9 @@ class EpochLoader:
 
     def _check_count(self, count: int, length: int | None, epoch: int) -> None:
         if count == 0 and not self._may_be_empty:
+            when = f" in epoch {epoch}" if self._name == "train" else ""
             raise EmptyLoaderError(
-                f"the {self._name} loader gave no batch in epoch {epoch}. Is it an iterator that "
+                f"the {self._name} loader gave no batch{when}. Is it an iterator that "
                 "is used up? Pass an iterable that can be started again."
             )
         if length is not None and count < length:

@@ -122,10 +122,11 @@ def assemble(
     """
     several = isinstance(optimizer, Mapping)
     optimizers, schedulers = _by_name(optimizer), {} if scheduler is None else _by_name(scheduler)
-    plain, config = model, config.shortened()
+    plain = model
     if accelerator is not None:
         plain, config = _unwrap(model, accelerator), settle(config, accelerator)
     check_parts(_by_name(plain), optimizers, config)
+    config = config.shortened()
     whole = _join(plain)
     check_together(whole, optimizers, schedulers)
     check_scheduling(schedulers, config)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 from trainer_callback import option_text
 
 from ..config import ConfigError
+from ..data.loader_check import warn_used_up
 from ..data.loaders import EpochLoader
 from ..data.shares import count_batches
 from ..step.validation import ValidationBatches
@@ -70,7 +71,9 @@ class RunLoaders:
     def _wrap(self, loader: Loader, name: str) -> EpochLoader:
         used = loader if isinstance(loader, EpochLoader) else self._known.get((id(loader), name))
         if used is None:
-            used = self.wrap_once(cast("Iterable[Any]", loader), name)
+            given = cast("Iterable[Any]", loader)
+            warn_used_up(given, name, self._config)
+            used = self.wrap_once(given, name)
             self._known[id(loader), name] = used
         return used
 

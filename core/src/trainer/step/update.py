@@ -136,10 +136,11 @@ class Updater:
         count = position.skipped.get(self.name, 0) + 1
         position.skipped[self.name] = count
         if self._config.on_nonfinite == "stop":
+            look = "It is the first one: look for NaN in the data. " * (position.update == 1)
             clip, skip = option_text("max_grad_norm"), option_text("on_nonfinite", "skip")
             raise NonFiniteError(
-                f"{what} at {where}. The weights are those before it. Lower the learning rate, "
-                f"clip with {clip}, or use {skip} where it happens now and then."
+                f"{what} at {where}. The weights are those before it. {look}Lower the learning "
+                f"rate, clip with {clip}, or use {skip} where it happens now and then."
             )
         if count >= _MOST_SKIPPED:
             raise NonFiniteError(
