@@ -250,10 +250,6 @@ MISTAKES = {
         lambda: train(callbacks=[EarlyStoppingCallback()]),
         "no val_loss without a validation set. To stop early, use monitor='train_loss'",
     ),
-    "metrics without a validation": (
-        lambda: train(metrics={"accuracy": mean_accuracy}),
-        "metrics are measured in a validation, and there is none .* Pass val_loader",
-    ),
     "a metric that is a mean": (
         lambda: train(val_loader=load(), loss_fn=with_outputs, metrics={"accuracy": mean_accuracy}),
         r"one value per item, shape \(4,\). Return outputs.argmax\(1\) == batch\[1\], without",
