@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from trainer import ConfigError, RunOrderError, Trainer, TrainerConfig
+from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.testing.recorder import Recorder
-from trainer_callback import TrainerCallback
+from trainer_callback import TrainerCallback, UsageError
 
 
 class Items(torch.utils.data.Dataset):
@@ -161,7 +161,7 @@ def test_a_call_inside_a_run_is_refused(hook, call):
     owner = []
     calls = {hook: lambda self: getattr(owner[0], call)(DataLoader(Items(8), batch_size=4))}
     owner.append(make([type("Calls", (TrainerCallback,), calls)()], epochs=1))
-    with pytest.raises(RunOrderError, match=f"trainer.{call} is called inside a run"):
+    with pytest.raises(UsageError, match=f"trainer.{call} is called inside a run"):
         owner[0].train()
     assert (
         getattr(owner[0], call)(DataLoader(Items(8), batch_size=4)) is not None
