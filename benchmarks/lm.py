@@ -179,6 +179,7 @@ def run_trainer(job: Job, corpus: Corpus, turns: Turns) -> float:
                 compile=job.has("compile"),
             ),
             callbacks=[TurnsCallback(turns)],
+            progress=False,
         )
         turns.wait()
         trainer.train()

@@ -69,6 +69,7 @@ def by_ours(
             check_gradients=checks,
         ),
         callbacks=[Listener(number) for number in range(callbacks)],
+        progress=False,
     ).train()
     return model
 

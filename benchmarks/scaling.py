@@ -53,7 +53,10 @@ def measure_parameters(rounds: int) -> dict[str, Row]:
             loader = TimingLoader(make_build(count), updates=7 * chunk, chunk=chunk)
             model, optimizer = make_build(count)()
             Trainer(
-                model, optimizer, loader, loss_fn=loss_of, config=TrainerConfig(epochs=1)
+                *(model, optimizer, loader),
+                loss_fn=loss_of,
+                config=TrainerConfig(epochs=1),
+                progress=False,
             ).train()
             pairs += [(1e6 * a, 1e6 * b) for a, b in loader.pairs]
         rows[str(count)] = describe_pairs(pairs)
@@ -102,6 +105,7 @@ def measure_updates() -> dict[str, Any]:
             loss_fn=loss_of,
             config=TrainerConfig(epochs=UPDATES // len(batches), output_dir=Path(folder)),
             callbacks=[sampler],
+            progress=False,
         ).train()
         log = (Path(folder) / "metrics.jsonl").stat().st_size
     return {"samples": sampler.rows, "history": len(result.history), "metrics_mb": log / 2**20}

@@ -83,4 +83,4 @@ def test_the_call_order_is_the_same_after_a_resume(tiny, tmp_path, caplog):
     assert len(told) == 2
     assert told[0] == told[1]
     names = [each.split(" (")[0] for each in told[0].split(": ")[1].split(", ")]
-    assert names == ["third", "first", "second", "metrics_file"]
+    assert names == ["third", "first", "second", "metrics_file", "progress"]

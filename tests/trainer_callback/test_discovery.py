@@ -106,7 +106,8 @@ def test_discover_false_imports_no_plugin_and_true_imports_it(
     monkeypatch.setenv("TRAINER_PLUGINS", "a")
     for discover in (False, True):
         model = nn.Linear(4, 1)
-        trainer = Trainer(model, SGD(model.parameters(), 0.1), [1], discover=discover)
+        optimizer = SGD(model.parameters(), 0.1)
+        trainer = Trainer(model, optimizer, [1], discover=discover, progress=False)
         assert (name in sys.modules) is discover
         assert [p.label for p in trainer.run.view.callbacks.plugins] == [
             "a (dist-a 1.0)"

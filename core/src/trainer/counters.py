@@ -60,6 +60,22 @@ class Position:
         """What tells two boundaries apart: behind one update there may be several."""
         return (self.step, self.epoch_done, self.validation_pending)
 
+    def updates_in_all(
+        self, batches: int | None, batches_per_update: int, epochs: int, most: int | None
+    ) -> int | None:
+        """Returns the updates of the whole run, those done and those to come.
+
+        Args:
+            batches: of each epoch from this one on; None: not known.
+            epochs: of the whole run.
+            most: updates at which it ends; None: no limit.
+        """
+        if batches is None:
+            return most
+        each, done = (-(-count // batches_per_update) for count in (batches, self.batch))
+        total = self.step - done + max(epochs - self.epoch, 0) * each
+        return total if most is None else min(total, most)
+
     def start_epoch(self) -> int:
         """Returns the number of the epoch to train: the next one where this is done."""
         if self.epoch_done:

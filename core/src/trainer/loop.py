@@ -84,6 +84,7 @@ class Trainer:
         callbacks: Sequence[object] = (),
         discover: bool = True,
         artifacts: Mapping[str, bytes] | None = None,
+        progress: bool | None = None,
     ) -> None:
         """Checks everything that can be checked before the first step.
 
@@ -109,6 +110,8 @@ class Trainer:
             discover: use the installed plugins that are live in every run.
             artifacts: files (name -> content) to be written to the output directory, into each
                 snapshot, and beside the finished model in `final/`.
+            progress: None: a bar in a terminal and in a notebook, elsewhere lines on standard
+                error. True: a bar also where no terminal is seen. False: nothing.
 
         Raises:
             ConfigError: an unknown device, an empty loader, a part of the wrong kind.
@@ -122,6 +125,7 @@ class Trainer:
             callbacks=callbacks,
             discover=discover,
             artifacts=artifacts,
+            progress=progress,
         )
         check_loss_fn(loss_fn)
         self._loss_fn = loss_fn

@@ -64,6 +64,7 @@ class Run:
         discover: bool = True,
         artifacts: Mapping[str, bytes] | None = None,
         accelerator: Any = None,
+        progress: bool | None = None,
     ) -> None:
         """Checks everything that can be checked before the first step.
 
@@ -79,10 +80,10 @@ class Run:
             config: the settings; default `TrainerConfig()`.
             callbacks: called in this order, before discovered ones.
             discover: use the installed plugins that are live in every run.
-            artifacts: files (name -> content) to be written to the output directory, into each
-                snapshot, and beside the finished model in `final/`.
+            artifacts: files (name -> content) for the output directory, each snapshot and `final/`.
             accelerator: the `accelerate.Accelerator` that has prepared model, optimizer, scheduler
                 and loaders; its processes, device, precision and accumulation are the run's.
+            progress: None: a bar in a terminal and in a notebook, lines elsewhere; see `Trainer`.
 
         Raises:
             ConfigError: an unknown device, a part of the wrong kind.
@@ -94,6 +95,7 @@ class Run:
             discover=discover,
             artifacts=artifacts or {},
             accelerator=accelerator,
+            progress=progress,
         )
         self.setup: Setup = setup
         self.view: View = setup.view
@@ -102,8 +104,7 @@ class Run:
         self._first, self._checks = setup.first, setup.checks_gradients
         self._is_only, self._is_alone = len(setup.updaters) == 1, setup.ranks.is_alone
         self._config, self._callbacks = setup.view.config, setup.view.callbacks
-        self._boundary = Boundary(setup)
-        self._loaders = RunLoaders(setup)
+        self._boundary, self._loaders = Boundary(setup), RunLoaders(setup)
         self._passes = Passes(setup, self._boundary, self._loaders)
         self.answers: Answers = self._passes.answers
         self._lifetime = Lifetime(setup, self._boundary, self._passes)

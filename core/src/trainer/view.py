@@ -5,7 +5,7 @@ drives nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -49,12 +49,14 @@ class View:
         updater: the optimizer at hand: in the hooks of its step the one that steps, else the first.
         snapshot_requested: a callback has asked for a snapshot that is not taken yet.
         validates: there is a validation.
+        count_updates: returns the updates of the whole run, if nothing ends it early; None where
+            nobody knows.
     """
 
     __slots__ = (  # and no others: nobody would read a `trainer.stop` that a callback sets
         *("_config", "_device", "_logs_within", "_model", "_precision", "_reported_buffers"),
         *("callbacks", "position", "queue", "ranks", "snapshot_requested"),
-        *("store", "updater", "validates", "__weakref__"),
+        *("count_updates", "store", "updater", "validates", "__weakref__"),
     )
 
     def __init__(
@@ -82,6 +84,7 @@ class View:
         self.queue: LoopQueue = LoopQueue()
         self.snapshot_requested: bool = False
         self.validates: bool = False
+        self.count_updates: Callable[[], int | None] = lambda: None
 
     @property
     def model(self) -> nn.Module:

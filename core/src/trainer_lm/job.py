@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from torch.utils.data import DataLoader
 
@@ -21,8 +20,8 @@ from trainer.engine.memory import OutOfMemoryError
 from trainer.processes.device import choose_precision, find_device
 from trainer.processes.ranks import join_ranks, leave_ranks
 from trainer.processes.rng import seed_rng
-from trainer.writers.console import ProgressCallback
 from trainer.writers.output import printing
+from trainer.writers.progress import make_progress
 from trainer_callback import RunError, TrainerCallback, UsageError
 from trainer_callback.calls.manager import Plugin
 from trainer_callback.discovery import find_version
@@ -59,8 +58,7 @@ def run(settings: Settings) -> int:
 def _train(settings: Settings) -> int:
     device = find_device(settings.training.device)
     ranks = join_ranks(device.type)
-    console = _Console(stderr=True, quiet=settings.quiet or not ranks.is_main)
-    _start_logging(console, settings)
+    _start_logging(settings, quiet=settings.quiet or not ranks.is_main)
     keep_freed_memory()
     seed_rng(settings.training.seed)
     settings = settings.with_precision(choose_precision(settings.training.precision, device))
@@ -80,11 +78,10 @@ def _train(settings: Settings) -> int:
         steps = _count_steps(len(loaders[0]) // ranks.world_size, settings)
         tokens = settings.text.batch_size * settings.model.block_size * ranks.world_size
         tokens *= settings.training.gradient_accumulation_steps
-        own = {
-            "options": options,
-            "samples": samples,
-            "progress": ProgressCallback(steps, tokens, "tokens", console),
-        }
+        own: dict[str, TrainerCallback] = {"options": options, "samples": samples}
+        shown = False if settings.quiet else None
+        if (progress := make_progress(shown, items_per_update=tokens, unit="tokens")) is not None:
+            own["progress"] = progress
         trainer = _make_trainer(settings, model, loaders, summary.tokenizer, own=own, steps=steps)
         _announce(trainer, summary, settings)
         result = _call(trainer, settings, alone=ranks.is_alone)
@@ -135,6 +132,7 @@ def _make_trainer(
             "tokenizer.json": tokenizer_bytes(tokenizer),
         },
         discover=False,
+        progress=False,  # it is among `own`
     )
 
 
@@ -173,23 +171,12 @@ def _remove_empty(place: Path | None) -> None:
             folder.rmdir()
 
 
-class _Console(Console):
-    """Standard error, which nobody may be reading any more: the run goes on without a word."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-
-
-def _start_logging(console: Console, settings: Settings) -> None:
-    """Lines of the trainer, of this command and of the plugins in use go above the progress bar,
-    others from warnings on.
+def _start_logging(settings: Settings, *, quiet: bool) -> None:
+    """Shows lines of the trainer, of this command and of the plugins in use, of others from
+    warnings on.
     """
-    handler: logging.Handler = logging.StreamHandler()
-    if console.is_interactive:
-        handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    level = logging.WARNING if console.quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    level = logging.WARNING if quiet else logging.INFO
     logging.getLogger("trainer").setLevel(level)
     for plugin in settings.plugins:
         logging.getLogger(type(plugin.callback).__module__.split(".")[0]).setLevel(level)

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from trainer_callback.calls.manager import CallbackManager
+from trainer_callback.calls.manager import CallbackManager, Plugin
+from trainer_callback.discovery import find_version
 from trainer_callback.plugins import find_live
 
 from ..config import ConfigError, TrainerConfig
@@ -32,7 +33,8 @@ from ..step.scheduling import check_scheduling
 from ..step.update import Updater
 from ..step.weights import Weights
 from ..view import View
-from ..writers.metrics_file import core_callbacks
+from ..writers.metrics_file import MetricsFile
+from ..writers.progress import make_progress
 from .accelerated import AcceleratedPrecision, settle
 from .alike import check_alike
 from .decision import StopDecider
@@ -113,6 +115,7 @@ def assemble(
     discover: bool,
     artifacts: Mapping[str, bytes],
     accelerator: Any = None,
+    progress: bool | None = None,
 ) -> Setup:
     """Checks everything that can be checked before the first step, and puts it together.
 
@@ -131,7 +134,7 @@ def assemble(
     check_together(whole, optimizers, schedulers)
     check_scheduling(schedulers, config)
     live = find_live() if discover else []
-    manager = CallbackManager(callbacks, [*live, *core_callbacks(config)])
+    manager = CallbackManager(callbacks, [*live, *_core_callbacks(config, progress)])
     device = find_device(config.device)
     ranks = join_ranks(device.type)
     config = _choose(config, device, ranks)
@@ -205,6 +208,19 @@ def _surround(
         evaluated=called[1],
         fsdp_modules=[*fsdp_modules(view.model)],
     )
+
+
+def _core_callbacks(config: TrainerConfig, progress: bool | None) -> list[Plugin]:
+    """Returns the core's own callbacks: the writer of `metrics.jsonl`, where there is a place to
+    write, and behind it what shows the progress, so that all have logged before it.
+    """
+    own: dict[str, object] = {}
+    if config.output_dir is not None:
+        own["metrics_file"] = MetricsFile(config.output_dir / "metrics.jsonl")
+    if (shown := make_progress(progress)) is not None:
+        own["progress"] = shown
+    version = find_version("trainer-core")
+    return [Plugin(each, name, "trainer-core", version) for name, each in own.items()]
 
 
 def _unwrap(model: nn.Module | Mapping[str, nn.Module], accelerator: Any) -> Any:

@@ -17,6 +17,7 @@ from ..data.batches import move_to_device
 from ..data.loaders import EpochLoader
 from ..processes.sharding import reshard
 from ..step.update import Updater
+from ..writers.progress import ProgressCallback
 from .answers import Answers
 from .assembly import Setup
 from .boundary import Boundary
@@ -55,7 +56,9 @@ class Passes:
         self._batches_per_update = self._config.gradient_accumulation_steps
         self._has_scaler = setup.precision.scaler is not None
         self._single_updater = setup.first if len(setup.updaters) == 1 else None
-        has_others = bool(self._callbacks.plugins) or self._single_updater is None
+        listeners = [each.callback for each in self._callbacks.plugins]
+        only_looks = all(isinstance(each, ProgressCallback) for each in listeners)
+        has_others = not only_looks or self._single_updater is None
         self._listens = has_others or setup.buffers is not None or not setup.ranks.is_alone
         self._fsdp_modules = setup.fsdp_modules
         self._is_parallel = bool(self._fsdp_modules) or not setup.ranks.is_alone

@@ -73,6 +73,7 @@ def make_tiny_trainer(
         config=TrainerConfig(**settings),
         callbacks=callbacks,
         discover=False,
+        progress=False,
     )
 
 

@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer_callback import TrainerCallback, TrainerProtocol
-from trainer_callback.calls.manager import Plugin
-from trainer_callback.discovery import find_version
 from trainer_callback.errors import show
 
-from ..config import TrainerConfig
-
-__all__ = ["MetricsFile", "core_callbacks", "read_logged", "to_floats"]
+__all__ = ["MetricsFile", "read_logged", "to_floats"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -220,13 +216,3 @@ def _to_float(name: str, value: Any, source: str) -> float:
 
 def _as_json(line: Mapping[str, object]) -> bytes:
     return json.dumps(line).encode() + b"\n"
-
-
-def core_callbacks(config: TrainerConfig) -> list[Plugin]:
-    """Returns the core's own callbacks: the writer of `metrics.jsonl`, where there is a place to
-    write.
-    """
-    if config.output_dir is None:
-        return []
-    writer = MetricsFile(config.output_dir / "metrics.jsonl")
-    return [Plugin(writer, "metrics_file", "trainer-core", find_version("trainer-core"))]
