@@ -75,8 +75,7 @@ class Run:
             scheduler: a learning-rate scheduler, stepped as `scheduler_interval` says; of several
                 optimizers a mapping with their names.
             validate: returns metrics; called where `eval_interval` or the end of an epoch asks for
-                it, in evaluation mode, without gradients, in the run's precision. The means over
-                all processes count.
+                it, in evaluation mode, without gradients. The means over all processes count.
             config: the settings; default `TrainerConfig()`.
             callbacks: called in this order, before discovered ones.
             discover: use the installed plugins that are live in every run.
@@ -89,7 +88,7 @@ class Run:
             ConfigError: an unknown device, a part of the wrong kind.
             PluginError: a callback that cannot be used.
         """
-        setup = assemble(
+        self.setup: Setup = assemble(
             *(model, optimizer, scheduler, TrainerConfig() if config is None else config),
             callbacks=callbacks,
             discover=discover,
@@ -97,7 +96,7 @@ class Run:
             accelerator=accelerator,
             progress=progress,
         )
-        self.setup: Setup = setup
+        setup = self.setup
         self.view: View = setup.view
         self.position: Position = setup.view.position
         self.module: Any = wrap_modules(setup.trained, setup.precision)
