@@ -136,6 +136,8 @@ class TrainerConfig:
         scheduler_interval: a scheduler is stepped after each update, or after each epoch behind its
             validation; one that follows a metric, after each validation, or that of the epoch
         scheduler_monitor: the metric that ReduceLROnPlateau follows, such as val_loss
+        resume_learning_rate: where a run resumes, make this the learning rate that its schedule is
+            built on, once; all other rates change by the same factor
         precision: arithmetic of the forward pass; fp16 scales the loss; auto is bf16 where the
             device is faster with it, else fp32
         compile: run the model through torch.compile
@@ -165,6 +167,7 @@ class TrainerConfig:
     max_grad_norm: float | None = None
     scheduler_interval: Literal["update", "epoch"] = "update"
     scheduler_monitor: str | None = None
+    resume_learning_rate: float | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     device: str = "auto"
@@ -188,7 +191,7 @@ class TrainerConfig:
                 self._check_count(name, 1)
         for name in ("min_epochs", "seed"):
             self._check_count(name, 0)
-        for name in ("max_time", "max_grad_norm"):
+        for name in ("max_time", "max_grad_norm", "resume_learning_rate"):
             value = getattr(self, name)
             self._require(name, value is None or is_positive(value), "a finite number above 0")
         for name in ("max_train_batches", "max_val_batches"):

@@ -19,6 +19,7 @@ from trainer_callback import (
 )
 from trainer_callback.errors import text_of
 
+from ..config import ConfigError
 from ..processes.rng import seed_rng
 from ..processes.sharding import gather_state, gather_weights
 from ..result import Stop, TrainResult
@@ -92,6 +93,7 @@ class Session:
             names = ", ".join(plugin.label for plugin in self._callbacks.plugins)
             logger.info("callbacks in call order: %s.", names)
         if found is None:
+            self._check_fresh(resume)
             view.position.load()
             seed_rng(view.config.seed + view.rank)  # as for dropout, not twice the same
         else:
@@ -102,6 +104,19 @@ class Session:
             self._load_callbacks(found)
         return found is not None
 
+    def _check_fresh(self, resume: Resume) -> None:
+        """Refuses a learning rate for a resume where none can be."""
+        rate = self._view.config.resume_learning_rate
+        if rate is None:
+            return
+        option = option_text("resume_learning_rate")
+        if resume is False:
+            raise ConfigError(
+                f"{option} is {rate!r}, and this run does not resume. Set the learning rate of the "
+                "optimizer, or resume."
+            )
+        logger.info("%s has no effect: there is nothing to resume.", option)
+
     def _load(self, found: Found) -> None:
         """Puts the objects of the run, and its position, into the state of a snapshot."""
         position, (path, state, _) = self._view.position, found
@@ -111,6 +126,7 @@ class Session:
                 position.load(state["progress"])
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise SnapshotError(f"{path} is no snapshot of such a run: {error!r}.") from error
+        self._checkpoint.change_rate(state)
         self._checkpoint.check_optimizer_devices()
         logger.info(
             "resumed from %s: %d epochs done, update %d.", path, position.epochs_done, position.step

@@ -32,7 +32,7 @@ from .facts import describe_data, log_other_data
 from .final import describe_unsaveable
 from .kept import check_kept, load_kept, read_kept
 from .model_state import check_model_state, load_model_state
-from .optimizer_state import load_updater, read_updaters
+from .optimizer_state import change_rate, load_updater, read_updaters
 from .unkept import UnsavedChanges
 
 __all__ = ["Checkpoint", "UnsaveableError"]
@@ -83,6 +83,7 @@ class Checkpoint:
         self._in_place = True
         self._other_schedule = False
         self._unchecked: Position | None = None
+        self._resumed_rate: float | None = None
 
     def keep(self, name: str, thing: Any) -> None:
         """Adds a thing with `state_dict` and `load_state_dict` to what each process saves.
@@ -171,6 +172,7 @@ class Checkpoint:
             "model": gather_weights(self._model, keep=self._ranks.is_main),
             **read_updaters(self._updaters, self._model),
             "frozen": self._frozen,
+            "resume_learning_rate": self._resumed_rate,
             "data": None if self._loader is None else _describe_pass(self._loader),
             "scaler": self._precision.state(),
             "losses": self._losses.state(),
@@ -204,7 +206,8 @@ class Checkpoint:
         check_model_state(self._model, own, state["model"], path)
         load_model_state(self._model, own, state["model"], path)
         for name in self._updaters:
-            is_other = load_updater(self._updaters, name, self._model, state, path)
+            rate = self._config.resume_learning_rate
+            is_other = load_updater(self._updaters, name, self._model, state, path, new_rate=rate)
             self._other_schedule = self._other_schedule or is_other
         self._precision.load_state(state["scaler"])
         tell_frozen(state.get("frozen", self._frozen), self._frozen)
@@ -216,6 +219,11 @@ class Checkpoint:
         self._resumed_data = (state.get("data"), state["progress"], path)
         if self._loader is not None:
             self._compare_data(self._loader)
+
+    def change_rate(self, state: Mapping[str, Any]) -> None:
+        """Changes the learning rate that was loaded from `state` as `resume_learning_rate` says."""
+        earlier, rate = state.get("resume_learning_rate"), self._config.resume_learning_rate
+        self._resumed_rate = change_rate(self._updaters, rate, earlier)
 
     def check_schedule(self, position: Position) -> None:
         """Warns, before the first step, of a schedule that ends before the run. A run that knows no

@@ -239,7 +239,8 @@ def _length(value: Any) -> int | None:
 
 def _options(config: TrainerConfig) -> dict[str, Any]:
     options = dataclasses.asdict(config)
-    del options["output_dir"], options["overwrite"]
+    for name in ("output_dir", "overwrite", "resume_learning_rate"):  # said elsewhere
+        del options[name]
     return options
 
 

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from torch import nn
 
-from trainer_callback import SnapshotError
+from trainer_callback import SnapshotError, option_text
 
 from ..processes.sharding import check_optimizer_state, scatter_optimizer_state
+from ..step.base_rate import RATES, change_base_rate
 from ..step.parameters import match_parameters, name_parameters
 from ..step.schedules import (
     compare_functions,
@@ -24,7 +25,7 @@ from ..step.schedules import (
 )
 from ..step.update import Updater
 
-__all__ = ["load_updater", "read_updaters"]
+__all__ = ["change_rate", "load_updater", "read_updaters"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -48,8 +49,13 @@ def load_updater(
     model: nn.Module,
     state: Mapping[str, Any],
     path: Path,
+    *,
+    new_rate: float | None = None,
 ) -> bool:
     """Puts optimizer and scheduler `name` into `state`, which is all of a snapshot.
+
+    Args:
+        new_rate: the learning rate that follows, which is not told to be without effect.
 
     Returns:
         Whether the scheduler was built in another way than that of the snapshot.
@@ -74,8 +80,30 @@ def load_updater(
             f"{path} does not fit the optimizer or scheduler of this run: {error}. Build them as "
             "the run that wrote it did."
         ) from error
-    _warn_unused(updater, built)
+    _warn_unused(updater, built, new_rate=new_rate)
     return is_other
+
+
+def change_rate(
+    updaters: Mapping[str, Updater], rate: float | None, earlier: float | None
+) -> float | None:
+    """Makes `rate` the one that all are built on, unless an `earlier` resume has done so: a job
+    that is started again and again does it once. Returns the last one that a resume has set.
+
+    Raises:
+        ConfigError: a schedule does not say what it is built on.
+    """
+    if rate is None:
+        return earlier
+    if rate == earlier:
+        logger.info(
+            "the learning rate became %r at an earlier resume, and goes on from there.", rate
+        )
+        return rate
+    for name, updater in updaters.items():
+        text = change_base_rate(updater.optimizer, updater.scheduler, rate)
+        logger.info("%s%s", f"{name}: " if name else "", text)
+    return rate
 
 
 def _read(updater: Updater, model: nn.Module) -> dict[str, Any]:
@@ -125,18 +153,23 @@ def _check_classes(updater: Updater, saved: Mapping[str, str], path: Path) -> No
         )
 
 
-def _warn_unused(updater: Updater, built: list[dict[str, Any]]) -> None:
+def _warn_unused(updater: Updater, built: list[dict[str, Any]], *, new_rate: float | None) -> None:
     """Says which settings that the optimizer was built with have no effect: it goes on with those
-    of the snapshot.
+    of the snapshot, but for a `new_rate`.
     """
     for index, (old, new) in enumerate(zip(built, updater.optimizer.param_groups, strict=False)):
         of_group = f" (group {index})" if len(built) > 1 else ""
         before, after = (fixed_settings(group, updater.scheduler) for group in (old, new))
         for name, value in before.items():
+            if name in RATES and new_rate is not None:
+                continue
             if repr(after.get(name, value)) != repr(value):
+                way = _SET_LATER
+                if name in RATES:
+                    way = f"To change it, use {option_text('resume_learning_rate', value)}."
                 logger.warning(
                     "the optimizer%s goes on with %s %r of the snapshot; %r has no effect. %s",
-                    *(of_group, name, after[name], value, _SET_LATER),
+                    *(of_group, name, after[name], value, way),
                 )
 
 
