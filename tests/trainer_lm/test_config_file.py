@@ -129,6 +129,7 @@ VALUES: dict[str, list[object]] = {
     "sample_interval": ["none", 1, 2],
     "overwrite": ["true", "false", "true"],
     "compile": ["true", "false", "no"],
+    "dry_run": ["true", "false", "yes"],
     "snapshot_epochs": ["true", "false", "yes"],
     "snapshot_sync": ["true", "false", "1"],
     "check_gradients": ["true", "false", "on"],
