@@ -126,7 +126,7 @@ def test_a_terminal_gets_a_bar_and_a_line_per_epoch_with_every_metric(terminal, 
     whole = re.sub(r"\n {4}", "  ", "\n".join(shown))
     first, second = re.findall(r"^epoch [01]  .*", whole, re.MULTILINE)
     assert first.startswith("epoch 0  update 12/24  train_loss ")
-    for name in ("train_loss", "val_loss", "val_size", "clean/loss", "noisy/loss", "noisy/size"):
+    for name in ("train_loss", "clean/loss", "clean/size", "noisy/loss", "noisy/size"):
         assert re.search(rf"  {name} \d+\.\d{{4}}(  |$)", second), name
     assert re.fullmatch(r"24/24  █+  loss \d\.\d{4}  .*after 0:\d\d", shown[-2])
     assert shown[-1] == ""
@@ -201,7 +201,9 @@ def test_a_validation_inside_an_epoch_gets_a_line_and_what_others_log_with_it(ca
 
     make_trainer(callbacks=[Logs()], eval_interval=8, epochs=1, log_interval=1).train()
     inside, end = capsys.readouterr().err.splitlines()
-    assert re.match(r"update 8/12  epoch 0  loss \d\.\d{4}  val_loss .*  ema_val_loss 0.5", inside)
+    assert re.match(
+        r"update 8/12  epoch 0  loss \d\.\d{4}  clean/loss .*  ema_val_loss 0.5", inside
+    )
     assert end.startswith("epoch 0  update 12/12  train_loss ")
     assert "  ema_val_loss 0.5000  gap 0.2500  " in end
 

@@ -115,7 +115,8 @@ class ProgressCallback(TrainerCallback):
         found, self._found = self._found or {}, None
         if metrics:  # else it was cut short
             shown = {**_losses(trainer, "loss"), **metrics, **found}
-            self._write([*self._place(trainer), *show_pairs(shown), self._time(trainer)])
+            pairs = show_pairs(_without_copies(shown))
+            self._write([*self._place(trainer), *pairs, self._time(trainer)])
 
     @hookimpl(trylast=True)
     def on_epoch_end(
@@ -128,7 +129,7 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         found, self._found = self._found or {}, None
         update, name = self._place(trainer)
-        self._write([name, update, *show_pairs(found), self._time(trainer)])
+        self._write([name, update, *show_pairs(_without_copies(found)), self._time(trainer)])
 
     def close(self) -> None:
         if self._display is not None:
@@ -241,6 +242,12 @@ def _losses(trainer: TrainerProtocol, *names: str) -> dict[str, float]:
     """Returns the metrics of these names, and those of each optimizer: `loss/NAME`."""
     known = trainer.metrics
     return {name: value for name, value in known.items() if name.partition("/")[0] in names}
+
+
+def _without_copies(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics without `val_NAME` where they have SET/NAME, of which it is the first."""
+    of_sets = {f"val_{name.rpartition('/')[2]}" for name in metrics if "/" in name}
+    return {name: value for name, value in metrics.items() if name not in of_sets}
 
 
 def _total(trainer: TrainerProtocol) -> int | None:
