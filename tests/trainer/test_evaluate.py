@@ -77,7 +77,9 @@ def measured(model, data):
 def test_a_set_is_measured_over_all_items_and_processes(tiny, count):
     def work(rank):
         trainer = make()
+        as_train = trainer.evaluate(DataLoader(Items(count), batch_size=4), name="train")
         before = trainer.evaluate(DataLoader(Items(count), batch_size=4))
+        assert [*as_train.values()] == [*before.values()]
         assert before == measured(trainer.model, Items(count))
         trainer.train()
         after = trainer.evaluate(DataLoader(Items(count), batch_size=4))

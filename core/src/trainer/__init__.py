@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .config import ConfigError, TrainerConfig
     from .engine.call_order import RunOrderError
     from .loop import Trainer
-    from .result import TrainResult
+    from .result import ModelWeights, TrainResult
     from .run import Run
     from .step.answers import Loss
     from .step.losses import NonFiniteError, default_loss
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError",
     "Loss",
+    "ModelWeights",
     "NonFiniteError",
     "Run",
     "RunOrderError",
@@ -31,6 +32,7 @@ __all__ = [
 _LAZY = {
     "ConfigError": "config",
     "Loss": "step.answers",
+    "ModelWeights": "result",
     "NonFiniteError": "step.losses",
     "Run": "run",
     "RunOrderError": "engine.call_order",

@@ -27,6 +27,8 @@ class Position:
             one; an optimizer that is alone has the name "".
         metrics: the last value of each metric.
         history: one mapping of metrics per validation or epoch end.
+        weights: what a callback has said of the weights that it has put into the model: `detail`,
+            `epoch` and `step` of them or None, and `at`, the update behind which it did; or None.
         update: the number that `step` has behind the update under way; not saved, as the next two.
         window: micro-batches of that update that had their backward pass.
         is_last: the micro-batch at hand is the epoch's last.
@@ -41,6 +43,7 @@ class Position:
     skipped: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, Any] | None = None
     update: int = 0
     window: int = 0
     is_last: bool = False
@@ -85,6 +88,8 @@ class Position:
 
     def state(self) -> dict[str, Any]:
         """Returns what a snapshot keeps as plain data, independent of this."""
+        noted = self.weights
+        stands = noted is not None and noted["at"] == self.step
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -96,6 +101,7 @@ class Position:
             "skipped": {name: count for name, count in self.skipped.items() if name},
             "metrics": dict(self.metrics),
             "history": [dict(entry) for entry in self.history],
+            **({"weights": noted} if stands else {}),
         }
 
     def load(self, state: Mapping[str, Any] | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-__all__ = ["EXIT_CODES", "Status", "Stop", "TrainResult"]
+__all__ = ["EXIT_CODES", "ModelWeights", "Status", "Stop", "TrainResult"]
 
 Status = Literal["finished", "stopped", "failed", "interrupted", "terminated"]
 
@@ -38,6 +38,31 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class ModelWeights:
+    """Whose weights the model has at the end of a run.
+
+    Attributes:
+        kind: `last`: those of the last update. `restored`: those of an earlier one, which a
+            callback has put back. `changed`: a callback has put others in, such as an average.
+        epoch, step: of the update that they are of; of changed ones, where the run has ended.
+        metrics: found with them, in the validation or at the end of the epoch behind that update;
+            empty where there was none, and for changed ones.
+        detail: what the callback says of them, or empty.
+    """
+
+    kind: Literal["last", "restored", "changed"]
+    epoch: int
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        detail = f": {self.detail}" if self.detail else ""
+        return f"{self.kind} weights, epoch {self.epoch}, update {self.step}{detail}"
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """What `Trainer.train` returns and `on_train_end` is handed.
 
@@ -56,6 +81,7 @@ class TrainResult:
         callback_costs: plugin -> hook -> `calls` and `seconds` in this process; hooks of the batch
             are sampled and scaled up.
         switched_off: plugins that failed and were not critical.
+        weights: whose weights the model has; in `on_train_end`, before callbacks change them there.
     """
 
     status: Status
@@ -69,6 +95,7 @@ class TrainResult:
     history: list[dict[str, Any]] = field(default_factory=list)
     callback_costs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     switched_off: tuple[str, ...] = ()
+    weights: ModelWeights = field(default_factory=lambda: ModelWeights("last", 0, 0))
 
     @property
     def exit_code(self) -> int:

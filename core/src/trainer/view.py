@@ -16,6 +16,7 @@ from torch import nn
 
 from trainer_callback import GradientStats, SnapshotError
 from trainer_callback.calls.manager import CallbackManager
+from trainer_callback.checks import is_count
 from trainer_callback.errors import show
 
 from .config import TrainerConfig
@@ -248,13 +249,15 @@ class View:
     def load_weights(self, name: str, digest: str, *, fallback_step: int | None = None) -> str:
         own, weights = self._model.state_dict(), {}
 
-        def read() -> str:
-            source, state = self.store.read_weights(name, digest, fallback_step, self._model, own)
+        def read() -> tuple[str, tuple[int, int]]:
+            source, state, place = self.store.read_weights(
+                *(name, digest, fallback_step, self._model, own)
+            )
             weights.update(state)
-            return source
+            return source, place
 
         point = f"load_weights {name!r}"
-        source = self.ranks.on_main(read, point, by_callback=True)
+        source, (epoch, step) = self.ranks.on_main(read, point, by_callback=True)
         fault = None
         try:
             load_model_state(self._model, own, weights, source)
@@ -264,7 +267,26 @@ class View:
         if fault is not None:
             raise SnapshotError(fault)
         self.ranks.share(whole_tensors(self._model))
+        self.note_weights(f"from {source}", epoch=epoch, step=step)
         return source
+
+    def note_weights(
+        self, detail: str, *, epoch: int | None = None, step: int | None = None
+    ) -> None:
+        if not isinstance(detail, str):
+            raise TypeError(
+                f"note_weights: detail must be a str, got {show(detail)}. Say whose weights the "
+                'model has now: trainer.note_weights("the average over 60 updates").'
+            )
+        if (epoch is None) is not (step is None) or not all(
+            each is None or is_count(each, 0) for each in (epoch, step)
+        ):
+            raise ValueError(
+                "note_weights: epoch and step are two integers of at least 0, or both None, got "
+                f"{show(epoch)} and {show(step)}. Give those of the update that the weights are of."
+            )
+        noted = {"detail": detail, "epoch": epoch, "step": step, "at": self.step}
+        self.position.weights = noted
 
     def delete_weights(self, name: str) -> None:
         if self.is_main_process:

@@ -268,6 +268,23 @@ class TrainerProtocol(Protocol):
         """
         ...
 
+    def note_weights(
+        self, detail: str, *, epoch: int | None = None, step: int | None = None
+    ) -> None:
+        """Says whose weights `model` has now that a callback has put others in, for
+        `result.weights`, in all processes; it is true until the next update. `load_weights` says it
+        by itself. Of weights that are changed in `on_train_end` without it, only that is known.
+
+        Args:
+            detail: one sentence for people, such as `the average over 60 updates`.
+            epoch, step: of the update that they are of; None: of no single one.
+
+        Raises:
+            TypeError: `detail` is no str.
+            ValueError: one of epoch and step alone, or what is no such number.
+        """
+        ...
+
     def delete_weights(self, name: str) -> None:
         """Removes what `save_weights` wrote; nothing happens where it is gone already."""
         ...

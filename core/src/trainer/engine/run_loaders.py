@@ -86,15 +86,15 @@ class RunLoaders:
         if used is None:
             given = cast("Iterable[Any]", loader)
             warn_used_up(given, name, self._config)
-            used = self.wrap_once(given, name)
+            used = self.wrap_once(given, name, in_step=name == "train")
             self._known[id(loader), name] = used
         return used
 
-    def wrap_once(self, loader: Iterable[Any], name: str) -> EpochLoader:
-        """Returns `loader` as something goes through it that messages call `name`; a run keeps
-        nothing of it.
+    def wrap_once(self, loader: Iterable[Any], name: str, *, in_step: bool = False) -> EpochLoader:
+        """Returns `loader` as something goes through it that messages call `name`; nothing of it is
+        kept here. For `in_step` see `EpochLoader`.
         """
         setup, seed = self._setup, self._setup.view.config.seed
         check_alike_loader(loader, name, setup.ranks)
         given = PreparedLoader(loader) if is_prepared(loader) else loader
-        return EpochLoader(given, seed, name, setup.ranks, in_step=name == "train")
+        return EpochLoader(given, seed, name, setup.ranks, in_step=in_step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from trainer_callback.errors import text_of
 from ..config import ConfigError
 from ..processes.rng import seed_rng
 from ..processes.sharding import gather_state, gather_weights
-from ..result import Stop, TrainResult
+from ..result import ModelWeights, Stop, TrainResult
 from ..snapshots.agreement import check_same, match_sharded
 from ..snapshots.checkpoint import Checkpoint
 from ..snapshots.durable import save_bytes
@@ -33,6 +33,7 @@ from ..snapshots.state_table import CallbackStates, load_states
 from ..snapshots.store import Found
 from ..step.losses import NonFiniteError
 from ..view import View
+from .final_weights import describe_weights, noting_changes
 
 __all__ = ["Resume", "Session"]
 
@@ -218,12 +219,14 @@ class Session:
         if error is None:
             error = self._attempt(self._check_finite)
         result = self._make_result(stop, error)
-        late = self._attempt(lambda: hook.on_train_end(trainer=view, result=result))
+        with noting_changes(view) if error is None else contextlib.nullcontext():
+            late = self._attempt(lambda: hook.on_train_end(trainer=view, result=result))
         unsent = self._attempt(view.queue.close)
-        result = replace(result, switched_off=tuple(self._callbacks.switched_off))
+        off, weights = tuple(self._callbacks.switched_off), describe_weights(view.position)
+        result = replace(result, switched_off=off, weights=weights)
         error = error or late or unsent
         if error is None and result.exit_code == 0 and final and self._store.can_write:
-            error = self._attempt(self._save_final)
+            error = self._attempt(partial(self._save_final, weights))
         if isinstance(error, SnapshotError):
             saving = SaveError(str(error))
             saving.__cause__ = error
@@ -282,6 +285,7 @@ class Session:
             history=[dict(entry) for entry in position.history],
             callback_costs=self._callbacks.costs(),
             switched_off=tuple(self._callbacks.switched_off),
+            weights=describe_weights(position),
         )
 
     def _check_finite(self) -> None:
@@ -301,16 +305,17 @@ class Session:
                 f"rate, or clip with {option_text('max_grad_norm')}."
             )
 
-    def _save_final(self) -> None:
+    def _save_final(self, described: ModelWeights) -> None:
         weights = gather_weights(self._view.model, keep=self._ranks.is_main)
-        self._ranks.on_main(partial(self._write_final, weights), "final")
+        self._ranks.on_main(partial(self._write_final, weights, described), "final")
 
-    def _write_final(self, weights: Mapping[str, Any]) -> None:
+    def _write_final(self, weights: Mapping[str, Any], described: ModelWeights) -> None:
         view = self._view
         files = dict(self._files)
         if describe_unsaveable(weights) is None:
             files["model.safetensors"] = save_safetensors(weights)
         facts = describe_run(view.position, view.config, self._callbacks.plugins, view.model)
+        facts["weights"] = asdict(described)
         self._store.save_final(weights, view.position.state(), files, facts)
 
     def _attempt(self, call: Callable[[], object]) -> BaseException | None:

@@ -16,7 +16,7 @@ from trainer_callback.tensors import is_sharded, local_part
 
 from .ranks import Ranks
 
-__all__ = ["ReplicaError", "check_replicas"]
+__all__ = ["ReplicaError", "check_replicas", "sum_bits"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -52,7 +52,7 @@ def check_replicas(
     ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
     compared = [(name, p) for name, p in model.named_parameters() if name not in ignored]
     buffers = {name: buffer for name, buffer in _find_buffers(model) if name not in ignored}
-    both = _sum_bits([*(parameter for _, parameter in compared), *buffers.values()])
+    both = sum_bits([*(parameter for _, parameter in compared), *buffers.values()])
     sums, counts = both[: len(compared)], both[len(compared) :]
     place = next(_places(compared), ())
     first: dict[tuple[int, ...], tuple[int, list[int]]] = {}
@@ -95,7 +95,7 @@ def _warn_lost(found: Sequence[Mapping[str, int]], reported: set[str]) -> None:
             )
 
 
-def _sum_bits(tensors: Sequence[Tensor]) -> list[int]:
+def sum_bits(tensors: Sequence[Tensor]) -> list[int]:
     """Returns, for each tensor, the sum of its bits, read as integers, modulo 2**64; one
     pass over the memory, and one copy from the device.
     """

@@ -232,9 +232,9 @@ class SnapshotStore:
         fallback_step: int | None,
         model: nn.Module,
         own: Mapping[str, Any],
-    ) -> tuple[str, dict[str, Any]]:
-        """Returns where saved weights come from, and the weights, which fit the `model` and `own`,
-        its `state_dict`; see `TrainerProtocol.load_weights`.
+    ) -> tuple[str, dict[str, Any], tuple[int, int]]:
+        """Returns where saved weights come from, the weights, which fit the `model` and `own`, its
+        `state_dict`, and their epoch and update; see `TrainerProtocol.load_weights`.
         """
         path = self._output_dir / "weights" / name
         try:
@@ -246,9 +246,10 @@ class SnapshotStore:
                 raise
             logger.warning("%s Trying the snapshot of update %d.", error, fallback_step)
             path = self._directory / snapshot_name(fallback_step)
-            state, _ = load_state(path)
+            state, manifest = load_state(path)
         check_model_state(model, own, state["model"], path)
-        return str(path.relative_to(self._output_dir)), state["model"]
+        place = (manifest["epoch"], manifest["step"])
+        return str(path.relative_to(self._output_dir)), state["model"], place
 
     def delete_weights(self, name: str) -> None:
         """Removes `weights/NAME/`; what no run wrote there stays."""

@@ -90,6 +90,9 @@ class BestWeights:
                 logger.warning(text, best, error)
                 return
             logger.info("early stopping restored the weights of %s from %s.", best, source)
+            if hasattr(trainer, "note_weights"):
+                detail = f"early stopping's best {monitor}, {state.best:.6g}"
+                trainer.note_weights(detail, epoch=state.best_epoch, step=state.best_step)
         if hasattr(trainer, "log"):  # so that the manifest of the final model tells
             found = {"epoch": state.best_epoch, "step": state.best_step, monitor: state.best}
             trainer.log({f"restored_{name}": value for name, value in found.items()})

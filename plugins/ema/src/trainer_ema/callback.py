@@ -199,6 +199,8 @@ class EMACallback(TrainerCallback):
             if other.updates <= self.every:
                 self._average.forget(other.names)
         self._average.copy_in()
+        if hasattr(trainer, "note_weights"):
+            trainer.note_weights(f"the average over {self.updates} updates")
         logger.info("the model has the average over %d updates now.", self.updates)
 
     def _find_decay(self, updates: int) -> float:

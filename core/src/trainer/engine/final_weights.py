@@ -1,0 +1,58 @@
+"""Whose weights the model has at the end of a run: those of the last update, or what a callback has
+put in their place, which it says by `note_weights`, or by `load_weights`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from ..counters import Position
+from ..processes.replicas import sum_bits
+from ..result import ModelWeights
+from ..view import View
+
+__all__ = ["describe_weights", "noting_changes"]
+
+
+def describe_weights(position: Position) -> ModelWeights:
+    """Returns whose they are at `position`, with the metrics that were found at their update."""
+    noted, step = position.weights, position.step
+    epoch = position.epoch if position.batch else max(position.epoch - 1, 0)  # of the last update
+    if noted is None or noted["at"] != step:  # updates have changed them since
+        return ModelWeights("last", epoch, step, _find_metrics(position, step))
+    detail = noted["detail"]
+    if noted["step"] is None:
+        return ModelWeights("changed", epoch, step, {}, detail)
+    step = noted["step"]
+    return ModelWeights("restored", noted["epoch"], step, _find_metrics(position, step), detail)
+
+
+def _find_metrics(position: Position, step: int) -> dict[str, float]:
+    """Returns what the last validation or epoch end at an update has found, or nothing."""
+    rows = [row for row in position.history if row["step"] == step]
+    return {k: v for k, v in (rows[-1] if rows else {}).items() if k not in ("epoch", "step")}
+
+
+@contextlib.contextmanager
+def noting_changes(view: View) -> Iterator[None]:
+    """Notes that callbacks have changed the weights inside, where none has said whose they are now.
+    It costs two passes over the weights, where callbacks may.
+    """
+    callbacks, noted = view.callbacks, view.position.weights
+    asked = set(callbacks.implementers("on_train_end"))
+    foreign = [each for each in callbacks.plugins if each.distribution != "trainer-core"]
+    if not any(each.name in asked for each in foreign):
+        yield
+        return
+    before = _sum_weights(view)
+    yield
+    if view.position.weights is noted and _sum_weights(view) != before:
+        view.note_weights("a callback has changed them at the end of the run")
+
+
+def _sum_weights(view: View) -> list[int]:
+    plain = [p for p in view.model.parameters() if p.layout == torch.strided]
+    return sum_bits([p for p in plain if not p.is_quantized])
