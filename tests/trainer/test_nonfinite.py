@@ -1,5 +1,6 @@
 """NaN or Inf in the training loss, or in the gradient norm, never reaches `optimizer.step()`."""
 
+import json
 import math
 
 import pytest
@@ -96,6 +97,22 @@ def test_skip_counts_and_goes_on(tiny, caplog):
     assert (result.status, seen) == ("finished", [3, 4, 9])
     assert weights_are_finite(trainer)
     assert math.isfinite(result.train_loss)
+
+
+def test_skipped_updates_are_logged_over_resumes(tiny, tmp_path):
+    place = tmp_path / "run"
+
+    def make(spoiled, **options):
+        loss_fn = spoil_loss(math.nan, spoiled)
+        return tiny.trainer(place, loss_fn=loss_fn, on_nonfinite="skip", log_interval=1, **options)
+
+    make({2}, max_steps=4).train()
+    trainer = make({1})
+    trainer.train(resume=True)
+    lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    seen = {line["step"]: line.get("skipped_updates") for line in lines if "loss" in line}
+    assert [seen.get(step) for step in (2, 4, 5, 7)] == [None, 1.0, 1.0, 2.0]
+    assert trainer.metrics["skipped_updates"] == 2.0
 
 
 def test_skip_ends_after_10_in_a_row(tiny):

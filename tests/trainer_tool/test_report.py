@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from trainer import Trainer, TrainerConfig
 from trainer.testing import make_tiny_trainer
 from trainer_callback import TrainerCallback
 from trainer_early_stopping import EarlyStoppingCallback
@@ -221,6 +224,23 @@ def test_a_killed_run_and_its_resume_can_be_looked_at(tiny_trainer, tmp_path):
     page = report(place, output=tmp_path / "page.html")
     assert page.rows("state") == [["finished, epochs"]]
     assert (6, "went on from a snapshot") in page.pictures[0].events
+
+
+def test_skipped_updates_are_marked(tmp_path):
+    place, model = tmp_path / "run", nn.Linear(2, 1)
+    batches = [torch.ones(2, 2) * (math.nan if index in (2, 7) else 1) for index in range(10)]
+    config = TrainerConfig(output_dir=place, log_interval=1, on_nonfinite="skip", epochs=1)
+    Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        batches,
+        loss_fn=lambda model, batch: model(batch).square().mean(),
+        config=config,
+        discover=False,
+    ).train()
+    page = report(place, output=tmp_path / "page.html")
+    skips = [event for event in page.pictures[0].events if "skipped" in event[1]]
+    assert skips == [(step, "1 updates skipped up to here") for step in (3, 8)]
 
 
 def test_a_run_that_has_logged_nothing_yet_has_a_page(tmp_path):

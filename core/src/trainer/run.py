@@ -302,7 +302,7 @@ class Run:
         if self._checks and not trusted:
             verdict = gradients.check(verdict)
         skipped = updater.step(position, verdict)
-        position.step = position.update
+        position.step, position.skips = position.update, position.skips + skipped
         hook.on_step_end(trainer=view, skipped=skipped)
         gradients.finish()
         view.updater = self._first

@@ -178,7 +178,7 @@ def _find_events(number: int, run: RunFiles, names: Sequence[str]) -> Iterator[E
 
 
 def _find_skipped(run: RunFiles) -> Iterator[tuple[int, str]]:
-    points = run.series.get("grad_skipped_updates", [])
+    points = run.series.get("skipped_updates", [])
     for (_, before), (step, now) in zip([(0, 0.0), *points], points, strict=False):
         if now > before:
             yield step, f"{now - before:g} updates skipped up to here"

@@ -106,6 +106,8 @@ class Boundary:
             metrics[f"learning_rate{of}"] = updater.rate
             if updater.total_norm is not None:
                 metrics[f"grad_norm{of}"] = float(updater.total_norm)
+        if self._position.skips:
+            metrics["skipped_updates"] = self._position.skips
         for name, mean in self._setup.losses.take_interval().items():
             metrics[f"loss/{name}" if name else "loss"] = mean
         self._view.log({name: value for name, value in metrics.items() if value is not None})
@@ -136,6 +138,8 @@ class Boundary:
         means = self._setup.losses.epoch_means()
         train_loss = sum(means.values()) if means else math.nan
         named = {f"train_loss/{name}": mean for name, mean in means.items() if name}
+        if position.skips:
+            named["skipped_updates"] = position.skips
         self._record({"train_loss": train_loss, **named, **metrics})
         self._decider.agree_on_callbacks()
         self._hook.on_epoch_end(
