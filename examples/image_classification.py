@@ -5,7 +5,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainer import Trainer, TrainerConfig
-from trainer_callback import TrainerCallback
 
 DIGITS = """
 111 010 111 111 101 111 111 111 111 111
@@ -28,16 +27,6 @@ def make_images(count: int) -> TensorDataset:
     return TensorDataset(images, labels)
 
 
-class Confusion(TrainerCallback):
-    """Row: what it is. Column: what it was taken for. Counted without a second forward pass."""
-
-    def on_validation_start(self):
-        self.counts = torch.zeros(10, 10, dtype=torch.long)
-
-    def on_validation_batch_end(self, batch, outputs):
-        self.counts.view(-1).add_((batch[1] * 10 + outputs.argmax(1)).bincount(minlength=100).cpu())
-
-
 def loss_fn(model, batch):
     logits = model(batch[0])
     return nn.functional.cross_entropy(logits, batch[1]), logits
@@ -45,7 +34,7 @@ def loss_fn(model, batch):
 
 torch.manual_seed(0)
 layers = [nn.Conv2d(1, 32, 5), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, 64), nn.ReLU()]
-model, confusion = nn.Sequential(*layers, nn.Linear(64, 10)), Confusion()
+model, test = nn.Sequential(*layers, nn.Linear(64, 10)), make_images(500)
 trainer = Trainer(
     model,
     torch.optim.AdamW(model.parameters(), lr=2e-3),
@@ -53,8 +42,12 @@ trainer = Trainer(
     DataLoader(make_images(500), batch_size=250),
     loss_fn=loss_fn,
     metrics={"accuracy": lambda logits, batch: logits.argmax(1) == batch[1]},
-    config=TrainerConfig(epochs=8),
-    callbacks=[confusion],
+    config=TrainerConfig(epochs=14),
 )
 trainer.train()
-print(confusion.counts, f"accuracy {trainer.metrics['val_accuracy']:.3f}", sep="\n")
+
+# Row: what it is. Column: what it was taken for.
+guesses = trainer.predict(DataLoader(test, batch_size=250)).argmax(1)
+confusion = (test.tensors[1] * 10 + guesses).bincount(minlength=100).view(10, 10)
+accuracy = trainer.evaluate(DataLoader(test, batch_size=250))["test_accuracy"]
+print(confusion, f"accuracy {accuracy:.3f}", sep="\n")
