@@ -4,6 +4,7 @@ none.
 
 import json
 import logging
+import weakref
 
 import pytest
 import torch
@@ -370,3 +371,41 @@ def test_a_loss_function_that_takes_things_out_of_its_batch_does_not_take_them_f
         discover=False,
     ).train()
     assert result.history[-1]["val_accuracy"] == pytest.approx(accuracy(model, data), abs=1e-12)
+
+
+def test_a_validation_reads_its_metrics_in_one_copy_and_keeps_no_batch(monkeypatch):
+    reads, alive = [], []
+    for name in ("tolist", "item", "__float__", "__int__", "cpu", "numpy"):
+        own = getattr(torch.Tensor, name)
+
+        def count(self, *arguments, name=name, own=own):
+            reads.append(name)
+            return own(self, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, count)
+
+    class Look(TrainerCallback):
+        def on_validation_start(self):
+            reads.clear()
+
+        def on_validation_batch_end(self, outputs, batch_idx):
+            alive.append(weakref.ref(outputs))
+            if batch_idx == 999:
+                seen.append((len(reads), sum(each() is not None for each in alive)))
+
+        def on_validation_end(self):
+            seen.append(list(reads))
+
+    seen = []
+    data = [(torch.ones(2, 4), torch.tensor([0, 1]))] * 1000
+    trainer = make(
+        data,
+        metrics={
+            "accuracy": is_right,
+            "margin": lambda outputs, batch: outputs[:, 0] - outputs[:, 1],
+            "f1": torchmetrics.F1Score("multiclass", num_classes=3, average="macro"),
+        },
+        callbacks=[Look()],
+    )
+    trainer.train()
+    assert seen == [(0, 1), ["tolist"]]

@@ -94,7 +94,7 @@ class Measure:
             LossError: what should be the loss of a batch is none.
             MetricError: a metric has no value.
         """
-        ranks, seen = self._ranks, 0
+        seen = 0
         found = mean, metrics = MeanLoss(self._device), self._metrics.start(self._device)
         batches = go_together(
             measured.loader,
@@ -106,7 +106,7 @@ class Measure:
             if item is not None:
                 self._add(measured, item[0], seen, found, show)
                 seen += 1
-        return {"loss": mean.finish(ranks), **metrics.compute()}
+        return metrics.compute(mean)
 
     def _add(
         self,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.loaders import EmptyLoaderError
-from ..processes.ranks import Ranks
 from .answers import Loss, check_count
 from .losses import LossError
 
-__all__ = ["Mean", "MeanLoss"]
+__all__ = ["Mean", "MeanLoss", "read_numbers"]
 
 
 class Mean:
@@ -33,18 +33,34 @@ class Mean:
         self.total += total.detach().to(self._wide)
         self.count = self.count + count
 
-    def read(self) -> list[float]:
-        """Returns sum and number as floats, which waits for the device."""
-        return [float(self.total), float(self.count)]
+
+def read_numbers(numbers: Sequence[float | Tensor]) -> list[float]:
+    """Returns numbers as floats; 0-dim tensors of a device come in one copy, for which it waits."""
+    first = next((each for each in numbers if isinstance(each, Tensor)), None)
+    if first is None:
+        return [float(each) for each in numbers]
+    wide = torch.float32 if first.device.type == "mps" else torch.float64
+    rows = [torch.as_tensor(each, dtype=wide).detach().to(first.device) for each in numbers]
+    found: list[float] = torch.stack(rows).tolist()
+    return found
 
 
 class MeanLoss:
-    """The mean of the batches' losses over all processes, each weighted by its number of items."""
+    """The mean of the batches' losses over all processes, each weighted by its number of items.
+
+    Attributes:
+        mean: that of this process.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Starts at nothing."""
-        self._mean = Mean(device)
+        self.mean: Mean = Mean(device)
         self._batches = self._sums = 0
+
+    @property
+    def counts(self) -> list[float]:
+        """Batches so far, and those that had a `Loss`."""
+        return [self._batches, self._sums]
 
     def add(self, loss: Tensor | Loss, size: int | None) -> None:
         """Adds the loss of a batch of `size` items; a `Loss` has its own count."""
@@ -52,19 +68,22 @@ class MeanLoss:
         if isinstance(loss, Loss):
             check_count(loss.count)
             self._sums += 1
-            self._mean.add(loss.total, loss.count)
+            self.mean.add(loss.total, loss.count)
         elif size:
-            self._mean.add(loss.detach().to(self._mean.total.dtype) * size, size)
+            self.mean.add(loss.detach().to(self.mean.total.dtype) * size, size)
 
-    def finish(self, ranks: Ranks) -> float:
-        """Returns the mean over all processes.
+    @staticmethod
+    def finish(total: float, items: float, batches: float, sums: float) -> float:
+        """Returns the mean.
+
+        Args:
+            total, items: of the losses, over all processes.
+            batches, sums: `counts`, over all processes.
 
         Raises:
             EmptyLoaderError: there was no batch, or no item.
             LossError: some losses are a `Loss`, and others a mean.
         """
-        own = [*self._mean.read(), self._batches, self._sums]
-        total, items, batches, sums = ranks.total(own, "end of a validation")
         if sums not in (0, batches):
             raise LossError(
                 f"{sums:.0f} of {batches:.0f} batches of the validation have a Loss, and the "

@@ -20,7 +20,7 @@ from trainer_callback.errors import show
 from ..config import ConfigError
 from ..processes.ranks import Ranks
 from .answers import Loss, check_count, read_answer
-from .means import Mean
+from .means import Mean, MeanLoss, read_numbers
 from .merging import is_torchmetric, keeps_predictions, merge_torchmetrics
 
 __all__ = ["MetricError", "MetricSet", "Metrics", "check_name", "name_values"]
@@ -123,26 +123,49 @@ class MetricSet:
             for metric in self._metrics.values():
                 metric.update(outputs, batch, size)
 
-    def compute(self) -> dict[str, float]:
-        """Returns the values over all processes, by name; all of them have to call this.
+    def compute(self, loss: MeanLoss) -> dict[str, float]:
+        """Returns the mean loss and the values over all processes, by name; all of them have to
+        call this. What is on the device is read in one copy.
 
         Raises:
+            EmptyLoaderError: there was no batch, or no item.
+            LossError: some losses are a `Loss`, and others a mean.
             MetricError: a metric answers no numbers, or has seen no item.
         """
-        found: dict[str, float] = {}
+        found: dict[str, float | Tensor | Mean] = {"loss": loss.mean}
         for name, metric in self._metrics.items():
             for key, value in metric.compute(self._ranks).items():
                 if key in found:
                     raise MetricError(f"two metrics have the name {key!r}. Rename {name!r}.")
                 found[key] = value
-        return found
+        means = {name: each for name, each in found.items() if isinstance(each, Mean)}
+        others = {name: each for name, each in found.items() if not isinstance(each, Mean)}
+        sums = [number for each in means.values() for number in (each.total, each.count)]
+        read = read_numbers([*sums, *others.values()])
+        own = [*read[: len(sums)], *loss.counts]
+        *totals, batches, with_sums = self._ranks.total(own, "end of a validation")
+        values = dict(zip(others, read[len(sums) :], strict=True))
+        pairs = zip(totals[::2], totals[1::2], strict=True)
+        for name, (total, count) in zip(means, pairs, strict=True):
+            if name == "loss":
+                values[name] = loss.finish(total, count, batches, with_sums)
+            else:
+                values[name] = _divide(name, total, count)
+        return {name: values[name] for name in found}
+
+
+def _divide(name: str, total: float, count: float) -> float:
+    if not count:
+        raise MetricError(f"metric {name!r} has no item in the whole set. Look what it leaves out.")
+    return total / count
 
 
 class _Values:
     """The mean of a function's values per item."""
 
     def __init__(self, name: str, function: Callable[..., Any], device: torch.device) -> None:
-        self._name, self._function, self._mean = name, function, Mean(device)
+        self._name, self._function = name, function
+        self.mean: Mean = Mean(device)
 
     def update(self, outputs: Any, batch: Any, size: int | None) -> None:
         answer = self._function(outputs, batch)
@@ -150,7 +173,7 @@ class _Values:
             answer = Loss(*answer)
         if isinstance(answer, Loss):
             check_count(answer.count)
-            self._mean.add(torch.as_tensor(answer.total), answer.count)
+            self.mean.add(torch.as_tensor(answer.total), answer.count)
             return
         is_right = isinstance(answer, Tensor) and answer.ndim == 1 and not answer.is_complex()
         if not is_right or (size is not None and len(answer) != size):
@@ -161,15 +184,10 @@ class _Values:
                 "outputs.argmax(1) == batch[1], without a mean; or, of masked values, (total, "
                 "count). How many items a batch has is Trainer(..., batch_size=...)."
             )
-        self._mean.add(answer.detach().to(self._mean.total.dtype).sum(), len(answer))
+        self.mean.add(answer.detach().to(self.mean.total.dtype).sum(), len(answer))
 
-    def compute(self, ranks: Ranks) -> dict[str, float]:
-        total, count = ranks.total(self._mean.read(), f"metric {self._name}")
-        if not count:
-            raise MetricError(
-                f"metric {self._name!r} has no item in the whole set. Look what it leaves out."
-            )
-        return {self._name: total / count}
+    def compute(self, _: Ranks) -> dict[str, Mean]:
+        return {self._name: self.mean}
 
 
 class _Object:
@@ -209,7 +227,7 @@ class _Object:
                 "update, such as (predictions, targets), or a dict of them by name."
             )
 
-    def compute(self, ranks: Ranks) -> dict[str, float]:
+    def compute(self, ranks: Ranks) -> dict[str, float | Tensor]:
         metric = self._metric
         if is_torchmetric(metric):
             metric = merge_torchmetrics(metric, ranks)
@@ -219,8 +237,9 @@ class _Object:
         return name_values(self._name, metric.compute())
 
 
-def name_values(name: str, value: Any) -> dict[str, float]:
+def name_values(name: str, value: Any) -> dict[str, float | Tensor]:
     """Returns numbers by their names: of a mapping `NAME_KEY`, of a vector `NAME_0` and so on.
+    Tensors stay on their device, 0-dim.
 
     Raises:
         MetricError: there is something else in it.
@@ -229,6 +248,8 @@ def name_values(name: str, value: Any) -> dict[str, float]:
         pairs = [(f"{name}_{key}", each) for key, each in value.items()]
     elif isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 1:
         pairs = [(f"{name}_{place}", each) for place, each in enumerate(value)]
+    elif isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        return {name: value}
     else:
         try:
             return {name: float(value)}
