@@ -208,6 +208,13 @@ def test_a_validation_inside_an_epoch_gets_a_line_and_what_others_log_with_it(ca
     assert "  ema_val_loss 0.5000  gap 0.2500  " in end
 
 
+def test_an_epoch_that_is_cut_has_its_line_once(capsys) -> None:
+    make_trainer(eval_interval=8, max_steps=8).train()
+    inside, end = capsys.readouterr().err.splitlines()
+    assert inside.startswith("update 8/8  epoch 0  val_loss ")
+    assert end.startswith("epoch 0  update 8/8  train_loss ")
+
+
 def test_a_resume_goes_on_counting(tmp_path, capsys) -> None:
     place = {"output_dir": tmp_path / "run", "gradient_accumulation_steps": 5, "epochs": 3}
     make_trainer(**place, max_steps=4).train()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import Loss, Run, Trainer, TrainerConfig
+from trainer import Loss, NonFiniteError, Run, Trainer, TrainerConfig
 from trainer_callback import TrainerCallback
 
 LENGTHS = (2, 30, 5, 25, 0, 7, 1, 12)
@@ -227,3 +227,15 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bits(tiny, tmp_path, at):
     assert tiny.child(lambda: work(tmp_path / "killed")).wait() == 0
     states = [tiny.newest_state(tmp_path / name) for name in ("whole", "killed")]
     assert tiny.difference(*states) is None
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("rows", [4, 8])
+def test_a_mean_over_no_items_is_told_of_where_a_batch_had_none(rows, on_device):
+    def loss_fn(model, batch):
+        loss = sum_of(model, batch, on_device=on_device)
+        return Loss(loss.total * float("nan"), loss.count * (rows == 4))
+
+    with pytest.raises(NonFiniteError) as raised:
+        make(loss_fn, rows=rows, steps=1).train()
+    assert ("a mean over no items is NaN" in str(raised.value)) is (rows == 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -62,6 +63,14 @@ def test_a_run_trains_and_writes_what_it_says(command: Command, tmp_path: Path) 
     }  # fmt: skip
     losses = [line["val_loss"] for line in metrics(tmp_path / "run") if "val_loss" in line]
     assert losses[1] < losses[0]
+
+
+def test_accuracy_and_perplexity_are_shown_and_written(command: Command, tmp_path: Path) -> None:
+    _, out, _ = command("--epochs", 1, "--output_dir", "run")
+    found = next(line for line in metrics(tmp_path / "run") if "val_loss" in line)
+    assert found["val_perplexity"] == math.exp(found["val_loss"])
+    assert f"perplexity {found['val_perplexity']:.4g}" in out
+    assert f"accuracy {100 * found['val_accuracy']:.2f} % of the next tokens" in out
 
 
 def test_without_output_dir_each_run_gets_a_fresh_one(command: Command, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from trainer_callback.calls.manager import Plugin
 from trainer_callback.discovery import find_version
 
 from .data import Batch, CorpusSummary, make_loaders
+from .measures import METRICS, loss_of, perplexity_inputs
 from .memory import check_size, keep_freed_memory
 from .model import GPT, make_optimizer, make_scheduler
 from .run_options import RunOptions
@@ -121,6 +122,9 @@ def _make_trainer(
         model,
         optimizer,
         *loaders,
+        loss_fn=loss_of,
+        metrics=METRICS,
+        metric_inputs=perplexity_inputs,
         scheduler=make_scheduler(optimizer, settings.optimizer, steps),
         config=settings.training,
         callbacks=[
@@ -198,10 +202,13 @@ def _summarise(
     table.add_row("trained", f"{result.epochs} epochs, {result.steps} updates")
     if result.train_loss is not None:
         table.add_row("training loss", f"{result.train_loss:.4f} nats per token")
-    val_loss = trainer.metrics.get("restored_val_loss", result.val_loss)
-    if val_loss is not None:
-        table.add_row("validation loss", f"{val_loss:.4f} nats per token")
-        table.add_row("", f"{summary.bits_per_byte(val_loss):.4f} bits per byte")
+    if (found := _validated(result, trainer.metrics)) is not None:
+        loss = found["val_loss"]
+        table.add_row("validation loss", f"{loss:.4f} nats per token")
+        table.add_row("", f"{summary.bits_per_byte(loss):.4f} bits per byte")
+        if "val_accuracy" in found:  # an older run, resumed behind its end, has none
+            table.add_row("", f"perplexity {found['val_perplexity']:.4g}")
+            table.add_row("", f"accuracy {100 * found['val_accuracy']:.2f} % of the next tokens")
     if result.status == "terminated":
         table.add_row("to go on", _how_to_go_on(trainer).removeprefix("To go on: "))
     for name in result.switched_off:
@@ -217,6 +224,14 @@ def _summarise(
     if place is not None:
         table.add_row("its page", f"trainer report {shlex.quote(str(place))}")
     console.print(table)
+
+
+def _validated(result: TrainResult, metrics: Mapping[str, float]) -> Mapping[str, float] | None:
+    """Returns what the last validation has found, or that of the weights that were put back."""
+    validations = [row for row in result.history if "val_loss" in row]
+    step = metrics.get("restored_step")
+    restored = [row for row in validations if row["step"] == step]
+    return next(reversed(restored or validations), None)
 
 
 def _how_to_go_on(trainer: Trainer) -> str:

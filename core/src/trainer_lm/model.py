@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,24 @@ from trainer_callback import UsageError
 
 from .options import ModelOptions, OptimizerOptions
 
-__all__ = ["GPT", "make_optimizer", "make_scheduler"]
+__all__ = ["GPT", "TokenSums", "make_optimizer", "make_scheduler"]
+
+_LEFT_OUT: Final = -100
+"""The label of a token that does not count, as in torch."""
+
+
+class TokenSums(NamedTuple):
+    """Sums over the tokens of a batch, 0-dim.
+
+    Attributes:
+        total: of their cross-entropies, in nats.
+        tokens: how many there are, less those that are left out.
+        hits: how many of them are the likeliest one; None in training.
+    """
+
+    total: Tensor
+    tokens: Tensor
+    hits: Tensor | None
 
 
 class GPT(nn.Module):
@@ -52,15 +70,19 @@ class GPT(nn.Module):
             if name.endswith("to_residual.weight"):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * options.n_layer))
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, *, summed: bool = False
+    ) -> Any:
         """Returns the loss where `labels` are given, else the logits.
 
         Args:
             input_ids: (B, T) int64, T at most `block_size`.
             labels: (B, T) int64, the token that follows each of `input_ids`; -100 is left out.
+            summed: sums over the tokens are wanted, and their number.
 
         Returns:
-            With labels the mean cross-entropy, 0-dim, in nats per token; without, logits (B, T, V).
+            With labels the mean cross-entropy, 0-dim, in nats per token, or a `TokenSums`; without,
+            logits (B, T, V).
 
         Raises:
             ValueError: T exceeds `block_size`.
@@ -76,7 +98,12 @@ class GPT(nn.Module):
         logits = F.linear(self.final_norm(stream), self.token_embedding.weight)  # (B, T, V)
         if labels is None:
             return logits
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        logits, labels = logits.flatten(0, 1), labels.flatten()
+        if not summed:
+            return F.cross_entropy(logits, labels)
+        hits = None if self.training else (logits.argmax(-1) == labels).sum()
+        total = F.cross_entropy(logits, labels, reduction="sum")
+        return TokenSums(total, (labels != _LEFT_OUT).sum(), hits)
 
     @torch.no_grad()
     def generate(

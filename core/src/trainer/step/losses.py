@@ -186,6 +186,7 @@ class LossMeter:
         total: sum of the losses that were read last.
         count: their items in all processes, where the losses are sums; else None.
         verdict: what was read with them.
+        empty: how many of the losses are sums over no items.
     """
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
@@ -202,6 +203,7 @@ class LossMeter:
         self.total: float = 0.0
         self.count: float | None = None
         self.verdict: float = 0.0
+        self.empty: float = 0
 
     def add(self, loss: Tensor, name: str = "", *, to_last: bool = False) -> None:
         """Takes a 0-dim loss; nothing is copied from its device yet. Its graph is held until
@@ -268,12 +270,13 @@ class LossMeter:
         dtype = torch.float32 if totals[0].device.type == "mps" else torch.float64
         read = [torch.stack([total.to(dtype) for total in totals]).sum()]
         read += [count for count in counts if isinstance(count, Tensor)]
-        known = sum(count for count in counts if not isinstance(count, Tensor))
+        known = [count for count in counts if not isinstance(count, Tensor)]
         read += [verdict] if isinstance(verdict, Tensor) else []
         total, *rest = _read(read)
         self.verdict = rest.pop() if isinstance(verdict, Tensor) else verdict or 0.0
-        found = [total, known + sum(rest), self.verdict]
-        self.total, self.count, self.verdict = self._ranks.total(found, "update")
+        known += rest
+        found = [total, sum(known), self.verdict, known.count(0)]
+        self.total, self.count, self.verdict, self.empty = self._ranks.total(found, "update")
         if not (math.isfinite(self.total) and (overflows or math.isfinite(self.verdict))):
             return False
         self._sums[name].add(self.total, self.count)

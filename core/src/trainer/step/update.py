@@ -179,7 +179,7 @@ class Updater:
     def _describe_number(self) -> str:
         if not math.isfinite(self._losses.total):
             text = f"the training loss is not finite ({self._losses.total})"
-            if self._losses.count is None:
+            if not self._losses.empty:
                 return text
             return f'{text}; a mean over no items is NaN, also times 0: sum (reduction="sum")'
         what = f"the gradient norm is not finite ({self._losses.verdict}"

@@ -87,6 +87,7 @@ class ProgressCallback(TrainerCallback):
         self.forced = forced
         self._display: _Display | None = None
         self._found: dict[str, float] | None = None
+        self._validated: set[str] = set()
         self._first_step = 0
         self._started = self._last = 0.0
 
@@ -97,28 +98,28 @@ class ProgressCallback(TrainerCallback):
         self._started = self._last = time.monotonic()
 
     def on_validation_start(self, trainer: TrainerProtocol) -> None:
-        self._found = {}
+        self._found, self._validated = {}, set()
         self._tell(trainer, "validating")
+
+    def on_validation_end(self, trainer: TrainerProtocol, metrics: Mapping[str, float]) -> None:
+        self._validated = {*metrics}
+        if not metrics:  # it was cut short
+            self._found = None
 
     def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
         if "train_loss" in metrics:  # an epoch ends
             self._found = {**metrics, **(self._found or {})}
-        elif self._found is not None:
-            self._found.update(metrics)
-        else:
+        elif self._found is None:
             self._tell(trainer)
-
-    @hookimpl(trylast=True)  # others may log more of it in the same event
-    def on_validation_end(self, trainer: TrainerProtocol, metrics: Mapping[str, float]) -> None:
-        if metrics and trainer.last_update_of_epoch:
-            return
-        found, self._found = self._found or {}, None
-        if metrics:  # else it was cut short
-            shown = {**_losses(trainer, "loss"), **metrics, **found}
+        elif not self._validated or not self._validated <= metrics.keys():
+            self._found.update(metrics)  # what others log in a validation
+        else:
+            shown = {**_losses(trainer, "loss"), **metrics, **self._found}
             pairs = show_pairs(_without_copies(shown))
             self._write([*self._place(trainer), *pairs, self._time(trainer)])
+            self._found = None
 
-    @hookimpl(trylast=True)
+    @hookimpl(trylast=True)  # others may log more in it
     def on_epoch_end(
         self,
         trainer: TrainerProtocol,

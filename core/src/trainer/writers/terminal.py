@@ -27,10 +27,10 @@ def is_terminal(file: Any) -> bool:
 
 def _width_of(file: Any) -> int:
     """Returns the columns of the terminal behind `file`, of which the last stays empty."""
-    try:
+    columns = 0
+    with contextlib.suppress(AttributeError, ValueError, OSError):
         columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(file.fileno()).columns
-    except (AttributeError, ValueError, OSError):
-        columns = shutil.get_terminal_size().columns
+    columns = columns or shutil.get_terminal_size().columns  # some terminals do not tell theirs
     return max(columns, 20) - 1
 
 
