@@ -211,7 +211,7 @@ def test_a_validation_inside_an_epoch_gets_a_line_and_what_others_log_with_it(ca
 def test_an_epoch_that_is_cut_has_its_line_once(capsys) -> None:
     make_trainer(eval_interval=8, max_steps=8).train()
     inside, end = capsys.readouterr().err.splitlines()
-    assert inside.startswith("update 8/8  epoch 0  val_loss ")
+    assert inside.startswith("update 8/8  epoch 0  clean/loss ")
     assert end.startswith("epoch 0  update 8/8  train_loss ")
 
 

@@ -14,7 +14,8 @@ Use a smaller --batch_size and as much more of --gradient_accumulation_steps, --
 or a smaller model or smaller inputs. --block_size is the length of the inputs."""
 NAN = """\
 train-lm: the training loss is not finite (nan) at epoch 0, update 1. The weights are those before \
-it. Lower the learning rate, clip with --max_grad_norm, or use --on_nonfinite skip"""
+it. It is the first one: look for NaN in the data. Lower the learning rate, clip with \
+--max_grad_norm, or use --on_nonfinite skip"""
 
 
 @pytest.mark.parametrize(("forward", "said"), [("memory", MEMORY), ("nan", NAN)])

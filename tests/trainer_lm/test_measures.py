@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import pickle
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from trainer import Trainer, TrainerConfig, TrainResult
+from trainer.result import ModelWeights
 from trainer_lm.job import _validated
 from trainer_lm.measures import METRICS, Perplexity, loss_of, perplexity_inputs
 from trainer_lm.model import GPT, make_optimizer
@@ -91,9 +93,10 @@ def test_the_perplexity_of_several_processes_is_that_of_all_tokens() -> None:
     assert first.compute() == math.inf
 
 
-def test_the_summary_is_of_the_weights_that_were_put_back() -> None:
+def test_the_summary_is_of_the_weights_that_the_model_has() -> None:
     rows = [{"step": step, "epoch": step, "val_loss": float(step)} for step in (1, 2, 3)]
     result = TrainResult("stopped", "patience", "", None, 3, 3, 1.0, 3.0, [*rows, {"step": 4}])
-    assert _validated(result, {}) is rows[2]
-    assert _validated(result, {"restored_step": 2.0}) is rows[1]
-    assert _validated(TrainResult("finished", "", "", None, 0, 0, None, None), {}) is None
+    assert _validated(result) is rows[2]
+    restored = dataclasses.replace(result, weights=ModelWeights("restored", 2, 2, rows[1]))
+    assert _validated(restored) is rows[1]
+    assert _validated(dataclasses.replace(result, history=[])) is None

@@ -202,7 +202,9 @@ def _summarise(
     table.add_row("trained", f"{result.epochs} epochs, {result.steps} updates")
     if result.train_loss is not None:
         table.add_row("training loss", f"{result.train_loss:.4f} nats per token")
-    if (found := _validated(result, trainer.metrics)) is not None:
+    if result.weights.kind != "last":
+        table.add_row("the model has", str(result.weights))
+    if (found := _validated(result)) is not None:
         loss = found["val_loss"]
         table.add_row("validation loss", f"{loss:.4f} nats per token")
         table.add_row("", f"{summary.bits_per_byte(loss):.4f} bits per byte")
@@ -226,12 +228,10 @@ def _summarise(
     console.print(table)
 
 
-def _validated(result: TrainResult, metrics: Mapping[str, float]) -> Mapping[str, float] | None:
-    """Returns what the last validation has found, or that of the weights that were put back."""
-    validations = [row for row in result.history if "val_loss" in row]
-    step = metrics.get("restored_step")
-    restored = [row for row in validations if row["step"] == step]
-    return next(reversed(restored or validations), None)
+def _validated(result: TrainResult) -> Mapping[str, float] | None:
+    """Returns what was found of the weights that the model has, or else in the last validation."""
+    rows = (result.weights.metrics, *reversed(result.history))
+    return next((row for row in rows if "val_loss" in row), None)
 
 
 def _how_to_go_on(trainer: Trainer) -> str:
