@@ -44,7 +44,8 @@ class ModelWeights:
     Attributes:
         kind: `last`: those of the last update. `restored`: those of an earlier one, which a
             callback has put back. `changed`: a callback has put others in, such as an average.
-        epoch, step: of the update that they are of; of changed ones, where the run has ended.
+        epoch: of the update that they are of; of changed ones, where the run has ended.
+        step: the number of that update.
         metrics: found with them, in the validation or at the end of the epoch behind that update;
             empty where there was none, and for changed ones.
         detail: what the callback says of them, or empty.
