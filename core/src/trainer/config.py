@@ -138,9 +138,12 @@ class TrainerConfig:
         scheduler_monitor: the metric that ReduceLROnPlateau follows, such as val_loss
         resume_learning_rate: where a run resumes, make this the learning rate that its schedule is
             built on, once; all other rates change by the same factor
-        precision: arithmetic of the forward pass; fp16 scales the loss; auto is bf16 where the
+        precision: arithmetic of the forward pass; fp16 scales the loss; tf32 is fp32 whose matrix
+            products round their factors on the tensor cores of a CUDA card; auto is bf16 where the
             device is faster with it, else fp32
-        compile: run the model through torch.compile
+        compile: run the model through torch.compile; or the mode of it
+        checkpoint_activations: names of modules, such as blocks.*, whose activations are computed
+            again in the backward pass: less memory for more time, and the same bits
         device: auto, cpu, cuda, cuda:N or mps
         eval_interval: validate also every so many updates
         log_interval: updates between two log events
@@ -168,8 +171,11 @@ class TrainerConfig:
     scheduler_interval: Literal["update", "epoch"] = "update"
     scheduler_monitor: str | None = None
     resume_learning_rate: float | None = None
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "fp32"
+    compile: Literal[
+        False, True, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ] = False
+    checkpoint_activations: str | None = None
     device: str = "auto"
     eval_interval: int | None = None
     log_interval: int = 10
@@ -199,11 +205,16 @@ class TrainerConfig:
             is_share = isinstance(value, float) and 0 < value < 1
             wanted = "a number of batches, or a share between 0 and 1 such as 0.1"
             self._require(name, value is None or is_share or is_count(value, 1), wanted)
-        self._check_choice("precision", ("auto", "fp32", "bf16", "fp16"))
+        self._check_choice("precision", ("auto", "fp32", "tf32", "bf16", "fp16"))
+        modes = (False, True, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+        self._check_choice("compile", modes)
         self._check_choice("on_nonfinite", ("stop", "skip"))
         self._check_choice("scheduler_interval", ("update", "epoch"))
         monitor: object = self.scheduler_monitor
         is_name = monitor is None or (isinstance(monitor, str) and monitor != "")
+        pattern: object = self.checkpoint_activations
+        is_text = pattern is None or (isinstance(pattern, str) and pattern.strip() != "")
+        self._require("checkpoint_activations", is_text, "names of modules, such as 'blocks.*'")
         self._require("scheduler_monitor", is_name, "the name of a metric, such as 'val_loss'")
         if self.output_dir is None and (self.snapshot_interval or self.snapshot_epochs):
             raise ConfigError(
@@ -231,8 +242,9 @@ class TrainerConfig:
         self._require(name, is_count(value, least), f"an integer of at least {least}")
         self._require(name, value <= _MOST, f"at most {_MOST}")
 
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+    def _check_choice(self, name: str, choices: tuple[str | bool, ...]) -> None:
+        known = ", ".join(map(str, choices))
+        self._require(name, getattr(self, name) in choices, f"one of {known}")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:

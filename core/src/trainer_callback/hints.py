@@ -41,7 +41,7 @@ class Reader:
         choices: the admitted values, or None.
         container: what the values are put in where there are several, else None.
         count: how many there must be; None for any number.
-        is_switch: it is a bool, so the word may be left out.
+        is_switch: True and False are among its values, so the word may be left out.
     """
 
     convert: Callable[[str], Any]
@@ -160,9 +160,14 @@ def _find_repeated(origin: Any, arguments: tuple[Any, ...]) -> Reader | None:
 
 
 def _choose(words: Mapping[str, Any], choices: tuple[Any, ...]) -> Reader:
+    is_switch = any(each is True for each in choices) and any(each is False for each in choices)
+
     def choice(text: str) -> Any:
+        if is_switch and text not in words and text.lower() in _TRUE + _FALSE:
+            return to_bool(text)
         if text not in words:
             raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}")
         return words[text]
 
-    return Reader(choice, "{" + ",".join(map(show, choices)) + "}", choices)
+    metavar = "{" + ",".join(map(show, choices)) + "}"
+    return Reader(choice, metavar, choices, is_switch=is_switch)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["detach", "move_to_device", "parts_of", "to_host"]
+__all__ = ["clone", "detach", "move_to_device", "parts_of", "to_host"]
 
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
@@ -30,6 +30,11 @@ def move_to_device(batch: Any, device: torch.device) -> Any:
 def detach(outputs: Any) -> Any:
     """Returns `outputs`, of the kind that they are, with each tensor detached and none copied."""
     return outputs.detach() if isinstance(outputs, torch.Tensor) else _rebuild(outputs, detach)
+
+
+def clone(outputs: Any) -> Any:
+    """Returns `outputs`, of the kind that they are, with each tensor copied, its graph included."""
+    return outputs.clone() if isinstance(outputs, torch.Tensor) else _rebuild(outputs, clone)
 
 
 def to_host(outputs: Any) -> Any:

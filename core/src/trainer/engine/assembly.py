@@ -23,12 +23,13 @@ from ..processes.ranks import Ranks, join_ranks
 from ..processes.sharding import check_offload, fsdp_modules, reshard
 from ..snapshots.checkpoint import Checkpoint
 from ..step.buffers import KeptBuffers
-from ..step.compiled import plain_model
+from ..step.compiled import make_compiler, plain_model
 from ..step.gradients import Gradients
 from ..step.losses import LossMeter
 from ..step.modes import Modes
 from ..step.parts import check_optimizer_devices, check_parts, check_together, move_state
 from ..step.precision import Precision
+from ..step.recomputed import recompute
 from ..step.scheduling import check_scheduling
 from ..step.update import Updater
 from ..step.weights import Weights
@@ -138,6 +139,10 @@ def assemble(
     device = find_device(config.device)
     ranks = join_ranks(device.type)
     config = _choose(config, device, ranks)
+    compiler = make_compiler(config, device)
+    plain_models = {name: plain_model(each) for name, each in _by_name(plain).items()}
+    compiled = compiler is not None or [*plain_models.values()] != [*_by_name(plain).values()]
+    recompute(plain_models, config.checkpoint_activations, compiled=compiled)
     _move(whole, optimizers, device)
     precision = Precision(config.precision, device, several=several)
     if accelerator is not None:
@@ -162,7 +167,7 @@ def assemble(
     check_alike(view, [*updaters.values()])
     called = (model, plain)
     if accelerator is None:
-        called = ranks.prepare(whole, model, compiled=config.compile, several=several)
+        called = ranks.prepare(whole, model, compiler=compiler, several=several)
     return _surround(
         *(view, updaters),
         precision=precision,

@@ -49,6 +49,7 @@ class Lifetime:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_alone(self))
             stack.enter_context(setup.session.open(resume))
+            stack.enter_context(setup.precision.setting())
             signals = stack.enter_context(SignalFlags())
             setup.decider.start(signals)
             setup.reset()

@@ -14,7 +14,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,8 @@ from .sharding import check_sharding, share_copies, whole_tensors
 __all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
 
 T = TypeVar("T")
+
+Compiler: TypeAlias = Callable[[nn.Module], nn.Module]
 
 _NEEDED: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -188,7 +190,7 @@ class Ranks:
                 dist.broadcast(tensor.detach(), 0)
 
     def prepare(
-        self, model: nn.Module, given: Any, *, compiled: bool, several: bool
+        self, model: nn.Module, given: Any, *, compiler: Compiler | None, several: bool
     ) -> tuple[Any, Any]:
         """Returns what to call in place of `given` in training, and in evaluation; of a mapping of
         models, a mapping. All processes have the main one's weights then. What is called in
@@ -199,20 +201,20 @@ class Ranks:
             model: the plain model, with all that is trained.
             given: `model`, or what somebody's `torch.compile` has made of it; or several of them by
                 their names.
-            compiled: compile it, if nobody has.
+            compiler: compiles it, if nobody has; None: nothing is compiled.
             several: several optimizers train it.
 
         Raises:
             ConfigError: it is divided in a way that cannot be trained here.
         """
-        compiles = compiled and given is model
+        own = compiler if given is model else None
         if isinstance(given, Mapping):
             evaluated: Any = {
-                name: _compile(each, model[name] is each and compiled)  # type: ignore[index]
+                name: _compile(each, compiler if model[name] is each else None)  # type: ignore[index]
                 for name, each in given.items()
             }
         else:
-            evaluated = _compile(given, compiles)
+            evaluated = _compile(given, own)
         several = several or isinstance(given, Mapping)
         if self._group is None or self._share_start(model, several=several):
             return evaluated, evaluated
@@ -220,10 +222,10 @@ class Ranks:
         self._parallel = nn.parallel.DistributedDataParallel(
             given, device_ids=None if device.type == "cpu" else [device]
         )
-        if not compiles:  # which would compile the note too
+        if own is None:  # which would compile the note too
             self._parallel.register_forward_pre_hook(self._note_call)
             self._notes_calls = True
-        return _compile(self._parallel, compiles), evaluated
+        return _compile(self._parallel, own), evaluated
 
     def _share_start(self, model: nn.Module, *, several: bool) -> bool:
         """Gives all processes the main one's weights; returns whether the model is trained without
@@ -298,8 +300,8 @@ class Ranks:
                 self.share([*model.buffers()])
 
 
-def _compile(module: nn.Module, compiles: bool) -> nn.Module:
-    return cast(nn.Module, torch.compile(module)) if compiles else module
+def _compile(module: nn.Module, compiler: Compiler | None) -> nn.Module:
+    return module if compiler is None else compiler(module)
 
 
 ALONE: Final = Ranks()

@@ -2,14 +2,65 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import cast
+from collections.abc import Callable
+from typing import Any, Final, cast
 
+import torch
 from torch import nn
 
-from ..config import ConfigError
+from trainer_callback import option_text
 
-__all__ = ["plain_model"]
+from ..config import ConfigError, TrainerConfig
+from ..data.batches import clone
+
+__all__ = ["make_compiler", "plain_model"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+_GRAPHS: Final = ("reduce-overhead", "max-autotune")
+"""Modes that record CUDA graphs: each replay writes to the same memory."""
+
+
+def make_compiler(
+    config: TrainerConfig, device: torch.device
+) -> Callable[[nn.Module], nn.Module] | None:
+    """Returns what compiles a model as `config.compile` says, or None.
+
+    Raises:
+        ConfigError: the mode would overwrite gradients of an update that is under way.
+    """
+    mode = config.compile
+    if mode is False:
+        return None
+    if mode is True:
+        return lambda module: cast(nn.Module, torch.compile(module))
+    if mode in _GRAPHS and device.type != "cuda":
+        text = "compile: %r records CUDA graphs, and %s has none: it is compiled without them."
+        logger.info(text, mode, device)
+    elif mode in _GRAPHS and config.gradient_accumulation_steps > 1:
+        raise ConfigError(
+            f"{option_text('compile', mode)} records CUDA graphs, and the next micro-batch of an "
+            "update would overwrite the gradients of the one before. Use "
+            f"{option_text('compile', 'max-autotune-no-cudagraphs')}, or no accumulation."
+        )
+    return lambda module: _compile(module, mode)
+
+
+def _compile(module: nn.Module, mode: str) -> nn.Module:
+    compiled = cast(nn.Module, torch.compile(module, mode=mode))
+    if mode in _GRAPHS:
+        compiled.register_forward_hook(_copy_outputs)
+    return compiled
+
+
+def _copy_outputs(module: nn.Module, arguments: Any, outputs: Any) -> Any:
+    """Returns copies of `outputs`, whose memory the next replay of a graph writes to: losses are
+    read behind several batches, and a callback, or a loss function that calls the model twice, may
+    keep them.
+    """
+    return clone(outputs)
 
 
 def plain_model(model: nn.Module) -> nn.Module:

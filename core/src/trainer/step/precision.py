@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
@@ -17,18 +17,19 @@ _LEAST_SCALE: Final = 2.0**-16
 
 class Precision:
     """Mixed precision as torch.amp does it: bf16 by autocast, fp16 by autocast and a GradScaler,
-    fp32 by nothing.
+    fp32 by nothing; tf32 by a setting of torch that a run puts back at its end.
     """
 
     def __init__(self, name: str, device: torch.device, *, several: bool = False) -> None:
-        """Makes the precision `fp32`, `bf16` or `fp16` for `device`.
+        """Makes the precision `fp32`, `tf32`, `bf16` or `fp16` for `device`.
 
         Args:
             several: several optimizers may step in one update, whose end is `end_update`.
         """
         self._several = several
         self._device = device.type
-        self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+        self._rounds = name == "tf32"
         self._scales = name == "fp16"
         self.reset()
 
@@ -50,6 +51,18 @@ class Precision:
         if self._dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self._device, self._dtype)
+
+    @contextlib.contextmanager
+    def setting(self) -> Iterator[None]:
+        """While it is open, torch multiplies matrices of float32 as this arithmetic says."""
+        before = torch.get_float32_matmul_precision()
+        if self._rounds:
+            torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            if self._rounds:
+                torch.set_float32_matmul_precision(before)
 
     @property
     def divisor(self) -> int:

@@ -90,7 +90,7 @@ def add_options(parser: OptionParser, options: Collection[Option]) -> None:
     for option in options:
         reader = option.reader
         if reader.is_switch:
-            add_flag(parser, option.flag, _help(option), reader.convert)
+            add_flag(parser, option.flag, _help(option), reader.convert, reader.metavar)
             continue
         several: dict[str, Any] = {}
         if reader.container is not None:
@@ -107,7 +107,11 @@ def add_options(parser: OptionParser, options: Collection[Option]) -> None:
 
 
 def add_flag(
-    parser: OptionParser, flag: str, help: str, convert: Callable[[str], Any] = to_bool
+    parser: OptionParser,
+    flag: str,
+    help: str,
+    convert: Callable[[str], Any] = to_bool,
+    metavar: str = "BOOL",
 ) -> None:
     """Adds a switch: `--FLAG`, `--FLAG true`, `--FLAG false` and `--no_FLAG`."""
     parser.add_argument(
@@ -117,7 +121,7 @@ def add_flag(
         nargs="?",
         const=True,
         default=argparse.SUPPRESS,
-        metavar="BOOL",
+        metavar=metavar,
         help=help,
     )
     parser.add_argument(

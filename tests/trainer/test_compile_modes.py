@@ -1,0 +1,129 @@
+"""Modes of torch.compile, and float32 that is rounded on a card's tensor cores."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from trainer import ConfigError, Trainer, TrainerConfig
+from trainer.processes import device as devices
+from trainer.step.compiled import make_compiler
+from trainer.step.precision import Precision
+from trainer_callback import TrainerCallback
+from trainer_lm.cli import make_parser
+from trainer_lm.settings import Settings
+
+CUDA = torch.device("cuda")
+
+
+class Keeps(TrainerCallback):
+    """Keeps the outputs and losses of all batches, as no graph's memory does."""
+
+    def __init__(self):
+        self.outputs, self.losses = [], []
+
+    def on_batch_end(self, loss, outputs):
+        self.outputs.append(outputs)
+        self.losses.append(loss)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x):
+        outputs = self.linear(x)
+        return {"loss": outputs.square().mean(), "outputs": [outputs, "a word"]}
+
+
+def make(callbacks=(), **config):
+    torch.manual_seed(0)
+    model = Net()
+    batches = [torch.full((2, 4), float(n)) for n in range(3)]
+    return Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        batches,
+        batches,
+        loss_fn=lambda model, batch: model(batch),
+        config=TrainerConfig(epochs=1, device="cpu", **config),
+        callbacks=callbacks,
+        discover=False,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_a_mode_trains_as_no_compilation_does_and_copies_its_outputs(caplog):
+    caplog.set_level(logging.INFO)
+    results = []
+    for mode in (False, "reduce-overhead"):
+        keeps = Keeps()
+        trainer = make([keeps], compile=mode, gradient_accumulation_steps=3)
+        trainer.train()
+        places = {each["outputs"][0].data_ptr() for each in keeps.outputs}
+        assert len(places) == 3
+        results.append((trainer.model.linear.weight, keeps.losses))
+    assert torch.allclose(results[0][0], results[1][0])
+    assert torch.allclose(torch.stack(results[0][1]), torch.stack(results[1][1]))
+    text = "'reduce-overhead' records CUDA graphs, and cpu has none: it is compiled without them."
+    assert text in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_graphs_with_accumulation_are_refused_on_a_card(mode):
+    config = TrainerConfig(compile=mode, gradient_accumulation_steps=2)
+    with pytest.raises(ConfigError, match="would overwrite the gradients of the one before"):
+        make_compiler(config, CUDA)
+    assert make_compiler(TrainerConfig(compile=mode), CUDA) is not None
+    config = TrainerConfig(compile="max-autotune-no-cudagraphs", gradient_accumulation_steps=2)
+    assert make_compiler(config, CUDA) is not None
+
+
+@pytest.mark.parametrize("value", ["yes", "reduce_overhead", None, 2])
+def test_what_is_no_mode_is_refused(value):
+    with pytest.raises(ConfigError, match="compile must be one of False, True, reduce-overhead, "):
+        TrainerConfig(compile=value)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--compile"], True),
+        (["--compile", "true"], True),
+        (["--compile=no"], False),
+        (["--no_compile"], False),
+        (["--compile", "max-autotune"], "max-autotune"),
+        (["--compile", "--quiet"], True),
+        ([], False),
+    ],
+)
+def test_the_flag_takes_a_mode_or_stands_alone(words, value):
+    parser = make_parser([], ())
+    assert Settings.read(parser.parse_args(words), [], parser).training.compile == value
+
+
+def test_tf32_is_refused_where_there_is_none():
+    with pytest.raises(ConfigError, match=r"precision is 'tf32', which CUDA cards have .* and cpu"):
+        make(precision="tf32")
+
+
+def test_tf32_is_set_while_a_run_lasts():
+    assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(ArithmeticError), Precision("tf32", CUDA).setting():
+        assert torch.get_float32_matmul_precision() == "high"
+        raise ArithmeticError
+    assert torch.get_float32_matmul_precision() == "highest"
+    with Precision("fp32", CUDA).setting():
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_card_that_could_be_faster_is_told_of_once(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A Card")
+    for _ in range(2):
+        assert devices.choose_precision("fp32", CUDA) == "fp32"
+    assert caplog.text.count("A Card multiplies matrices several times as fast with") == 1
+    assert "precision='tf32'" in caplog.text
