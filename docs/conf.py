@@ -24,6 +24,7 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 autoclass_content = "both"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
+python_display_short_literal_types = True
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
