@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.testing.recorder import Recorder
-from trainer_callback import TrainerCallback, UsageError
+from trainer_callback import RunError, TrainerCallback, UsageError
 
 
 class Items(torch.utils.data.Dataset):
@@ -206,8 +206,22 @@ def test_a_process_that_fails_in_a_call_ends_the_others(tiny, call):
 def test_processes_that_call_different_things_are_told(tiny):
     def work(rank):
         loader = DataLoader(Items(21), batch_size=4)
-        with pytest.raises(Exception, match=r"process 0 is at trainer\.evaluate and process 1 at"):
+        with pytest.raises(
+            RunError, match=r"does not come to trainer\.(evaluate|predict): .* some"
+        ):
             make().predict(loader) if rank else make().evaluate(loader)
+
+    assert tiny.run_ranks(work, seconds=30) == [0, 0]
+
+
+def test_a_process_that_calls_alone_is_told(tiny):
+    def work(rank):
+        trainer = make()
+        trainer.train()
+        if rank:
+            return
+        with pytest.raises(RunError, match=r"nobody comes to trainer\.evaluate.* in all processes"):
+            trainer.evaluate(DataLoader(Items(21), batch_size=4))
 
     assert tiny.run_ranks(work, seconds=30) == [0, 0]
 

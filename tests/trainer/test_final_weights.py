@@ -122,8 +122,10 @@ def test_a_callback_that_changes_nothing_at_the_end_is_not_blamed():
 
 def test_an_average_says_so_and_early_stopping_has_the_last_word():
     result = make(EMACallback(decay=0.5)).train()
-    assert facts(result.weights) == ("changed", 4, 10, None)
+    assert facts(result.weights) == ("changed", 4, 10, 0.875)  # with which it was validated
     assert result.weights.detail == "the average over 10 updates"
+    other = make(EMACallback(decay=0.5, use_for_validation=False)).train()
+    assert facts(other.weights) == ("changed", 4, 10, None)
     both = make(EMACallback(decay=0.5), EarlyStoppingCallback(patience=2)).train()
     assert facts(both.weights) == ("restored", 1, 4, 0.25)
 
@@ -173,8 +175,8 @@ def test_two_processes_name_the_same(tiny, tmp_path):
     ("arguments", "text"),
     [
         ({"detail": 3}, "detail must be a str"),
-        ({"detail": "a", "step": 3}, "epoch and step are two integers"),
-        ({"detail": "a", "epoch": -1, "step": 3}, "epoch and step are two integers"),
+        ({"detail": "a", "epoch": 3}, "step and epoch are integers"),
+        ({"detail": "a", "epoch": -1, "step": 3}, "step and epoch are integers"),
     ],
 )
 def test_a_note_that_is_none_is_refused(arguments, text):

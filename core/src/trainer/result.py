@@ -47,7 +47,7 @@ class ModelWeights:
         epoch: of the update that they are of; of changed ones, where the run has ended.
         step: the number of that update.
         metrics: found with them, in the validation or at the end of the epoch behind that update;
-            empty where there was none, and for changed ones.
+            empty where there was none, and for changed ones that were not validated.
         detail: what the callback says of them, or empty.
     """
 

@@ -271,19 +271,18 @@ class View:
         return source
 
     def note_weights(
-        self, detail: str, *, epoch: int | None = None, step: int | None = None
+        self, detail: str, *, step: int | None = None, epoch: int | None = None
     ) -> None:
         if not isinstance(detail, str):
             raise TypeError(
                 f"note_weights: detail must be a str, got {show(detail)}. Say whose weights the "
                 'model has now: trainer.note_weights("the average over 60 updates").'
             )
-        if (epoch is None) is not (step is None) or not all(
-            each is None or is_count(each, 0) for each in (epoch, step)
-        ):
+        known = all(each is None or is_count(each, 0) for each in (step, epoch))
+        if not known or (step is None and epoch is not None):
             raise ValueError(
-                "note_weights: epoch and step are two integers of at least 0, or both None, got "
-                f"{show(epoch)} and {show(step)}. Give those of the update that the weights are of."
+                "note_weights: step and epoch are integers of at least 0 or None, got "
+                f"{show(step)} and {show(epoch)}. Give those of the update that the weights are of."
             )
         noted = {"detail": detail, "epoch": epoch, "step": step, "at": self.step}
         self.position.weights = noted

@@ -269,7 +269,7 @@ class TrainerProtocol(Protocol):
         ...
 
     def note_weights(
-        self, detail: str, *, epoch: int | None = None, step: int | None = None
+        self, detail: str, *, step: int | None = None, epoch: int | None = None
     ) -> None:
         """Says whose weights `model` has now that a callback has put others in, for
         `result.weights`, in all processes; it is true until the next update. `load_weights` says it
@@ -277,11 +277,13 @@ class TrainerProtocol(Protocol):
 
         Args:
             detail: one sentence for people, such as `the average over 60 updates`.
-            epoch, step: of the update that they are of; None: of no single one.
+            step: the update at which they were, or were validated, as they are now: what was found
+                there are their metrics. None: there is none.
+            epoch: of that update; None: as the history has it.
 
         Raises:
             TypeError: `detail` is no str.
-            ValueError: one of epoch and step alone, or what is no such number.
+            ValueError: `step` or `epoch` is no such number, or there is an epoch alone.
         """
         ...
 

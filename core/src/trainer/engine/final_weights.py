@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
@@ -22,18 +23,21 @@ def describe_weights(position: Position) -> ModelWeights:
     noted, step = position.weights, position.step
     epoch = position.epoch if position.batch else max(position.epoch - 1, 0)  # of the last update
     if noted is None or noted["at"] != step:  # updates have changed them since
-        return ModelWeights("last", epoch, step, _find_metrics(position, step))
-    detail = noted["detail"]
+        return ModelWeights("last", epoch, step, _find_row(position, step)[1])
     if noted["step"] is None:
-        return ModelWeights("changed", epoch, step, {}, detail)
-    step = noted["step"]
-    return ModelWeights("restored", noted["epoch"], step, _find_metrics(position, step), detail)
+        return ModelWeights("changed", epoch, step, {}, noted["detail"])
+    found, metrics = _find_row(position, noted["step"])
+    kind: Literal["restored", "changed"] = "restored" if noted["step"] < step else "changed"
+    known = next((each for each in (noted["epoch"], found) if each is not None), epoch)
+    return ModelWeights(kind, known, noted["step"], metrics, noted["detail"])
 
 
-def _find_metrics(position: Position, step: int) -> dict[str, float]:
-    """Returns what the last validation or epoch end at an update has found, or nothing."""
+def _find_row(position: Position, step: int) -> tuple[int | None, dict[str, float]]:
+    """Returns epoch and metrics of the last validation or epoch end at an update, if any."""
     rows = [row for row in position.history if row["step"] == step]
-    return {k: v for k, v in (rows[-1] if rows else {}).items() if k not in ("epoch", "step")}
+    row = dict(rows[-1]) if rows else {}
+    row.pop("step", None)
+    return row.pop("epoch", None), row
 
 
 @contextlib.contextmanager

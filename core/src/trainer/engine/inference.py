@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from trainer_callback import RunError
 from trainer_callback.errors import show
 
 from ..config import ConfigError
@@ -116,7 +117,15 @@ class Inference:
                 f"knows nothing of. Call it before or after train(); inside, {way}."
             )
         with self._ranks.run():
-            self._ranks.meet(f"trainer.{call}")
+            try:
+                self._ranks.meet(f"trainer.{call}", by_callback=True)
+            except RunError:
+                raise
+            except RuntimeError as error:  # of the connection
+                raise RunError(
+                    f"nobody comes to trainer.{call}: another process has ended. Call it in all "
+                    "processes, also where one alone uses what it returns."
+                ) from error
             yield
 
     @contextlib.contextmanager

@@ -138,8 +138,8 @@ class FixedPoints:
         if not work.is_completed():
             logger.warning(
                 "waiting for another process at %s for %.0f seconds: it may wait for this one "
-                "elsewhere. If a callback calls this in some processes only, end the run and call "
-                "it in all of them, or in none.",
+                "elsewhere. If this is called in some processes only, end the run and call it in "
+                "all of them, or in none.",
                 *(point, _WARN_AFTER_SECONDS),
             )
 
@@ -190,9 +190,9 @@ class FixedPoints:
         if any(each is own for each in behind):
             rank, other = next((r, a) for r, a in enumerate(arrived) if a.name != own.name)
             raise FixedPointError(
-                f"process {rank} is at {other.name} and does not come to {own.name}: the "
-                "callback has failed in another process, or calls this in some only. Call it in "
-                "all of them, or in none."
+                f"process {rank} is at {other.name} and does not come to {own.name}: a callback "
+                "has failed in another process, or this is called in some only. Call it in all of "
+                "them, or in none."
             )
         if not called and all(each.kind == 0 for each in arrived):
             rank, other = next((r, a) for r, a in enumerate(arrived) if a.name != arrived[0].name)

@@ -98,7 +98,7 @@ class EMACallback(TrainerCallback):
         self._others: dict[str, _Other] = {}
         self._keys: dict[object, str] = {}
         self._average: WeightAverage | None = None
-        self._is_short = False
+        self._is_short = self._is_validated = False
 
     def on_snapshot_load(
         self,
@@ -116,7 +116,7 @@ class EMACallback(TrainerCallback):
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         if not resumed:
             self._start(trainer)
-        validates = self.use_for_validation and trainer.has_validation
+        self._is_validated = validates = self.use_for_validation and trainer.has_validation
         steps: int | None = getattr(trainer.config, "max_steps", None)
         self._is_short = steps is not None and steps - self.start_step <= self.every
         if self._is_short and steps == 1:
@@ -200,7 +200,8 @@ class EMACallback(TrainerCallback):
                 self._average.forget(other.names)
         self._average.copy_in()
         if hasattr(trainer, "note_weights"):
-            trainer.note_weights(f"the average over {self.updates} updates")
+            validated = trainer.step if self._is_validated else None
+            trainer.note_weights(f"the average over {self.updates} updates", step=validated)
         logger.info("the model has the average over %d updates now.", self.updates)
 
     def _find_decay(self, updates: int) -> float:
