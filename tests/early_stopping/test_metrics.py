@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer import Trainer, TrainerConfig
-from trainer_callback import CallbackError, TrainerCallback, UsageError
+from trainer import Run, Trainer, TrainerConfig
+from trainer_callback import TrainerCallback, UsageError
 from trainer_early_stopping import EarlyStoppingCallback
 
 STEADY = [1.0] * 6
@@ -148,10 +148,105 @@ def test_without_a_validation_set_val_loss_is_refused_before_training():
 
 
 def test_a_metric_that_does_not_exist_is_an_error_at_the_first_check(make_trainer):
-    trainer = make_trainer(STEADY, [EarlyStoppingCallback(monitor="acuracy", mode="max")])
-    with pytest.raises(CallbackError, match=r"no acuracy .* train_loss, val_loss"):
+    unsaid = TrainerCallback()  # which does not say what it logs
+    callback = EarlyStoppingCallback(monitor="acuracy", mode="max")
+    trainer = make_trainer(STEADY, [callback, unsaid])
+    with pytest.raises(UsageError, match=r"no acuracy .* train_loss, val_loss"):
         trainer.train()
     assert trainer.step == 1
+
+
+def make_validated(callback, others=(), **config):
+    """Returns a trainer with two sets, of which a function and an object measure something."""
+
+    class Worst:
+        def reset(self):
+            self.found = []
+
+        def update(self, outputs, targets):
+            self.found.append(float(outputs.max()))
+
+        def compute(self):
+            return {"case": max(self.found)}
+
+    model = torch.nn.Linear(1, 1)
+    return Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        [torch.ones(2, 1)],
+        {name: [torch.ones(2, 1)] for name in ("clean", "noisy")},
+        loss_fn=lambda model, batch: (model(batch).square().mean(), model(batch)),
+        metrics={"f1": lambda outputs, batch: outputs[:, 0], "worst": Worst()},
+        metric_inputs=lambda outputs, batch: (outputs, batch),
+        config=TrainerConfig(epochs=2, **config),
+        callbacks=[callback, *others],
+        discover=False,
+    )
+
+
+@pytest.mark.parametrize("monitor", ["noisi/f1", "noisy/val_f1", "val_f2", "f1", "grad_norm"])
+def test_a_metric_that_the_run_cannot_have_is_refused_before_the_first_step(monitor):
+    trainer = make_validated(EarlyStoppingCallback(monitor=monitor, mode="max"))
+    with pytest.raises(UsageError) as caught:
+        trainer.train()
+    assert trainer.step == 0
+    known = "train_loss, val_f1, val_loss, val_worst, val_worst_*, or use strict=False"
+    for part in (f"no {monitor} among the metrics", "clean/f1, ", "noisy/loss, ", known):
+        assert part in str(caught.value)
+    assert ("Did you mean 'noisy/f1'?" in str(caught.value)) is monitor.startswith("nois")
+
+
+@pytest.mark.parametrize(
+    "monitor", ["noisy/f1", "val_f1", "clean/loss", "val_worst_case", "train_loss", "loss"]
+)
+def test_a_metric_of_the_run_is_watched(monitor):
+    callback = EarlyStoppingCallback(monitor=monitor, mode="max")
+    assert make_validated(callback, log_interval=1).train().epochs == 2
+    assert callback.best is not None
+
+
+def test_a_metric_that_a_callback_says_it_logs_is_not_refused():
+    class Says(Logs):
+        logs_metrics = ("gap",)
+
+    class SaysSome(Logs):
+        logs_metrics = ("gap*",)
+
+    for kind, name in ((Says, "gap"), (SaysSome, "gap_of_means"), (Logs, "anything")):
+        callback = EarlyStoppingCallback(monitor=name, mode="min")
+        make_validated(callback, [kind("on_epoch_end", name, [2.0, 1.0])]).train()
+        assert callback.best == 1.0
+    quiet = EarlyStoppingCallback(monitor="gaps", mode="min")
+    with pytest.raises(UsageError, match="no gaps among the metrics that this run will have"):
+        make_validated(quiet, [Says("on_epoch_end", "gap", [2.0, 1.0])]).train()
+
+
+def test_where_a_callback_does_not_say_a_name_that_looks_misspelt_gets_a_warning(caplog):
+    callback = EarlyStoppingCallback(monitor="noisi/f1")
+    with pytest.raises(UsageError, match="no noisi/f1 among the metrics by the end of epoch 0"):
+        make_validated(callback, [TrainerCallback()]).train()
+    assert "none of the metrics that are known now. Did you mean 'noisy/f1'?" in caplog.text
+
+
+def test_what_a_metric_object_does_not_answer_is_refused_at_the_first_check():
+    trainer = make_validated(EarlyStoppingCallback(monitor="val_worst_acc"))
+    with pytest.raises(UsageError, match="no val_worst_acc among the metrics by the end of"):
+        trainer.train()
+    assert trainer.step == 1
+
+
+def test_in_a_loop_of_ones_own_no_name_is_refused_before_its_time():
+    model = torch.nn.Linear(1, 1)
+    callback = EarlyStoppingCallback(monitor="score", mode="max")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run = Run(model, optimizer, validate=lambda: {"score": 1.0}, callbacks=[callback])
+    with run.start():
+        for _ in run.epochs():
+            for batch in run.batches([torch.ones(1, 1)]):
+                run.backward(run.module(batch).sum())
+                run.step()
+            run.stop("enough")
+    assert callback.best == 1.0
 
 
 def test_not_strict_warns_once_and_stays_idle(make_trainer, caplog):
@@ -212,8 +307,8 @@ def test_a_metric_may_first_come_in_the_first_epoch_that_counts(make_trainer, fi
 
 def test_a_metric_that_is_missing_in_the_first_epoch_that_counts_is_an_error(make_trainer):
     callback = EarlyStoppingCallback(patience=2, monitor="accuracy", start_from_epoch=3)
-    trainer = make_trainer(STEADY, [callback])
-    with pytest.raises(CallbackError) as caught:
+    trainer = make_trainer(STEADY, [callback, TrainerCallback()])
+    with pytest.raises(UsageError) as caught:
         trainer.train()
     assert trainer.epoch == 3
     for part in ("strict=False", "start_from_epoch", "train_loss, val_loss", "epoch 3"):

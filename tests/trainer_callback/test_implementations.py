@@ -731,6 +731,8 @@ class Misfits(TrainerCallback):
         ("critical", "no", "critical of Misfits must be True or False, got 'no'."),
         ("critical", None, "critical of Misfits must be True or False, got None."),
         ("needs_every_update", 1, "needs_every_update of Misfits must be True or False, got 1."),
+        ("logs_metrics", "gap", "logs_metrics of Misfits must be a tuple of names, got 'gap'."),
+        ("logs_metrics", ["gap"], "must be a tuple of names, got ['gap']. Write logs_metrics ="),
         ("option_prefix", 5, "option_prefix of Misfits must be a str, got 5."),
         ("before", 5, "before must be a tuple of plugin names, got 5."),
         ("after", None, "after must be a tuple of plugin names, got None."),

@@ -145,8 +145,11 @@ class Trainer:
         )
         self._inference = Inference(setup, measure, loss_fn=loss_fn, batch_size=batch_size)
         if val_loader is not None:
-            self.run.use_validation(Sets(setup, self._use_sets(val_loader), measure))
+            sets = Sets(setup, self._use_sets(val_loader), measure)
+            self.run.use_validation(sets)
+            setup.know_metrics(sets.names)
             return
+        setup.know_metrics([])
         check_alike_loader(None, "validation", setup.ranks)
         if metrics:
             logger.info(

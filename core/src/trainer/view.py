@@ -50,6 +50,7 @@ class View:
         updater: the optimizer at hand: in the hooks of its step the one that steps, else the first.
         snapshot_requested: a callback has asked for a snapshot that is not taken yet.
         validates: there is a validation.
+        metric_names: those that the run will have; see the protocol.
         count_updates: returns the updates of the whole run, if nothing ends it early; None where
             nobody knows.
     """
@@ -57,7 +58,7 @@ class View:
     __slots__ = (  # and no others: nobody would read a `trainer.stop` that a callback sets
         *("_config", "_device", "_logs_within", "_model", "_precision", "_reported_buffers"),
         *("callbacks", "position", "queue", "ranks", "snapshot_requested"),
-        *("count_updates", "store", "updater", "validates", "__weakref__"),
+        *("count_updates", "metric_names", "store", "updater", "validates", "__weakref__"),
     )
 
     def __init__(
@@ -85,6 +86,7 @@ class View:
         self.queue: LoopQueue = LoopQueue()
         self.snapshot_requested: bool = False
         self.validates: bool = False
+        self.metric_names: Sequence[str] | None = None
         self.count_updates: Callable[[], int | None] = lambda: None
 
     @property

@@ -106,6 +106,8 @@ class TrainerCallback:
             while the run goes on.
         passes: exception classes that reach the caller of `train()` as they are, such as
             `(optuna.TrialPruned,)`: they end the run, and are no failure.
+        logs_metrics: names of the metrics that it logs, `NAME*` for all that begin so; empty for
+            none. None: it does not say, so that no run with it knows the names of its metrics.
         before, after: names of plugins that must be called later, or earlier, than this one. Absent
             ones are ignored.
     """
@@ -116,6 +118,7 @@ class TrainerCallback:
     needs_every_update: bool = False
     critical: bool = True
     passes: tuple[type[BaseException], ...] = ()
+    logs_metrics: tuple[str, ...] | None = None
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 

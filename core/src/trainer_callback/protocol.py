@@ -132,6 +132,15 @@ class TrainerProtocol(Protocol):
         ...
 
     @property
+    def metric_names(self) -> Sequence[str] | None:
+        """The names of the metrics that this run will have, known before the first step; `NAME*`
+        stands for all that begin so, such as those of a metric that answers a mapping, and `*`
+        alone for what a callback logs that does not say so by `logs_metrics`. None where nothing
+        is known: a loop of one's own.
+        """
+        ...
+
+    @property
     def loss_scale(self) -> float | None:
         """What the loss of the update under way is multiplied by, so that fp16 does not underflow;
         from `on_step_end` on, that of the next one. None where losses are not scaled. No copy from

@@ -30,6 +30,7 @@ class RunOptions(TrainerCallback):
     """
 
     state_key: str | None = "trainer_lm.options"  # the class name is left to plugins
+    logs_metrics: tuple[str, ...] | None = ()
 
     def __init__(self, settings: Settings, corpus: Corpus, tokenizer: Tokenizer) -> None:
         digest = hashlib.sha256(corpus.train)

@@ -30,6 +30,7 @@ class SampleCallback(TrainerCallback):
     """
 
     critical = False
+    logs_metrics: tuple[str, ...] | None = ()
     state_key: str | None = "trainer_lm.samples"  # the class name is left to plugins
 
     def __init__(self, tokenizer: Tokenizer, interval: int | None) -> None:

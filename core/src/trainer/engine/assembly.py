@@ -86,6 +86,19 @@ class Setup:
         is_shared = len(self.updaters) > 1 and self.precision.scaler is not None
         return self.view.config.check_gradients or is_shared
 
+    def know_metrics(self, validated: Sequence[str]) -> None:
+        """Tells callbacks the names of the metrics that the run will have; all processes have to
+        call this, for each may have other callbacks.
+
+        Args:
+            validated: those of a validation.
+        """
+        own = ["loss", "learning_rate", "skipped_updates", "train_loss", *validated]
+        own += [] if self.view.config.max_grad_norm is None else ["grad_norm"]
+        own += [name for plugin in self.view.callbacks.plugins for name in plugin.logs_metrics]
+        everywhere = self.ranks.gather(own, "names of metrics")
+        self.view.metric_names = [*dict.fromkeys(name for each in everywhere for name in each)]
+
     def reset(self) -> None:
         """Puts whatever changes in a run where a new one has it."""
         self.losses.reset()

@@ -66,6 +66,11 @@ class Measure:
         self._answers = answers
         self._moves = self._device.type != "cpu" or self._ranks.is_sharded  # else as in training
 
+    @property
+    def names(self) -> list[str]:
+        """The names of what is measured; `NAME_*` where a metric may answer several numbers."""
+        return ["loss", *self._metrics.names]
+
     def take(self, loader: EpochLoader, name: str) -> MeasuredSet:
         """Returns `loader` as a set that can be measured again and again.
 

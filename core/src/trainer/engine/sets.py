@@ -38,12 +38,12 @@ class Sets:
         """Returns `val_loss` and other `val_NAME`; of several sets those of the first one, and all
         as `SET/NAME`. Raises what `Measure.over` does.
         """
-        found = {name: self._validate(name, each) for name, each in self._sets.items()}
-        first = next(iter(found.values()))
-        named = {f"val_{name}": value for name, value in first.items()}
-        for name, values in found.items() if [*found] != [ONLY] else ():
-            named.update({f"{name}/{key}": value for key, value in values.items()})
-        return named
+        return _name({name: self._validate(name, each) for name, each in self._sets.items()})
+
+    @property
+    def names(self) -> list[str]:
+        """The names of what a call returns; `NAME_*` where a metric may answer several numbers."""
+        return [*_name(dict.fromkeys(self._sets, dict.fromkeys(self._measure.names)))]
 
     def _validate(self, name: str, each: MeasuredSet) -> dict[str, float]:
         hook, view = self._callbacks.hook, self._view
@@ -75,3 +75,12 @@ class Sets:
             )
         finally:
             self._ranks.is_in_update = False
+
+
+def _name(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what was found in each set by the names that people see."""
+    first = next(iter(found.values()))
+    named = {f"val_{name}": value for name, value in first.items()}
+    for name, values in found.items() if [*found] != [ONLY] else ():
+        named.update({f"{name}/{key}": value for key, value in values.items()})
+    return named

@@ -80,6 +80,12 @@ class Metrics:
         """Whether there are any."""
         return bool(self._given)
 
+    @property
+    def names(self) -> list[str]:
+        """Their names, and `NAME_*` for objects, which may answer several numbers."""
+        several = [f"{name}_*" for name, each in self._given.items() if hasattr(each, "update")]
+        return [*self._given, *several]
+
     def check_answer(self, answer: Any) -> None:
         """Looks whether a loss function answers what they are computed from.
 

@@ -33,6 +33,8 @@ class MetricsFile(TrainerCallback):
     behind every snapshot, so that a resume cuts it off: it is the last line or none.
     """
 
+    logs_metrics: tuple[str, ...] | None = ()
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: int | None = None

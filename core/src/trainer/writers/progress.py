@@ -76,6 +76,7 @@ class ProgressCallback(TrainerCallback):
     """Writes a line for each epoch and each validation, and some between where those take long."""
 
     critical = False
+    logs_metrics: tuple[str, ...] | None = ()
     state_key: str | None = "trainer.progress"  # the class name is left to plugins
 
     def __init__(

@@ -93,6 +93,24 @@ class Plugin:
             f"classes, got {show(own)}. Write passes = {example}."
         )
 
+    @property
+    def logs_metrics(self) -> tuple[str, ...]:
+        """The names of the metrics that it logs; `*` where it does not say.
+
+        Raises:
+            PluginError: its own `logs_metrics` is something else.
+        """
+        own: object = getattr(self.callback, "logs_metrics", None)
+        if own is None:
+            return ("*",)
+        if isinstance(own, tuple) and all(isinstance(each, str) for each in own):
+            return own
+        example = f"({own!r},)" if isinstance(own, str) else '("gap",)'
+        raise PluginError(
+            f"{self.label}: logs_metrics of {describe(self.callback)} must be a tuple of names, "
+            f"got {show(own)}. Write logs_metrics = {example}."
+        )
+
     def check(self) -> None:
         """Checks what the callback says of itself. Of a class that makes an attribute by a property
         its instances will say.
@@ -100,7 +118,12 @@ class Plugin:
         Raises:
             PluginError: an attribute has a value that it cannot have.
         """
-        for name in ("state_key", "state_version", "passes"):  # whose properties check them
+        for name in (
+            "state_key",
+            "state_version",
+            "passes",
+            "logs_metrics",
+        ):  # whose properties check them
             if not isinstance(getattr(self.callback, name, None), property):
                 getattr(self, name)
         for name, default in (("critical", True), ("needs_every_update", False)):

@@ -24,6 +24,7 @@ from trainer_callback.values import check_types
 
 from .decision import Rule, State, StopReason
 from .messages import describe_best, describe_start, describe_stop
+from .names import find_fault
 from .options import PREFIX, require_count, require_margin, require_mode
 from .weights import BestWeights
 
@@ -74,6 +75,7 @@ class EarlyStoppingCallback(TrainerCallback):
     """
 
     option_prefix: ClassVar[str | None] = PREFIX
+    logs_metrics: tuple[str, ...] | None = ("restored_*",)
 
     def __init__(
         self,
@@ -179,6 +181,8 @@ class EarlyStoppingCallback(TrainerCallback):
         if self.monitor == "val_loss" and not getattr(trainer, "has_validation", True):
             other = option_text("monitor", "train_loss", PREFIX)
             self._report_missing("without a validation set", f"use {other}")
+        elif (fault := find_fault(self.monitor, trainer)) is not None:
+            self._report_missing(*fault)
         elif self.state.stop_reason is None:
             self._announce(trainer)
 

@@ -62,6 +62,7 @@ class EMACallback(TrainerCallback):
     # at the end it puts its best weights over the last average
     before: tuple[str, ...] = ("early_stopping",)
     needs_every_update = True
+    logs_metrics: tuple[str, ...] | None = ()
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class GradientMonitorCallback(TrainerCallback):
 
     option_prefix: ClassVar[str | None] = PREFIX
     critical = False
+    logs_metrics: tuple[str, ...] | None = ("grad_*",)
 
     def __init__(
         self,

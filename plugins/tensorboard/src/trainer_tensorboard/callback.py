@@ -43,6 +43,7 @@ class TensorBoardCallback(TrainerCallback):
     """
 
     critical = False
+    logs_metrics: tuple[str, ...] | None = ()
 
     def __init__(self, histogram_epochs: int = 0) -> None:
         """Keeps each option as the attribute of its name.

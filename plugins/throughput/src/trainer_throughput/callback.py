@@ -51,6 +51,7 @@ class ThroughputCallback(TrainerCallback):
     """
 
     critical = False
+    logs_metrics: tuple[str, ...] | None = ("throughput/*",)
 
     def __init__(
         self,

@@ -1,0 +1,43 @@
+"""Whether a run will have the metric that is watched, as far as is known before the first step."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from fnmatch import fnmatchcase
+from typing import Final
+
+from trainer_callback import TrainerProtocol, option_text
+from trainer_callback.errors import closest
+
+from .options import PREFIX
+
+__all__ = ["find_fault"]
+
+logger: Final = logging.getLogger("trainer.early_stopping")
+
+_ANY: Final = "*"
+_NOT_KNOWN: Final = (
+    "early stopping watches %s, which is none of the metrics that are known now.%s They are %s. A "
+    "callback that logs it can say so by logs_metrics."
+)
+
+
+def find_fault(monitor: str, trainer: TrainerProtocol) -> tuple[str, str] | None:
+    """Returns where the metric is missing, and what to do, if the run cannot have it. Where a
+    callback may log it, which does not say what it logs, a misspelt name gets a warning.
+    """
+    names = getattr(trainer, "metric_names", None)
+    if names is None or monitor in trainer.metrics:  # which it has had before a resume
+        return None
+    known = sorted(each for each in names if each != _ANY)
+    if any(monitor == each or fnmatchcase(monitor, each) for each in known):
+        return None
+    question, listed = closest(monitor, known), ", ".join(known)
+    if _ANY in names:
+        if difflib.get_close_matches(monitor, known, n=1, cutoff=0.8):
+            logger.warning(_NOT_KNOWN, monitor, question, listed)
+        return None
+    lax = option_text("strict", False, PREFIX)
+    advice = f"watch one of {listed}, or use {lax} where something else logs it.{question}"
+    return "among the metrics that this run will have", advice.removesuffix(".")
