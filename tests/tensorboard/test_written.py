@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from trainer import Trainer, TrainerConfig
 from trainer.writers.metrics_file import read_logged
 from trainer_callback import TrainerCallback
+from trainer_early_stopping import EarlyStoppingCallback
 from trainer_gradient_monitor import GradientMonitorCallback
 from trainer_tensorboard import TensorBoardCallback
 
@@ -215,3 +217,39 @@ def test_an_option_with_a_bar_or_a_line_break_keeps_the_table_of_the_configurati
 def test_histograms_that_are_never_due_are_told_once(make, tmp_path, caplog):
     make(TensorBoardCallback(histogram_epochs=3), output_dir=tmp_path, epochs=2).train()
     assert caplog.text.count("histogram_epochs 3 has no effect in a run of 2 epochs") == 1
+
+
+def test_every_metric_of_every_validation_set_is_there_by_its_name(read, tmp_path):
+    class Extremes:
+        def reset(self):
+            self.found = []
+
+        def update(self, outputs, targets):
+            self.found.append(outputs)
+
+        def compute(self):
+            found = torch.cat(self.found)
+            return {"least": float(found.min()), "most": float(found.max())}
+
+    model = nn.Linear(4, 1)
+    data = [torch.ones(2, 4), torch.zeros(2, 4)]
+    stopper = EarlyStoppingCallback(monitor="noisy/f1", patience=1, min_delta=10)
+    result = Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        data,
+        {"clean": data, "noisy": data[:1]},
+        loss_fn=lambda model, batch: (model(batch).square().mean(), model(batch)),
+        metrics={"f1": lambda outputs, batch: outputs[:, 0], "seen": Extremes()},
+        metric_inputs=lambda outputs, batch: (outputs, batch),
+        config=TrainerConfig(epochs=4, output_dir=tmp_path, device="cpu"),
+        callbacks=[stopper, TensorBoardCallback()],
+        discover=False,
+    ).train()
+    assert (result.stop_reason, result.epochs) == ("patience", 2)
+    found = read(tmp_path).scalars
+    names = ["loss", "f1", "seen_least", "seen_most"]
+    for name in [f"{of}{each}" for of in ("val_", "clean/", "noisy/") for each in names]:
+        rows = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in result.history]
+        assert found[name] == rows
+    assert found["restored_noisy/f1"] == [(4, pytest.approx(stopper.best, rel=1e-6))]
