@@ -329,7 +329,8 @@ class EarlyStoppingCallback(TrainerCallback):
         logger.info("early stopping had ended this run; by its options now, it goes on.")
 
     def _report_missing(self, where: str, advice: str) -> None:
-        text = f"EarlyStoppingCallback: no {self.monitor} {where}. To stop early, {advice}."
+        end = "" if where.endswith("?") else "."
+        text = f"EarlyStoppingCallback: no {self.monitor} {where}{end} To stop early, {advice}."
         if self.strict:
             raise OptionError(text)
         if not self.state.warned:

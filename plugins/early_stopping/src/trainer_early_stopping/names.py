@@ -17,6 +17,8 @@ __all__ = ["find_fault"]
 logger: Final = logging.getLogger("trainer.early_stopping")
 
 _ANY: Final = "*"
+_AT_THE_END: Final = ("restored_*",)
+"""What early stopping logs itself, when there is nothing left to stop."""
 _NOT_KNOWN: Final = (
     "early stopping watches %s, which is none of the metrics that are known now.%s They are %s. A "
     "callback that logs it can say so by logs_metrics."
@@ -30,7 +32,7 @@ def find_fault(monitor: str, trainer: TrainerProtocol) -> tuple[str, str] | None
     names = getattr(trainer, "metric_names", None)
     if names is None or monitor in trainer.metrics:  # which it has had before a resume
         return None
-    known = sorted(each for each in names if each != _ANY)
+    known = sorted(each for each in names if each not in (_ANY, *_AT_THE_END))
     if any(monitor == each or fnmatchcase(monitor, each) for each in known):
         return None
     question, listed = closest(monitor, known), ", ".join(known)
@@ -39,5 +41,5 @@ def find_fault(monitor: str, trainer: TrainerProtocol) -> tuple[str, str] | None
             logger.warning(_NOT_KNOWN, monitor, question, listed)
         return None
     lax = option_text("strict", False, PREFIX)
-    advice = f"watch one of {listed}, or use {lax} where something else logs it.{question}"
-    return "among the metrics that this run will have", advice.removesuffix(".")
+    where = f"among the metrics that this run will have.{question}".removesuffix(".")
+    return where, f"watch one of {listed}, or use {lax} where something else logs it"

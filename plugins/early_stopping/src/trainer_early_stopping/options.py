@@ -61,6 +61,6 @@ def require_mode(mode: str, monitor: str) -> Mode:
         raise OptionError(
             f"EarlyStoppingCallback: the name {monitor!r} does not tell whether lower or higher is "
             f"better. Use {option_text('mode', 'min', PREFIX)} or "
-            f"{option_text('mode', 'max', PREFIX)}."
+            f"{option_text('mode', 'max', PREFIX)}, unless the name is misspelt."
         )
     return guess
