@@ -292,3 +292,10 @@ def test_a_loader_is_not_kept():
     del data
     gc.collect()
     assert alive() is None
+
+
+def test_a_limit_of_the_validation_does_not_cut_a_measurement():
+    trainer, data = make(max_val_batches=1), Items(21)
+    trainer.evaluate(DataLoader(data, batch_size=4))
+    trainer.predict(DataLoader(data, batch_size=4))
+    assert data.visits == [2] * 21
