@@ -291,7 +291,10 @@ def test_default_loss_refuses_what_is_no_loss():
         ({"precision": "fp8"}, "precision must be one of auto, fp32, tf32, bf16, fp16, got 'fp8'"),
         ({"on_nonfinite": "ignore"}, "on_nonfinite must be one of stop, skip"),
         ({"snapshot_interval": 5}, "snapshots need a place"),
-        ({"epoch": 5}, "TrainerConfig has no 'epoch'. It has check_gradients, checkpoint_activations"),
+        (
+            {"epoch": 5},
+            "TrainerConfig has no 'epoch'. It has check_gradients, checkpoint_activations",
+        ),
         ({"early_stop_patience": 5}, "EarlyStoppingCallback(patience=5"),
         ({"enable_gradient_monitor": True}, "GradientMonitorCallback("),
     ],
