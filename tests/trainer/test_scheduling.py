@@ -162,12 +162,21 @@ def test_two_processes_follow_a_metric_that_one_of_them_logs(interval):
     assert run_ranks(work) == [0, 0]
 
 
-def test_a_misspelt_metric_is_refused_at_the_first_validation():
-    trainer = make(plateau, scheduler_monitor="val_los", eval_interval=1)
+def test_a_misspelt_metric_is_refused_before_the_first_step():
+    trainer = make(plateau, scheduler_monitor="val_los")
+    text = r"is 'val_los', and this run will have no such metric, but .*Did you mean 'val_loss'"
+    with pytest.raises(ConfigError, match=text):
+        trainer.train()
+    assert trainer.step == 0
+
+
+def test_one_that_a_callback_might_log_is_refused_at_the_first_validation():
+    trainer = make(plateau, scheduler_monitor="val_los", eval_interval=1, callbacks=[Rates()])
     text = r"is 'val_los', and there is no such metric at update 1, but val_loss\. Did you mean"
     with pytest.raises(ConfigError, match=text):
         trainer.train()
-    trainer = make(plateau, scheduler_monitor="val_los", scheduler_interval="epoch")
+    options = {"scheduler_interval": "epoch", "callbacks": [Rates()]}
+    trainer = make(plateau, scheduler_monitor="val_los", **options)
     with pytest.raises(ConfigError, match=r"no such metric at update 4, but .*val_loss"):
         trainer.train()
 

@@ -53,7 +53,7 @@ class Lifetime:
             signals = stack.enter_context(SignalFlags())
             setup.decider.start(signals)
             setup.reset()
-            self._boundary.scheduling.start(validates=view.validates)
+            self._boundary.scheduling.start(view.metric_names, validates=view.validates)
             self.result = self._boundary.stop = None
             resumed = setup.session.restore(resume)
             for updater in setup.updaters.values():

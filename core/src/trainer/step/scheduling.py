@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from trainer_callback import option_text
@@ -83,10 +84,11 @@ class Scheduling:
         """Whether there is a scheduler that waits for the end of an epoch."""
         return bool(self._counting) or (self._by_epoch and bool(self._following))
 
-    def start(self, *, validates: bool) -> None:
+    def start(self, known: Sequence[str] | None, *, validates: bool) -> None:
         """Looks at what the schedulers wait for, before the first step.
 
         Args:
+            known: the names of the metrics that the run will have, as `View.metric_names`.
             validates: there is a validation.
 
         Raises:
@@ -99,6 +101,12 @@ class Scheduling:
             raise ConfigError(
                 f"{option_text('scheduler_monitor')} is {name!r}, and there is no validation. Pass "
                 f"val_loader, or use {option_text('scheduler_monitor', 'train_loss')}."
+            )
+        if known is not None and not any(fnmatchcase(name, each) for each in known):
+            names = ", ".join(known)
+            raise ConfigError(
+                f"{option_text('scheduler_monitor')} is {name!r}, and this run will have no such "
+                f"metric, but {names}.{closest(name, known)}"
             )
         for each in self._following:
             direction = {"min": "lower", "max": "higher"}.get(getattr(each, "mode", ""), "")
