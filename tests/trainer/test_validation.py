@@ -260,3 +260,21 @@ def test_the_mean_is_exact_over_many_batches_of_uneven_size():
     exact = [float(torch.tensor(x)) for x in losses]
     expected = sum(n * x for n, x in zip(sizes, exact, strict=True)) / sum(sizes)
     assert result.val_loss == pytest.approx(expected, rel=1e-14)
+
+
+def test_an_epoch_that_is_cut_behind_a_validation_is_not_validated_again(tmp_path):
+    class Count(TrainerCallback):
+        def on_validation_start(self):
+            seen.append("validation")
+
+        def on_epoch_end(self, val_loss, metrics):
+            seen.append((val_loss, metrics["val_loss"]))
+
+    seen = []
+    options = {"callbacks": [Count()], "max_steps": 4, "output_dir": tmp_path / "run"}
+    result = make(make_net(), [torch.ones(2, 4)], **options).train()
+    assert seen == ["validation", "validation", (result.val_loss,) * 2]
+    seen.clear()
+    again = make(make_net(), [torch.ones(2, 4)], **options).train(resume=True)
+    assert seen == [(result.val_loss,) * 2]
+    assert again.val_loss == result.val_loss

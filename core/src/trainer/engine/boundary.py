@@ -131,7 +131,9 @@ class Boundary:
                 self.decide_and_save()
             return
         position.is_last = not cut  # after a resume behind the last update, too
-        metrics = {} if self.validate is None else self._validate()
+        metrics: dict[str, float] | None = {}
+        if self.validate is not None:
+            metrics = (self._find_validated() if cut else None) or self._validate()
         if metrics is None:
             self.decide_and_save()
             return
@@ -153,6 +155,14 @@ class Boundary:
             position.epoch_done = True
             self.scheduling.end_epoch()
             self.decide_and_save()
+
+    def _find_validated(self) -> dict[str, float] | None:
+        """Returns what a validation has found at this update, if there was one."""
+        history, position = self._position.history, self._position
+        last = history[-1] if history else {}
+        if last.get("step") != position.step or "train_loss" in last:
+            return None
+        return {name: value for name, value in last.items() if name not in ("epoch", "step")}
 
     def decide_and_save(self) -> None:
         """Decides whether the run ends here, then takes the snapshot that is due."""
