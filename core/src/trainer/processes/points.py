@@ -18,12 +18,13 @@ import torch.distributed as dist
 
 from trainer_callback import RunError
 
-__all__ = ["FixedPointError", "FixedPoints"]
+__all__ = ["MOST_VALUES", "FixedPointError", "FixedPoints"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
-_VALUES: Final = 7
-_FORM: Final = struct.Struct(f"=3Bx196s{_VALUES}d")
+MOST_VALUES: Final = 7
+"""Numbers that can be exchanged at a fixed point itself."""
+_FORM: Final = struct.Struct(f"=3Bx196s{MOST_VALUES}d")
 """Kind, ahead, number of values, name, values: 256 bytes."""
 _PATIENCE: Final = timedelta(seconds=3)
 _WARN_AFTER_SECONDS: Final = 10.0
@@ -54,7 +55,7 @@ class _Arrival:
 
     def pack(self) -> torch.Tensor:
         count = len(self.values)
-        values = [*self.values, *[0.0] * (_VALUES - count)]
+        values = [*self.values, *[0.0] * (MOST_VALUES - count)]
         packed = _FORM.pack(self.kind, self.ahead, count, self.name.encode(), *values)
         return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 

@@ -23,7 +23,7 @@ from torch import nn
 from trainer_callback import RunError
 
 from ..config import ConfigError
-from .points import FixedPointError, FixedPoints
+from .points import MOST_VALUES, FixedPointError, FixedPoints
 from .sharding import check_sharding, share_copies, whole_tensors
 
 __all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
@@ -81,12 +81,14 @@ class Ranks:
         return int(max(values[0] for values in self._points.meet(point, [float(value)])))
 
     def total(self, values: Sequence[float], point: str) -> list[float]:
-        """Returns the sums of all processes' values (at most 7), in float64; the same bits
-        everywhere.
+        """Returns the sums of all processes' values, of which each has as many, in float64; the
+        same bits everywhere. Up to `MOST_VALUES` of them take one exchange.
         """
         if self._points is None:
             return [*values]
-        return [sum(each) for each in zip(*self._points.meet(point, values), strict=True)]
+        few = len(values) <= MOST_VALUES
+        everywhere = self._points.meet(point, values) if few else self.gather([*values], point)
+        return [sum(each) for each in zip(*everywhere, strict=True)]
 
     def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returns the sum of all processes' tensors, on their device, which nothing waits for."""
