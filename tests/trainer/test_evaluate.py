@@ -299,3 +299,22 @@ def test_a_limit_of_the_validation_does_not_cut_a_measurement():
     trainer.evaluate(DataLoader(data, batch_size=4))
     trainer.predict(DataLoader(data, batch_size=4))
     assert data.visits == [2] * 21
+
+
+def test_a_set_that_is_called_train_is_measured_whole_by_several_processes(tiny):
+    def work(rank):
+        trainer = make()
+        found = trainer.evaluate(DataLoader(Items(17), batch_size=4), name="train")
+        expected = measured(trainer.model, Items(17))
+        assert found == {name.replace("test", "train"): each for name, each in expected.items()}
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+@pytest.mark.parametrize("call", ["evaluate", "predict"])
+def test_an_exception_in_a_measurement_says_what_the_batch_was(call, caplog):
+    trainer = make(loss_fn=lambda model, batch: model(batch))
+    with pytest.raises(TypeError) as caught:
+        getattr(trainer, call)(DataLoader(Items(4), batch_size=4))
+    told = "".join([*getattr(caught.value, "__notes__", ()), *caplog.messages])
+    assert "The batch is a list of float64 (4, 4), float64 (4, 1)." in told

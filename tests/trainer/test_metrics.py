@@ -4,6 +4,7 @@ none.
 
 import json
 import logging
+import threading
 import weakref
 
 import pytest
@@ -409,3 +410,98 @@ def test_a_validation_reads_its_metrics_in_one_copy_and_keeps_no_batch(monkeypat
     )
     trainer.train()
     assert seen == [(0, 1), ["tolist"]]
+
+
+def clip_in_place(outputs, batch):
+    return outputs.clamp_(0, 1)[:, 0]
+
+
+def relabel_in_place(outputs, batch):
+    return batch[1].fill_(0) == 0
+
+
+@pytest.mark.parametrize("metric", [clip_in_place, relabel_in_place])
+def test_a_metric_that_changes_what_the_others_read_is_refused(metric):
+    metrics = {"first": metric, "accuracy": is_right}
+    with pytest.raises(UsageError, match=r"'first' has changed its outputs or batch in place"):
+        make(loader(), metrics=metrics).train()
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda outputs, batch: (outputs.sum(), -1),
+        lambda outputs, batch: (outputs.sum(), torch.tensor(-1)),
+        lambda outputs, batch: (outputs.sum(), torch.tensor(float("nan"))),
+        lambda outputs, batch: (outputs.sum(), (batch[1] > 0).any()),
+        lambda outputs, batch: (outputs[:, 0], batch[1] > 0),
+        lambda outputs, batch: (outputs[:, 0], len(outputs)),
+        lambda outputs, batch: ("many", 3),
+    ],
+)
+def test_a_pair_that_is_no_total_and_count_is_refused(pair):
+    with pytest.raises(UsageError, match=r"metric 'a' (answered \(|counted items below 0)"):
+        make(loader(), metrics={"a": pair}).train()
+
+
+@pytest.mark.parametrize("empty", [{}, [], torch.zeros(0)])
+def test_an_object_that_answers_nothing_is_refused(empty):
+    class Silent(Hits):
+        def compute(self):
+            return empty
+
+    with pytest.raises(UsageError, match=r"metric 'a' answered .*, without a number"):
+        make(loader(), metrics={"a": Silent()}).train()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"metrics": {"a": lambda outputs: outputs}}, r"'a' does not take \(outputs, batch\)"),
+        ({"inputs": lambda outputs: outputs}, r"metric_inputs must be a function \(outputs, batch"),
+    ],
+)
+def test_a_function_of_other_arguments_is_refused_at_construction(options, text):
+    with pytest.raises(ConfigError, match=text):
+        make(loader(), **options)
+
+
+def test_an_object_that_cannot_be_copied_is_refused_at_construction(tiny):
+    class Locked(Merging):
+        def __init__(self):
+            self.lock = threading.Lock()
+
+    class Local(Merging):
+        pass
+
+    with pytest.raises(ConfigError, match=r"metric 'a' cannot be copied .*lock"):
+        make(loader(), metrics={"a": Locked()})
+    assert "val_a" in make(loader(), metrics={"a": Local()}).train().history[-1]
+
+    def work(rank):
+        with pytest.raises(ConfigError, match=r"metric 'a' cannot be copied .*of a class at the"):
+            make(loader(), metrics={"a": Local()})
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_an_exception_of_a_metric_says_which_it_is_from(caplog):
+    def notes_of(error):
+        return [*getattr(error, "__notes__", ()), *caplog.messages]  # Python 3.10 has no notes
+
+    with pytest.raises(TypeError) as caught:
+        make(loader(), metrics={"ok": is_right, "bad": lambda outputs, batch: batch["x"]}).train()
+    start = "It is from metric 'bad' with float32 (5, 3) and a list of float32"
+    assert any(note.startswith(start) for note in notes_of(caught.value))
+    r2 = {"r2": torchmetrics.R2Score()}
+    with pytest.raises(ValueError, match="two samples") as caught:
+        make(loader(1), metrics=r2, inputs=lambda outputs, batch: (outputs[:, 0], batch[1])).train()
+    assert "It is from metric 'r2'." in notes_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    "empty", [DataLoader(make_data(2, 1), batch_size=4, drop_last=True), iter(()), []]
+)
+def test_an_empty_set_is_refused_by_its_name(empty):
+    with pytest.raises(Exception, match="the 'b' validation loader"):
+        make({"a": loader(), "b": empty}).train()

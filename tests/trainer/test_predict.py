@@ -319,3 +319,8 @@ def test_the_number_of_items_can_be_told(caplog):
     assert "shape (16, 3) for a batch of 4 items" in caplog.text
     told = make(batch_size=lambda batch: 4 * batch.shape[1])
     assert told.predict(loader, predict_fn=predict).shape == (84, 3)
+
+
+def test_a_function_of_other_arguments_is_refused():
+    with pytest.raises(ConfigError, match=r"predict_fn must be a function \(model, batch\)"):
+        make().predict([torch.ones(2, 4)], predict_fn=lambda batch: batch)

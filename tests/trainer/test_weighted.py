@@ -4,12 +4,13 @@ they are cut into micro-batches and processes.
 
 import itertools
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
 from trainer import Loss, NonFiniteError, Run, Trainer, TrainerConfig
-from trainer_callback import TrainerCallback
+from trainer_callback import TrainerCallback, UsageError
 
 LENGTHS = (2, 30, 5, 25, 0, 7, 1, 12)
 
@@ -239,3 +240,59 @@ def test_a_mean_over_no_items_is_told_of_where_a_batch_had_none(rows, on_device)
     with pytest.raises(NonFiniteError) as raised:
         make(loss_fn, rows=rows, steps=1).train()
     assert ("a mean over no items is NaN" in str(raised.value)) is (rows == 8)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("wrong", [-4, float("nan"), float("inf"), True])
+@pytest.mark.parametrize("at", [0, 5])
+def test_a_count_that_is_none_is_refused_also_on_the_device(steps, wrong, at):
+    seen = itertools.count()
+
+    def loss_fn(model, batch):
+        found = sum_of(model, batch, on_device=True)
+        return Loss(found.total, torch.tensor(wrong) if next(seen) == at else found.count)
+
+    trainer = make(loss_fn, rows=1, steps=steps)
+    with pytest.raises(UsageError, match="the count of a Loss is a number of at least 0"):
+        trainer.train()
+    assert trainer.step == at // steps
+
+
+def test_a_count_of_one_process_that_is_none_ends_all(tiny):
+    def work(rank):
+        def loss_fn(model, batch):
+            found = sum_of(model, batch, on_device=True)
+            return Loss(found.total, -found.count if rank else found.count)
+
+        with pytest.raises(Exception, match="the count of a Loss is a number of at least 0"):
+            make(loss_fn, rows=2, steps=1).train()
+
+    assert tiny.run_ranks(work, seconds=30) == [0, 0]
+
+
+def test_a_count_of_numpy_is_a_number():
+    def loss_fn(model, batch):
+        found = sum_of(model, batch)
+        return Loss(found.total, numpy.int64(found.count))
+
+    found = [make(each, rows=2, steps=2).train().train_loss for each in (sum_of, loss_fn)]
+    assert found[0] == found[1]
+
+
+def test_means_in_a_validation_behind_sums_in_the_training_count_by_items():
+    def loss_fn(model, batch):
+        found = sum_of(model, batch)
+        return found if model.training else batch[1].sum(-1).double().mean()
+
+    result = make(loss_fn, rows=2, steps=1, val=True).train()
+    assert result.val_loss == pytest.approx(sum(LENGTHS) / len(LENGTHS), rel=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan")])
+def test_a_count_in_a_validation_that_is_none_is_refused(wrong):
+    def loss_fn(model, batch):
+        found = sum_of(model, batch)
+        return found if model.training else Loss(found.total, torch.tensor(wrong))
+
+    with pytest.raises(UsageError, match="the count of a Loss is a number of at least 0"):
+        make(loss_fn, rows=2, steps=1, val=True).train()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainer import Trainer, TrainerConfig
+from trainer import ConfigError, Trainer, TrainerConfig
 from trainer_callback import TrainerCallback
 
 ROWS = torch.arange(10.0, dtype=torch.float64).square()
@@ -97,3 +97,8 @@ def test_short_batches_of_one_process_count_by_their_items_in_all(tiny, tmp_path
 def test_a_batch_size_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="batch_size answered 'four' for a batch"):
         make([(ROWS,)], batch_size=lambda batch: "four").train()
+
+
+def test_a_batch_size_that_takes_no_batch_is_refused_at_construction():
+    with pytest.raises(ConfigError, match=r"batch_size takes a function, .* called with a batch"):
+        make(load(), batch_size=lambda: 4)

@@ -18,7 +18,7 @@ from .engine.alike import check_alike_loader
 from .engine.inference import Inference
 from .engine.measure import Measure
 from .engine.session import Resume
-from .engine.sets import ONLY, Sets
+from .engine.sets import ONLY, Sets, name_in_words
 from .result import TrainResult
 from .run import Run
 from .step.advice import advise
@@ -179,7 +179,7 @@ class Trainer:
             check_name("validation set", name, "train")
         used = {}
         for name, loader in named.items():
-            used[name] = self.run.use_loader(loader, validates=True)
+            used[name] = self.run.use_loader(loader, validates=name_in_words(name))
             if len(used) == 1:  # a process without any has been told of by its first loader
                 self._check_alike_sets([*named])
         return used

@@ -143,18 +143,18 @@ class Run:
         self._boundary.validate = validate
         self.view.validates = validate is not None
 
-    def use_loader(self, loader: Loader, *, validates: bool = False) -> EpochLoader:
+    def use_loader(self, loader: Loader, *, validates: str = "") -> EpochLoader:
         """Returns `loader` as the run goes through it, seeded by epoch and shared by the processes.
         A run that knows its loader before it starts can check a snapshot against it.
 
         Args:
-            validates: a validation goes through it.
+            validates: where a validation goes through it, how messages call it.
 
         Raises:
             ConfigError: it is no loader, or known to be empty.
         """
-        loaders = self._loaders
-        return loaders.for_validation(loader) if validates else loaders.for_training(loader)
+        used = self._loaders
+        return used.for_validation(loader, validates) if validates else used.for_training(loader)
 
     def validation_batches(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Yields the batches of a validation, on the device: of several processes each gets its

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import TypeGuard
 
 from .errors import OptionError
 from .wording import option_text
 
-__all__ = ["is_count", "is_positive", "option_error"]
+__all__ = ["is_count", "is_positive", "option_error", "takes"]
 
 
 def is_count(value: object, least: int = 0) -> TypeGuard[int]:
@@ -21,6 +22,19 @@ def is_positive(value: object) -> TypeGuard[float]:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     return math.isfinite(value) and value > 0
+
+
+def takes(function: object, count: int) -> bool:
+    """Whether `function` can be called with `count` arguments by position; one without a signature
+    is believed to.
+    """
+    try:
+        inspect.signature(function).bind(*[None] * count)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    except ValueError:
+        pass
+    return True
 
 
 def option_error(

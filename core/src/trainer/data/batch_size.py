@@ -14,6 +14,8 @@ import numpy
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from trainer_callback.checks import takes
+
 from ..config import ConfigError
 from .batches import parts_of
 
@@ -33,11 +35,11 @@ class BatchSizes:
         Raises:
             ConfigError: it is no function.
         """
-        if function is not None and not callable(function):
+        if function is not None and not takes(function, 1):
             raise ConfigError(
-                f"Trainer: batch_size takes a function, and got {function!r}. It is asked for the "
-                "number of items in a batch: lambda batch: len(batch['labels']). How large batches "
-                "are is the DataLoader's own batch_size."
+                f"Trainer: batch_size takes a function, and got {function!r}. It is called with a "
+                "batch, for the number of its items: lambda batch: len(batch['labels']). How large "
+                "batches are is the DataLoader's own batch_size."
             )
         self._function = function
         self._has_warned = False

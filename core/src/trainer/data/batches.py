@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["clone", "detach", "move_to_device", "parts_of", "to_host"]
+__all__ = ["clone", "count_writes", "detach", "move_to_device", "parts_of", "to_host"]
 
 
 def move_to_device(batch: Any, device: torch.device) -> Any:
@@ -44,6 +44,15 @@ def to_host(outputs: Any) -> Any:
     if isinstance(outputs, torch.Tensor):
         return outputs.detach().clone() if outputs.is_cpu else outputs.detach().cpu()
     return _rebuild(outputs, to_host)
+
+
+def count_writes(batch: Any) -> list[int]:
+    """Returns how often each tensor in `batch` was written to in place, as far as torch counts."""
+    if isinstance(batch, torch.Tensor):
+        return [] if batch.is_inference() else [batch._version]
+    parts = batch if isinstance(batch, Mapping) else parts_of(batch) or {}
+    items = batch if isinstance(batch, (list, tuple)) else parts.values()
+    return [count for item in items for count in count_writes(item)]
 
 
 def _rebuild(batch: Any, change: Callable[[Any], Any]) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.batches import detach
 from ..step.answers import Loss, check_total, read_answer
-from ..step.losses import LossError
+from ..step.losses import LossError, check_count
 from .assembly import Setup
 from .call_order import refuse
 
@@ -70,6 +70,7 @@ class Answers:
             own = (False, False, 0.0)
             if isinstance(loss, Loss):
                 check_total(loss)
+                check_count(float(loss.count))
                 own = (True, isinstance(loss.count, Tensor), float(loss.count))
             forms = self._setup.ranks.gather(own, "form of the loss")
             if len({form[0] for form in forms}) == 1:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer_callback import RunError
+from trainer_callback.checks import takes
 from trainer_callback.errors import show
 
 from ..config import ConfigError
@@ -22,6 +23,7 @@ from ..data.joining import join
 from ..data.loader_check import check_order
 from ..data.loaders import EmptyLoaderError, EpochLoader
 from ..processes.sharding import reshard
+from ..step.advice import add_note, advise
 from ..step.answers import read_outputs
 from ..step.losses import apply_model
 from ..step.metrics import check_name
@@ -88,7 +90,7 @@ class Inference:
             ConfigError: it is no loader, or one without an order; or there are no outputs.
             RunOrderError: inside a run.
         """
-        if function is not None and not callable(function):
+        if function is not None and not takes(function, 2):
             raise ConfigError(
                 f"predict_fn must be a function (model, batch) -> outputs, got {show(function)}. "
                 f"Write {_WAY}."
@@ -157,12 +159,15 @@ class Inference:
                 continue
             count = self._batch_size
             size = loader.promised_size(index) if count is None else count(item[0])
-            outputs = to_host(predict(item[0]))
+            try:
+                outputs = to_host(predict(item[0]))
+            except Exception as error:
+                raise advise(error, None, item[0])  # noqa: B904 - it is the same
             if outputs is None:
                 what = "loss_fn has answered a loss alone" if function is None else "there are none"
                 raise ConfigError(
                     f"predict collects outputs, and {what}. Return (loss, outputs) from loss_fn, "
-                    f"or pass trainer.predict(loader, {_WAY}[0]))."
+                    f"or pass trainer.predict(loader, {_WAY}[0])."
                 )
             index += 1
             yield outputs, size
@@ -180,8 +185,7 @@ class Inference:
                 f"takes, pass trainer.predict(loader, {_WAY})."
             )
             logger.error("%s: %s. %s", type(error).__name__, str(error), hint)
-            if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(hint)
+            add_note(error, hint)
             raise
         if isinstance(output, Tensor):
             return output if output.ndim else None

@@ -11,6 +11,7 @@ from ..data.batch_size import BatchSizes
 from ..data.batches import move_to_device
 from ..data.loader_check import check_undivided
 from ..data.loaders import EpochLoader
+from ..step.advice import advise
 from ..step.answers import Loss, read_answer
 from ..step.means import MeanLoss
 from ..step.metrics import Metrics, MetricSet
@@ -128,7 +129,13 @@ class Measure:
         given = batch = move_to_device(batch, self._device) if self._moves else batch
         if (self._metrics or show) and isinstance(batch, (dict, list)):
             given = copy.copy(batch)  # a loss function may take things out of what it is given
-        loss, outputs = read_answer(self._loss_of(given))
+        try:
+            answer = self._loss_of(given)
+        except Exception as error:
+            raise advise(error, None, batch)  # noqa: B904 - it is the same
+        loss, outputs = read_answer(answer)
+        if size is None and not isinstance(loss, Loss):  # a validation may have means all the same
+            size = measured.sizes.count(batch, measured.loader.promised_size(index))
         mean.add(loss, size)
         metrics.update(outputs, batch, size)
         if show is not None:

@@ -43,14 +43,17 @@ class RunLoaders:
         self._setup.checkpoint.use(used)
         return used
 
-    def for_validation(self, loader: Loader) -> EpochLoader:
+    def for_validation(self, loader: Loader, name: str = "validation") -> EpochLoader:
         """Returns `loader` as a validation goes through it.
+
+        Args:
+            name: how messages call it.
 
         Raises:
             ConfigError: `max_val_batches` is a share of nobody knows how many, or leaves a process
                 of a sharded model without any.
         """
-        used, ranks, most = self._wrap(loader, "validation"), self._setup.ranks, "max_val_batches"
+        used, ranks, most = self._wrap(loader, name), self._setup.ranks, "max_val_batches"
         used.limit = None
         given = count_batches(self._config.max_val_batches, used.whole_length, most)
         if given is None:

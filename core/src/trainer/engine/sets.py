@@ -13,10 +13,15 @@ from ..step.validation import CutError
 from .assembly import Setup
 from .measure import Measure, MeasuredSet
 
-__all__ = ["ONLY", "Sets"]
+__all__ = ["ONLY", "Sets", "name_in_words"]
 
 ONLY: Final = "val"
 """The name of a set that is alone."""
+
+
+def name_in_words(name: str) -> str:
+    """Returns how messages call a set: "the ... loader"."""
+    return "validation" if name == ONLY else f"{name!r} validation"
 
 
 class Sets:
@@ -32,7 +37,9 @@ class Sets:
         """
         self._setup, self._measure = setup, measure
         self._view, self._ranks, self._callbacks = setup.view, setup.ranks, setup.view.callbacks
-        self._sets = {name: measure.take(each, "validation") for name, each in loaders.items()}
+        self._sets = {
+            name: measure.take(each, name_in_words(name)) for name, each in loaders.items()
+        }
 
     def __call__(self) -> dict[str, float]:
         """Returns `val_loss` and other `val_NAME`; of several sets those of the first one, and all

@@ -19,7 +19,7 @@ from trainer_callback import RunError, UsageError
 from ..data.batches import parts_of
 from .parts import with_article
 
-__all__ = ["advise", "advise_backward", "describe_batch"]
+__all__ = ["add_note", "advise", "advise_backward", "describe_batch"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -65,7 +65,7 @@ def advise(error: Exception, loss_fn: Callable[..., Any] | None, batch: Any) -> 
     if isinstance(error, (UsageError, RunError)):
         return error
     order = "" if loss_fn is None else _describe_order(loss_fn)
-    _note(error, f"The batch is {describe_batch(batch)}. {order or _find_cause(error)}".strip())
+    add_note(error, f"The batch is {describe_batch(batch)}. {order or _find_cause(error)}".strip())
     return error
 
 
@@ -73,7 +73,7 @@ def advise_backward(error: BaseException) -> BaseException:
     """Returns `error`, raised by a backward pass, with a note on its cause where one is known."""
     cause = _find_cause(error)
     if cause:
-        _note(error, cause)
+        add_note(error, cause)
     return error
 
 
@@ -81,7 +81,8 @@ def _find_cause(error: BaseException) -> str:
     return next((way for piece, way in _CAUSES.items() if piece in str(error)), "")
 
 
-def _note(error: BaseException, text: str) -> None:
+def add_note(error: BaseException, text: str) -> None:
+    """Puts a sentence behind an exception, or into the log where Python has no notes."""
     if hasattr(error, "add_note"):  # Python 3.11
         error.add_note(text)
     else:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from trainer_callback.errors import show
-
 from ..data.batches import parts_of
-from .losses import LossError, check_form, check_loss
+from .losses import LossError, check_count, check_form, check_loss
 
-__all__ = ["Loss", "check_count", "check_total", "read_answer", "read_outputs"]
+__all__ = ["Loss", "check_total", "read_answer", "read_outputs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,20 +97,3 @@ def check_total(loss: Loss) -> None:
             "model's output by 0 and sum it up: Loss((output * 0).sum(), 0)."
         )
     check_count(loss.count)
-
-
-def check_count(count: object) -> None:
-    """Refuses what is no number of items; a tensor is not read.
-
-    Raises:
-        LossError: it is none.
-    """
-    if isinstance(count, Tensor):
-        if count.ndim == 0 and not count.is_complex() and not count.requires_grad:
-            return
-    elif isinstance(count, (int, float)) and 0 <= count < math.inf:
-        return
-    raise LossError(
-        f"the count of a Loss is a number of at least 0 or a 0-dim tensor, and not {show(count)}. "
-        "Write Loss(total, count=mask.sum())."
-    )

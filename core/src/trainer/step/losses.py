@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_callback import RunError, UsageError
+from trainer_callback.errors import show
 
 from ..processes.ranks import ALONE, Ranks
 from .parts import with_article
@@ -26,6 +28,7 @@ __all__ = [
     "NonFiniteError",
     "apply_model",
     "call_model",
+    "check_count",
     "check_form",
     "check_loss",
     "default_loss",
@@ -144,6 +147,27 @@ def check_form(loss: object) -> Tensor:
     if loss.is_complex():
         raise LossError(f"the loss of a batch is a real number, and not {loss.dtype}.")
     return loss
+
+
+def check_count(count: object) -> None:
+    """Refuses what is no number of items. A tensor is not read here, which would wait for its
+    device: what it was is looked at when it has been read.
+
+    Raises:
+        LossError: it is none.
+    """
+    if isinstance(count, Tensor):
+        is_number = count.dtype != torch.bool and not count.is_complex()
+        is_count = is_number and not count.ndim and not count.requires_grad
+    else:
+        is_number = isinstance(count, (float, numbers.Integral)) and not isinstance(count, bool)
+        is_count = is_number and 0 <= count < 2**63  # type: ignore[operator]
+    if is_count:
+        return
+    raise LossError(
+        f"the count of a Loss is a number of at least 0 or a 0-dim tensor, and not {show(count)}. "
+        "Write Loss(total, count=mask.sum())."
+    )
 
 
 def _check_arguments(
@@ -274,6 +298,8 @@ class LossMeter:
         read += [verdict] if isinstance(verdict, Tensor) else []
         total, *rest = _read(read)
         self.verdict = rest.pop() if isinstance(verdict, Tensor) else verdict or 0.0
+        for count in rest:
+            check_count(count)
         known += rest
         found = [total, sum(known), self.verdict, known.count(0)]
         self.total, self.count, self.verdict, self.empty = self._ranks.total(found, "update")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..data.loaders import EmptyLoaderError
-from .answers import Loss, check_count
-from .losses import LossError
+from .answers import Loss
+from .losses import LossError, check_count
 
 __all__ = ["Mean", "MeanLoss", "read_numbers"]
 
@@ -29,8 +30,10 @@ class Mean:
         self.count: Any = 0
 
     def add(self, total: Tensor, count: float | Tensor) -> None:
-        """Adds a 0-dim sum of so many items; no graph is kept."""
+        """Adds a 0-dim sum of so many items; no graph is kept. A number below 0 is NaN."""
         self.total += total.detach().to(self._wide)
+        if isinstance(count, Tensor):
+            count = count.to(self._wide).where(count >= 0, math.nan)
         self.count = self.count + count
 
 
@@ -82,13 +85,14 @@ class MeanLoss:
 
         Raises:
             EmptyLoaderError: there was no batch, or no item.
-            LossError: some losses are a `Loss`, and others a mean.
+            LossError: some losses are a `Loss`, and others a mean; a count was none.
         """
         if sums not in (0, batches):
             raise LossError(
                 f"{sums:.0f} of {batches:.0f} batches of the validation have a Loss, and the "
                 "others a mean. Answer trainer.Loss(total, count) for each, or for none."
             )
+        check_count(items)  # NaN where one was below 0
         if items:
             return total / items
         if not batches:

@@ -15,20 +15,25 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from trainer_callback import RunError, UsageError
+from trainer_callback.checks import takes
 from trainer_callback.errors import show
 
 from ..config import ConfigError
+from ..data.batches import count_writes
 from ..processes.ranks import Ranks
-from .answers import Loss, check_count, read_answer
+from .advice import add_note, describe_batch
+from .answers import Loss, read_answer
+from .losses import LossError, check_count
 from .means import Mean, MeanLoss, read_numbers
 from .merging import is_torchmetric, keeps_predictions, merge_torchmetrics
+from .metric_check import check_metric
 
 __all__ = ["MetricError", "MetricSet", "Metrics", "check_name", "name_values"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
-_METHODS: Final = ("update", "compute", "reset")
 
 
 class MetricError(ConfigError, TypeError):
@@ -59,15 +64,15 @@ class Metrics:
                 f"metrics must be a mapping of names to metrics, got {show(given)}. Write "
                 '{"accuracy": lambda outputs, batch: outputs.argmax(1) == batch[1]}.'
             )
-        if inputs is not None and not callable(inputs):
+        if inputs is not None and not takes(inputs, 2):
             raise ConfigError(
-                f"metric_inputs must be a function, got {show(inputs)}. Write lambda outputs, "
-                'batch: (outputs, batch["labels"]).'
+                f"metric_inputs must be a function (outputs, batch), got {show(inputs)}. Write "
+                'lambda outputs, batch: (outputs, batch["labels"]).'
             )
         self._given, self._inputs, self._ranks = dict(given or {}), inputs, ranks
         for name, metric in self._given.items():
             check_name("metric", name, "loss")
-            _check_metric(name, metric, ranks)
+            check_metric(name, metric, ranks)
             if is_torchmetric(metric) and keeps_predictions(metric):
                 logger.info("metric %r keeps all predictions of a validation set in memory.", name)
         everywhere = ranks.gather([*self._given], "metrics")
@@ -126,8 +131,18 @@ class MetricSet:
             return
         _check_outputs(outputs, self._metrics)
         with torch.autocast(self._device.type, enabled=False):
-            for metric in self._metrics.values():
-                metric.update(outputs, batch, size)
+            given = count_writes((outputs, batch))
+            for name, metric in self._metrics.items():
+                try:
+                    metric.update(outputs, batch, size)
+                except Exception as error:
+                    raise _advise(error, name, outputs, batch)  # noqa: B904 - it is the same
+                if given != count_writes((outputs, batch)):
+                    raise MetricError(
+                        f"metric {name!r} has changed its outputs or batch in place, which other "
+                        "metrics and the next validation would read. Change a copy: "
+                        "outputs.clone()."
+                    )
 
     def compute(self, loss: MeanLoss) -> dict[str, float]:
         """Returns the mean loss and the values over all processes, by name; all of them have to
@@ -140,7 +155,11 @@ class MetricSet:
         """
         found: dict[str, float | Tensor | Mean] = {"loss": loss.mean}
         for name, metric in self._metrics.items():
-            for key, value in metric.compute(self._ranks).items():
+            try:
+                answered = metric.compute(self._ranks)
+            except Exception as error:
+                raise _advise(error, name)  # noqa: B904 - it is the same
+            for key, value in answered.items():
                 if key in found:
                     raise MetricError(f"two metrics have the name {key!r}. Rename {name!r}.")
                 found[key] = value
@@ -161,6 +180,8 @@ class MetricSet:
 
 
 def _divide(name: str, total: float, count: float) -> float:
+    if not count >= 0:
+        raise MetricError(f"metric {name!r} counted items below 0, or NaN. Return mask.sum().")
     if not count:
         raise MetricError(f"metric {name!r} has no item in the whole set. Look what it leaves out.")
     return total / count
@@ -175,11 +196,9 @@ class _Values:
 
     def update(self, outputs: Any, batch: Any, size: int | None) -> None:
         answer = self._function(outputs, batch)
-        if isinstance(answer, tuple) and len(answer) == 2:
-            answer = Loss(*answer)
-        if isinstance(answer, Loss):
-            check_count(answer.count)
-            self.mean.add(torch.as_tensor(answer.total), answer.count)
+        pair = (answer.total, answer.count) if isinstance(answer, Loss) else answer
+        if isinstance(pair, tuple) and len(pair) == 2 and _is_sum(*pair):
+            self.mean.add(torch.as_tensor(pair[0]), pair[1])
             return
         is_right = isinstance(answer, Tensor) and answer.ndim == 1 and not answer.is_complex()
         if not is_right or (size is not None and len(answer) != size):
@@ -264,6 +283,10 @@ def name_values(name: str, value: Any) -> dict[str, float | Tensor]:
                 f"metric {name!r} answered {_kind(value)}, which is no number, no mapping of them "
                 "and no vector. Leave it out, or reduce it."
             ) from error
+    if not pairs:
+        raise MetricError(
+            f"metric {name!r} answered {show(value)}, without a number. Leave it out."
+        )
     return {key: number for key, each in pairs for key, number in name_values(key, each).items()}
 
 
@@ -289,26 +312,22 @@ def _check_outputs(outputs: Any, names: Iterable[str]) -> None:
         )
 
 
-def _check_metric(name: str, metric: object, ranks: Ranks) -> None:
-    way = "Pass a function (outputs, batch) -> one value per item, or an object"
-    if isinstance(metric, type):
-        raise ConfigError(f"metric {name!r} is the class {metric.__name__}. {way}: an instance.")
-    missing = [method for method in _METHODS if not callable(getattr(metric, method, None))]
-    if not missing:
-        if ranks.is_alone or is_torchmetric(metric) or callable(getattr(metric, "merge", None)):
-            return
-        raise ConfigError(
-            f"metric {name!r} has no merge(others), and there are {ranks.world_size} processes, of "
-            "which each sees its share. Add a method that takes the others' data in."
-        )
-    if len(missing) < len(_METHODS) and hasattr(metric, "update"):
-        raise ConfigError(
-            f"metric {name!r} has no {', no '.join(missing)}. {way} with update, compute and reset."
-        )
-    if not callable(metric):
-        raise ConfigError(
-            f"metric {name!r} is {show(metric)}. {way} with update, compute and reset."
-        )
+def _is_sum(total: object, count: object) -> bool:
+    """Whether the two are the total and the count of masked values."""
+    try:
+        check_count(count)
+    except LossError:
+        return False
+    is_tensor = isinstance(total, Tensor) and not total.ndim and not total.is_complex()
+    return is_tensor or (isinstance(total, (int, float)) and not isinstance(total, bool))
+
+
+def _advise(error: Exception, name: str, *given: Any) -> Exception:
+    """Returns `error`, raised by a metric, with a note on which, and what it was given."""
+    if not isinstance(error, (UsageError, RunError)):
+        of = f" with {' and '.join(map(describe_batch, given))}" if given else ""
+        add_note(error, f"It is from metric {name!r}{of}.")
+    return error
 
 
 def _kind(value: object) -> str:

@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from trainer_callback.checks import takes
+
 from ..config import ConfigError, TrainerConfig
 
 __all__ = [
@@ -309,15 +311,7 @@ def check_loss_fn(loss_fn: Callable[..., Any] | None) -> None:
         )
     called: Any = loss_fn.forward if isinstance(loss_fn, nn.Module) else loss_fn
     room = getattr(called, "__module__", None)
-    takes_both = room not in ("torch.nn.modules.loss", "torch.nn.functional")
-    if takes_both:
-        try:
-            inspect.signature(called).bind(None, None)
-        except TypeError:
-            takes_both = False
-        except ValueError:  # it has no signature
-            pass
-    if not takes_both:
+    if room in ("torch.nn.modules.loss", "torch.nn.functional") or not takes(called, 2):
         name = getattr(loss_fn, "__name__", None) or type(loss_fn).__name__
         raise ConfigError(
             f"loss_fn is called with (model, batch), and {name} does not take that. {way}"
