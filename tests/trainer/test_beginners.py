@@ -172,7 +172,7 @@ MISTAKES = {
     ),
     "an unknown setting": (
         lambda: TrainerConfig(lr=0.1),
-        "TrainerConfig has no 'lr'. It has check_gradients, compile, device",
+        "TrainerConfig has no 'lr'. It has check_gradients, checkpoint_activations, compile",
     ),
     "a data set for a loader": (
         lambda: train(loader=TensorDataset(X, Y)),

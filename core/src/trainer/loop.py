@@ -149,8 +149,8 @@ class Trainer:
             self.run.use_validation(sets)
             setup.know_metrics(sets.names)
             return
-        setup.know_metrics([])
         check_alike_loader(None, "validation", setup.ranks)
+        setup.know_metrics([])
         if metrics:
             logger.info(
                 "there is no val_loader, so %s will be measured by trainer.evaluate() only.",

@@ -100,7 +100,9 @@ def _compare_callbacks(found: Sequence[Mapping[str, Any]], *, is_main: bool) -> 
                     f"{rank}. {_ADVICE}"
                 )
         orders = [[key for key in one if key in two] for one, two in ((main, other), (other, main))]
-        if orders[0] != orders[1]:
+        while orders[0] and orders[0][-1] == orders[1][-1]:  # behind those that differ
+            orders = [order[:-1] for order in orders]
+        if orders[0]:
             raise ConfigError(
                 f"the callbacks are called in the order {', '.join(orders[0])} in process 0 and "
                 f"{', '.join(orders[1])} in process {rank}. {_ADVICE}"
