@@ -191,6 +191,13 @@ def test_progress_false_shows_nothing_and_true_forces_a_bar(capsys) -> None:
         make_trainer(progress="bar")
 
 
+def test_a_bar_is_drawn_some_times_a_second_however_often_is_logged(capsys) -> None:
+    start = time.monotonic()
+    make_trainer(sets=False, progress=True, batches=500, log_interval=1).train()
+    draws = capsys.readouterr().err.count("\x1b[K")
+    assert draws <= 10 * (time.monotonic() - start) + 8
+
+
 def test_a_validation_inside_an_epoch_gets_a_line_and_what_others_log_with_it(capsys) -> None:
     class Logs(TrainerCallback):
         def on_validation_end(self, trainer, metrics):

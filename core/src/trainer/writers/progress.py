@@ -21,7 +21,8 @@ __all__ = ["BarCallback", "ProgressCallback", "make_progress"]
 
 _SECONDS_BETWEEN_LINES: Final = (5.0, 60.0)
 """At the beginning, and of a long run."""
-_SECONDS_BETWEEN_DRAWS: Final = 0.1
+_SECONDS_BETWEEN_DRAWS: Final = (0.1, 0.5)
+"""In a terminal, and in a notebook, to which each one is a message."""
 _SHORTEST_BAR, _LONGEST_BAR = 8, 40
 
 
@@ -184,24 +185,27 @@ class ProgressCallback(TrainerCallback):
 class BarCallback(ProgressCallback):
     """Shows a bar as well, which stays below the lines."""
 
-    _drawn = 0.0
+    _drawn = _pause = 0.0
     _is_over = False
 
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
-        if time.monotonic() - self._drawn >= _SECONDS_BETWEEN_DRAWS:
-            self._tell(trainer)
+        self._tell(trainer)
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         self._is_over = True  # `epoch` is a number of epochs now
         self._tell(trainer, f"after {show_time(time.monotonic() - self._started)}")
 
     def _open(self) -> _Display:
-        self._is_over = False
-        return CellLine() if is_notebook() else BottomLine(sys.stderr, forced=self.forced)
+        self._is_over, in_cell = False, is_notebook()
+        self._pause = _SECONDS_BETWEEN_DRAWS[in_cell]
+        return CellLine() if in_cell else BottomLine(sys.stderr, forced=self.forced)
 
     def _tell(self, trainer: TrainerProtocol, what: str = "") -> None:
-        """Draws the bar."""
-        self._drawn = time.monotonic()
+        """Draws the bar, unless it was drawn a moment ago and there is no news."""
+        now = time.monotonic()
+        if not what and now - self._drawn < self._pause:
+            return
+        self._drawn = now
         if self._display is not None:
             end = what or self._time(trainer)
             self._display.draw(self._describe(trainer, end, self._display.width or 0))
