@@ -246,6 +246,12 @@ def test_several_schedulers_of_a_loop_of_ones_own_are_stepped_per_epoch():
 def test_a_loop_without_epochs_is_refused():
     with pytest.raises(UsageError, match="no epochs to step a scheduler by"):
         run_by_hand(["a"], "epoch", updates=True)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    config = TrainerConfig(scheduler_monitor="train_loss")
+    run = Run(model, optimizer, scheduler=plateau(optimizer), config=config, discover=False)
+    with pytest.raises(UsageError, match="a metric of a validation"), run.start():
+        run.updates()
 
 
 EPOCHWISE = {

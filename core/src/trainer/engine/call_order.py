@@ -42,5 +42,8 @@ def check_turns(config: TrainerConfig, *, by_epoch: bool) -> None:
     counts = config.max_train_batches is not None and not config.dry_run
     way = "use max_steps: it has no loader whose batches max_train_batches counts"
     refuse(counts, "updates()", way)
-    way = "it has no epochs to step a scheduler by; use scheduler_interval='update'"
+    way = (
+        "it has no epochs to step a scheduler by; use scheduler_interval='update', and a metric of "
+        "a validation for scheduler_monitor"
+    )
     refuse(by_epoch, "updates()", way)

@@ -82,7 +82,8 @@ class Scheduling:
     @property
     def is_by_epoch(self) -> bool:
         """Whether there is a scheduler that waits for the end of an epoch."""
-        return bool(self._counting) or (self._by_epoch and bool(self._following))
+        waits = self._by_epoch or self._monitor.partition("/")[0] == "train_loss"
+        return bool(self._counting) or (waits and bool(self._following))
 
     def start(self, known: Sequence[str] | None, *, validates: bool) -> None:
         """Looks at what the schedulers wait for, before the first step.
