@@ -17,7 +17,7 @@ from trainer.snapshots.run_record import RunRecord
 from trainer.snapshots.rundir import RunDirectory
 from trainer.snapshots.snapshot import list_snapshots
 from trainer.writers.metrics_file import read_logged
-from trainer_callback import SnapshotError, TrainerCallback
+from trainer_callback import SnapshotError, TrainerCallback, UsageError
 
 
 @pytest.mark.parametrize("where", ["a file", "below a file", "proc", "path too long", "a part"])
@@ -236,6 +236,20 @@ def test_a_directory_that_holds_a_run_is_refused_without_resume_or_overwrite(tin
     make_run(tiny, tmp_path / "run", epochs=1, overwrite=True)
     assert (tmp_path / "run" / "mine.txt").exists()
     assert len(read_logged(tmp_path / "run" / "metrics.jsonl")) == 7
+
+
+def test_a_run_that_was_refused_before_its_first_step_leaves_the_directory_free(tiny, tmp_path):
+    class Refuses(TrainerCallback):
+        def on_train_start(self):
+            raise UsageError("val_acuracy is no metric")
+
+    place = tmp_path / "run"
+    for _ in range(2):
+        with pytest.raises(UsageError, match="val_acuracy"):
+            tiny.trainer(place, callbacks=[Refuses()]).train()
+    assert tiny.trainer(place).train().status == "finished"
+    with pytest.raises(ConfigError, match="holds a run already"):
+        tiny.trainer(place).train()
 
 
 @pytest.mark.parametrize("resume", [True, "nowhere", "damaged"])

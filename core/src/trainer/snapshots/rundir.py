@@ -74,7 +74,10 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             if any((self.path / "snapshots").iterdir()):
                 return True
-        return any(os.path.lexists(self.path / name) for name in ("final", METRICS))
+        with contextlib.suppress(OSError):  # one that was refused has logged nothing
+            if (self.path / METRICS).lstat().st_size:
+                return True
+        return os.path.lexists(self.path / "final")
 
     def __enter__(self) -> RunDirectory:
         """Makes the directory, tries a write, takes the lock.
@@ -134,9 +137,10 @@ class RunDirectory:
         foreign = [*self._find_foreign(record, contents, deep=overwrite and not resumes)]
         if resumes or (may_restart and record is not None):
             foreign = [file for file in foreign if file.name not in contents]
-        if self._holds_run and not (resumes or overwrite) and (record is not None or not foreign):
-            done = record is not None and (record.had_snapshot or (self.path / "final").exists())
-            if done or not may_restart:
+        had = record is not None and record.had_snapshot and not record.clearing
+        holds = (self._holds_run or had) and (record is not None or not foreign)
+        if holds and not (resumes or overwrite):
+            if had or not may_restart or (record and (self.path / "final").exists()):
                 raise self._refuse_run(gone=may_restart)
         if RunRecord.is_foreign(self.path):
             if record is None:
