@@ -139,9 +139,9 @@ class RunDirectory:
             foreign = [file for file in foreign if file.name not in contents]
         had = record is not None and record.had_snapshot and not record.clearing
         holds = (self._holds_run or had) and (record is not None or not foreign)
-        if holds and not (resumes or overwrite):
-            if had or not may_restart or (record and (self.path / "final").exists()):
-                raise self._refuse_run(gone=may_restart)
+        ends = had or not may_restart or (record is not None and (self.path / "final").exists())
+        if holds and ends and not (resumes or overwrite):
+            raise self._refuse_run(gone=may_restart)
         if RunRecord.is_foreign(self.path):
             if record is None:
                 foreign.append(self.path / RECORD)
