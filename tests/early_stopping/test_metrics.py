@@ -228,6 +228,24 @@ def test_where_a_callback_does_not_say_a_name_that_looks_misspelt_gets_a_warning
     assert "none of the metrics that are known now. Did you mean 'noisy/f1'?" in caplog.text
 
 
+@pytest.mark.parametrize("still", [True, False])
+def test_a_metric_that_nothing_logs_behind_a_resume_is_told_of(tmp_path, caplog, still):
+    class Says(Logs):
+        logs_metrics = ("gap",)
+
+    def make(epochs, others):
+        callback = EarlyStoppingCallback(monitor="gap", mode="min")
+        config = {"output_dir": tmp_path, "max_steps": epochs}
+        return make_validated(callback, others, **config)
+
+    make(1, [Says("on_epoch_end", "gap", [2.0])]).train()
+    make(2, [Says("on_epoch_end", "gap", [1.0])] if still else []).train(resume=True)
+    said = (
+        "early stopping watches gap, which is none of the metrics that are known now" in caplog.text
+    )
+    assert said is not still
+
+
 def test_what_a_metric_object_does_not_answer_is_refused_at_the_first_check():
     trainer = make_validated(EarlyStoppingCallback(monitor="val_worst_acc"))
     with pytest.raises(UsageError, match="no val_worst_acc among the metrics by the end of"):

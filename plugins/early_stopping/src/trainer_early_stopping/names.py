@@ -30,14 +30,16 @@ def find_fault(monitor: str, trainer: TrainerProtocol) -> tuple[str, str] | None
     callback may log it, which does not say what it logs, a misspelt name gets a warning.
     """
     names = getattr(trainer, "metric_names", None)
-    if names is None or monitor in trainer.metrics:  # which it has had before a resume
+    if names is None:
         return None
     known = sorted(each for each in names if each not in (_ANY, *_AT_THE_END))
     if any(monitor == each or fnmatchcase(monitor, each) for each in known):
         return None
     question, listed = closest(monitor, known), ", ".join(known)
-    if _ANY in names:
-        if difflib.get_close_matches(monitor, known, n=1, cutoff=0.8):
+    was_logged = monitor in trainer.metrics  # before a resume
+    if _ANY in names or was_logged:
+        is_near = bool(difflib.get_close_matches(monitor, known, n=1, cutoff=0.8))
+        if _ANY not in names if was_logged else is_near:
             logger.warning(_NOT_KNOWN, monitor, question, listed)
         return None
     lax = option_text("strict", False, PREFIX)
