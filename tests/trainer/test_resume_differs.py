@@ -334,6 +334,12 @@ def test_a_place_behind_the_end_of_the_epoch_is_refused(tmp_path):
         make(tmp_path, loader=data(batch_size=4)).train(resume=True)
 
 
+def test_a_place_behind_the_limit_of_the_epoch_is_refused_by_its_option(tmp_path):
+    make(tmp_path, max_steps=3).train()
+    with pytest.raises(SnapshotError, match=r"has 2 batches by its limit \(max_train_batches\)"):
+        make(tmp_path, max_train_batches=2).train(resume=True)
+
+
 @pytest.mark.parametrize(
     ("option", "told", "warns"),
     [

@@ -308,10 +308,11 @@ class Checkpoint:
         """Refuses a place inside an epoch that the epoch does not have."""
         length, batch = loader.length, progress["batch_in_epoch"]
         if length is not None and batch > length and not progress["epoch_done"]:
+            limit = "" if loader.limit is None else " by its limit (max_train_batches)"
             raise SnapshotError(
                 f"{path} stands behind batch {batch} of epoch {progress['epoch']}, and an epoch of "
-                f"the training loader has {length} batches. Give it the data and the batch size of "
-                "the run that wrote it, or name a snapshot of an epoch's end."
+                f"the training loader has {length} batches{limit}. Give it the data and the batch "
+                "size of the run that wrote it, or name a snapshot of an epoch's end."
             )
 
 
