@@ -50,6 +50,8 @@ def count_writes(batch: Any) -> list[int]:
     """Returns how often each tensor in `batch` was written to in place, as far as torch counts."""
     if isinstance(batch, torch.Tensor):
         return [] if batch.is_inference() else [batch._version]
+    if isinstance(batch, (str, bytes, int, float)):  # of which there may be many
+        return []
     parts = batch if isinstance(batch, Mapping) else parts_of(batch) or {}
     items = batch if isinstance(batch, (list, tuple)) else parts.values()
     return [count for item in items for count in count_writes(item)]
