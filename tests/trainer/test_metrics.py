@@ -374,6 +374,11 @@ def test_a_loss_function_that_takes_things_out_of_its_batch_does_not_take_them_f
     assert result.history[-1]["val_accuracy"] == pytest.approx(accuracy(model, data), abs=1e-12)
 
 
+def test_inputs_for_no_object_are_refused():
+    with pytest.raises(ConfigError, match="metric_inputs has no effect"):
+        make(loader(), metrics={"accuracy": is_right}, inputs=lambda outputs, batch: (outputs,))
+
+
 def test_a_validation_reads_its_metrics_in_one_copy_and_keeps_no_batch(monkeypatch):
     reads, alive = [], []
     for name in ("tolist", "item", "__float__", "__int__", "cpu", "numpy"):

@@ -75,6 +75,11 @@ class Metrics:
             check_metric(name, metric, ranks)
             if is_torchmetric(metric) and keeps_predictions(metric):
                 logger.info("metric %r keeps all predictions of a validation set in memory.", name)
+        if inputs is not None and not any(hasattr(each, "update") for each in self._given.values()):
+            raise ConfigError(
+                "metric_inputs has no effect: no metric is an object with update. A function is "
+                "called with (outputs, batch). Leave metric_inputs out."
+            )
         everywhere = ranks.gather([*self._given], "metrics")
         if any(names != everywhere[0] for names in everywhere):
             raise ConfigError(
