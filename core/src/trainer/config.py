@@ -151,6 +151,8 @@ class TrainerConfig:
         snapshot_epochs: take a snapshot after each epoch
         snapshot_sync: write snapshots in the training thread instead of the background
         keep_snapshots: how many of the newest snapshots are kept
+        snapshot_frozen: keep frozen parameters in snapshots; without it a digest of them, and a
+            resume takes them from the model as it was built
         on_nonfinite: a NaN or infinite loss or gradient stops the run, or the update is skipped
             and its buffers are put back (10 in a row stop it)
         check_gradients: look for NaN and infinities in the gradients before each update
@@ -183,6 +185,7 @@ class TrainerConfig:
     snapshot_epochs: bool = False
     snapshot_sync: bool = False
     keep_snapshots: int = 3
+    snapshot_frozen: bool = True
     on_nonfinite: Literal["stop", "skip"] = "stop"
     check_gradients: bool = True
 

@@ -21,15 +21,14 @@ from ..counters import Position
 from ..data.loaders import EpochLoader
 from ..processes.ranks import ALONE, Ranks
 from ..processes.rng import read_rng, restore_rng
-from ..processes.sharding import gather_weights
 from ..step.losses import LossMeter, NonFiniteError
-from ..step.parameters import name_frozen, tell_frozen
 from ..step.parts import check_optimizer_devices, describe_bad_rate
 from ..step.precision import Precision
 from ..step.schedule_ends import count_steps, list_ends
 from ..step.update import Updater
 from .facts import describe_data, log_other_data
 from .final import describe_unsaveable
+from .frozen import Frozen, fill_in
 from .kept import check_kept, load_kept, read_kept
 from .model_state import check_model_state, load_model_state
 from .optimizer_state import change_rate, load_updater, read_updaters
@@ -70,11 +69,12 @@ class Checkpoint:
         self._device = device
         self._config = config
         self._kept: dict[str, Any] = {}
+        self._frozen = Frozen(model, config, ranks)
         self.reset()
 
     def reset(self) -> None:
         """Forgets the snapshot that was loaded; looks what is frozen before any callback."""
-        self._frozen = name_frozen(self._model)
+        self._frozen.start()
         self._unkept.start()
         self._rng: dict[str, Any] | None = None
         self._epoch_rng: dict[str, Any] | None = None
@@ -168,10 +168,12 @@ class Checkpoint:
         """
         self._unkept.warn()
         own = self._own_parts(mid_epoch=mid_epoch)
+        weights, left_out = self._frozen.gather()
         parts = {
-            "model": gather_weights(self._model, keep=self._ranks.is_main),
+            "model": weights,
+            "left_out": left_out,
             **read_updaters(self._updaters, self._model),
-            "frozen": self._frozen,
+            "frozen": self._frozen.names,
             "resume_learning_rate": self._resumed_rate,
             "data": None if self._loader is None else _describe_pass(self._loader),
             "scaler": self._precision.state(),
@@ -202,15 +204,16 @@ class Checkpoint:
         if self._loader is not None:
             self._check_batch_position(self._loader, state["progress"], path)
         own = self._model.state_dict()
-        _check_names(own, state["model"], path)
-        check_model_state(self._model, own, state["model"], path)
-        load_model_state(self._model, own, state["model"], path)
+        weights = fill_in(state["model"], state.get("left_out", {}), own, path)
+        _check_names(own, weights, path)
+        check_model_state(self._model, own, weights, path)
+        load_model_state(self._model, own, weights, path)
         for name in self._updaters:
             rate = self._config.resume_learning_rate
             is_other = load_updater(self._updaters, name, self._model, state, path, new_rate=rate)
             self._other_schedule = self._other_schedule or is_other
         self._precision.load_state(state["scaler"])
-        tell_frozen(state.get("frozen", self._frozen), self._frozen)
+        self._frozen.tell(state)
         self._losses.load_state(state["losses"])
         mine = state if self._ranks.is_main else others[self._ranks.rank - 1]
         self._rng, self._epoch_rng = mine["rng"], mine.get("epoch_rng")

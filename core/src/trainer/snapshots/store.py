@@ -16,6 +16,7 @@ from ..config import TrainerConfig
 from ..step.losses import NonFiniteError
 from .durable import FileWriter
 from .finite import FiniteCheck
+from .frozen import fill_in
 from .manifest import MANIFEST
 from .model_state import check_model_state
 from .snapshot import (
@@ -247,9 +248,10 @@ class SnapshotStore:
             logger.warning("%s Trying the snapshot of update %d.", error, fallback_step)
             path = self._directory / snapshot_name(fallback_step)
             state, manifest = load_state(path)
-        check_model_state(model, own, state["model"], path)
+        weights = fill_in(state["model"], state.get("left_out", {}), own, path)
+        check_model_state(model, own, weights, path)
         place = (manifest["epoch"], manifest["step"])
-        return str(path.relative_to(self._output_dir)), state["model"], place
+        return str(path.relative_to(self._output_dir)), weights, place
 
     def delete_weights(self, name: str) -> None:
         """Removes `weights/NAME/`; what no run wrote there stays."""
