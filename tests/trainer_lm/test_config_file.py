@@ -133,6 +133,7 @@ VALUES: dict[str, list[object]] = {
     "dry_run": ["true", "false", "yes"],
     "snapshot_epochs": ["true", "false", "yes"],
     "snapshot_sync": ["true", "false", "1"],
+    "snapshot_frozen": ["true", "false", "0"],
     "check_gradients": ["true", "false", "on"],
     "learning_rate": [1e-5, 0.1, 3],
     "weight_decay": [0, 1e-9, 1],
