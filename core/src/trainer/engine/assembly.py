@@ -5,7 +5,7 @@ together. Trains nothing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -142,20 +142,14 @@ def assemble(
     plain = model
     if accelerator is not None:
         plain, config = _unwrap(model, accelerator), settle(config, accelerator)
-    check_parts(_by_name(plain), optimizers, config)
+    whole = _check(plain, optimizers, schedulers, config)
     config = config.shortened()
-    whole = _join(plain)
-    check_together(whole, optimizers, schedulers)
-    check_scheduling(schedulers, config)
     live = find_live() if discover else []
     manager = CallbackManager(callbacks, [*live, *_core_callbacks(config, progress)])
     device = find_device(config.device)
     ranks = join_ranks(device.type)
     config = _choose(config, device, ranks)
-    compiler = make_compiler(config, device)
-    plain_models = {name: plain_model(each) for name, each in _by_name(plain).items()}
-    compiled = compiler is not None or [*plain_models.values()] != [*_by_name(plain).values()]
-    recompute(plain_models, config.checkpoint_activations, compiled=compiled)
+    compiler = _change(_by_name(plain), config, device)
     _move(whole, optimizers, device)
     precision = Precision(config.precision, device, several=several)
     if accelerator is not None:
@@ -226,6 +220,33 @@ def _surround(
         evaluated=called[1],
         fsdp_modules=[*fsdp_modules(view.model)],
     )
+
+
+def _check(
+    plain: Any,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    schedulers: Mapping[str, Any],
+    config: TrainerConfig,
+) -> nn.Module:
+    """Checks the objects of a run, and returns the plain model with all that is trained."""
+    check_parts(_by_name(plain), optimizers, config)
+    whole = _join(plain)
+    check_together(whole, optimizers, schedulers)
+    check_scheduling(schedulers, config)
+    return whole
+
+
+def _change(
+    models: Mapping[str, nn.Module], config: TrainerConfig, device: torch.device
+) -> Callable[[nn.Module], nn.Module] | None:
+    """Lets modules compute their activations again where that is asked for; returns what compiles
+    a model, or None.
+    """
+    compiler = make_compiler(config, device)
+    plain = {name: plain_model(each) for name, each in models.items()}
+    compiled = compiler is not None or [*plain.values()] != [*models.values()]
+    recompute(plain, config.checkpoint_activations, compiled=compiled)
+    return compiler
 
 
 def _core_callbacks(config: TrainerConfig, progress: bool | None) -> list[Plugin]:
