@@ -295,7 +295,9 @@ def test_a_loader_without_a_batch_is_refused(tiny):
     assert tiny.run_ranks(work) == [0, 0]
 
 
-def test_a_loader_that_accelerate_has_divided_is_refused(tiny):
+def test_a_loader_that_accelerate_has_divided_is_refused(tiny, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else Accelerate warns
+
     def work(rank):
         import accelerate
 

@@ -15,6 +15,7 @@ import numpy
 import torch
 
 from trainer_callback import RunError, UsageError
+from trainer_callback.errors import text_of
 
 from ..data.batches import parts_of
 from .parts import with_article
@@ -78,7 +79,8 @@ def advise_backward(error: BaseException) -> BaseException:
 
 
 def _find_cause(error: BaseException) -> str:
-    return next((way for piece, way in _CAUSES.items() if piece in str(error)), "")
+    text = text_of(error)
+    return next((way for piece, way in _CAUSES.items() if piece in text), "")
 
 
 def add_note(error: BaseException, text: str) -> None:
