@@ -40,8 +40,7 @@ _OWN: Final = (
 )
 
 
-_NONE: Final[list[Tensor]] = []
-_NO_ITEMS: Final[list[float]] = []
+_NONE: Final[list[tuple[Tensor, float]]] = []
 
 
 class NonFiniteError(RunError):
@@ -221,9 +220,8 @@ class LossMeter:
         """Forgets everything, also the losses of an update that has failed."""
         self._sums: defaultdict[str, _Sums] = defaultdict(_Sums)
         self.items: float = 1
-        self._pending: dict[str, list[Tensor]] = {}
-        self._items: dict[str, list[float]] = {}
-        self._counts: dict[str, list[float | Tensor]] = {}
+        self._pending: dict[str, list[tuple[Tensor, float]]] = {}
+        self._summed: dict[str, list[tuple[Tensor, float | Tensor]]] = {}
         self.total: float = 0.0
         self.count: float | None = None
         self.verdict: float = 0.0
@@ -236,21 +234,19 @@ class LossMeter:
         Args:
             to_last: it is another part of the last one, of the same micro-batch.
         """
-        pending = self._pending.setdefault(name, [])
+        pending, items = self._pending.setdefault(name, []), self.items
         if to_last and pending:
-            loss = pending.pop().detach() + loss.detach()
-        else:
-            self._items.setdefault(name, []).append(self.items)
-        pending.append(loss)
+            earlier, items = pending.pop()
+            loss = earlier.detach() + loss.detach()
+        pending.append((loss, items))
 
     def add_sum(self, total: Tensor, count: float | Tensor, name: str) -> None:
         """Takes the 0-dim sum of a micro-batch's losses, and the number of its items."""
-        self._pending.setdefault(name, []).append(total.detach())
-        self._counts.setdefault(name, []).append(count)
+        self._summed.setdefault(name, []).append((total.detach(), count))
 
     def drop(self) -> None:
         """Forgets the losses that are not read yet."""
-        self._pending, self._items, self._counts = {}, {}, {}
+        self._pending, self._summed = {}, {}
 
     def fetch(
         self, verdict: Tensor | float | None = None, name: str = "", *, overflows: bool = False
@@ -262,21 +258,24 @@ class LossMeter:
         Args:
             overflows: a verdict that is not finite speaks of the loss scale: the losses count.
         """
-        if self._counts:
+        if self._summed:
             return self._fetch_sums(verdict, name, overflows=overflows)
-        read, items = self._pending.pop("", _NONE), self._items.pop("", _NO_ITEMS)
-        first = len(read)
+        pairs = self._pending.pop("", _NONE)
+        first = len(pairs)
         if name:
-            read = [*read, *self._pending.pop(name, _NONE)]
-            items = [*items, *self._items.pop(name, _NO_ITEMS)]
+            pairs = [*pairs, *self._pending.pop(name, _NONE)]
+        read, items = zip(*pairs, strict=True) if pairs else ((), ())
         if isinstance(verdict, Tensor):
             *values, self.verdict = _read([*read, verdict])
         else:
             values = [read[0].item()] if len(read) == 1 else _read(read)
             self.verdict = verdict or 0.0
-        values = [*map(operator.mul, values, items)]
-        found = [sum(values[:first]), sum(items[:first])]
-        found += [sum(values[first:]), sum(items[first:])]
+        if first == 1 and not name:
+            found = [values[0] * items[0], items[0], 0.0, 0]
+        else:
+            values = [*map(operator.mul, values, items)]
+            found = [sum(values[:first]), sum(items[:first])]
+            found += [sum(values[first:]), sum(items[first:])]
         if not self._ranks.is_alone:
             *found, self.verdict = self._ranks.total([*found, self.verdict], "update")
         self.total = found[0] + found[2]
@@ -290,7 +289,7 @@ class LossMeter:
 
     def _fetch_sums(self, verdict: Tensor | float | None, name: str, *, overflows: bool) -> bool:
         """As `fetch`, of losses that are sums."""
-        totals, counts = self._pending.pop(name), self._counts.pop(name)
+        totals, counts = zip(*self._summed.pop(name), strict=True)
         dtype = torch.float32 if totals[0].device.type == "mps" else torch.float64
         read = [torch.stack([total.to(dtype) for total in totals]).sum()]
         read += [count for count in counts if isinstance(count, Tensor)]
@@ -340,7 +339,7 @@ class LossMeter:
         self._sums.update({name: _Sums(**sums) for name, sums in {"": own, **named}.items()})
 
 
-def _read(scalars: list[Tensor]) -> list[float]:
+def _read(scalars: Sequence[Tensor]) -> list[float]:
     if not scalars or scalars[0].is_cpu or scalars[-1].is_cpu:
         return list(map(Tensor.item, scalars))
     double = any(scalar.dtype == torch.float64 for scalar in scalars)
