@@ -30,18 +30,17 @@ def count_steps(position: Position, config: TrainerConfig, batches: int | None) 
     Args:
         batches: of an epoch.
     """
-    by_epochs = config.scheduler_interval == "epoch"
+    window = config.gradient_accumulation_steps
+    if config.scheduler_interval == "update":
+        total = position.updates_in_all(batches, window, config.epochs, config.max_steps)
+        return None if total is None else max(0, total - position.step)
     by_steps = None if config.max_steps is None else max(0, config.max_steps - position.step)
     epochs = max(0, config.epochs - position.epochs_done)
     if batches is None:
-        return by_steps if not by_epochs else epochs if by_steps is None else None
-    window = config.gradient_accumulation_steps
-    updates = math.ceil(batches / window)
+        return epochs if by_steps is None else None
     done = math.ceil(min(batches, position.batch) / window) if position.is_mid_epoch else 0
-    if not by_epochs:
-        left = epochs * updates - done
-        return left if by_steps is None else min(left, by_steps)
-    return epochs if by_steps is None else min(epochs, (by_steps + done) // updates)
+    each = math.ceil(batches / window)
+    return epochs if by_steps is None else min(epochs, (by_steps + done) // each)
 
 
 def list_ends(
