@@ -91,7 +91,7 @@ class TrainerProtocol(Protocol):
 
     @property
     def scheduler(self) -> Any:
-        """The learning-rate scheduler, stepped once per update, or None."""
+        """The learning-rate scheduler, stepped as `scheduler_interval` says, or None."""
         ...
 
     @property
