@@ -14,6 +14,7 @@ PLUGINS = {path.name for path in ROOT.glob("plugins/*/src/*")}
 FLOORS = {
     "trainer_callback": [
         {"errors", "arguments", "tensors"},
+        {"records"},
         {"protocol"},
         {"hookspecs"},
         {"discovery", "state", "hints"},

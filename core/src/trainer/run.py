@@ -34,7 +34,7 @@ from .step.advice import advise_backward
 from .step.answers import Loss
 from .step.losses import check_loss
 from .step.precision import wrap_modules
-from .view import View
+from .view.view import View
 
 __all__ = ["Run"]
 

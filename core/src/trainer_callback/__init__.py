@@ -14,7 +14,8 @@ from .errors import (
     UsageError,
 )
 from .hookspecs import HOOKS, OptionParser, TrainerCallback, hookimpl
-from .protocol import GradientStats, StopRequest, TrainerProtocol
+from .protocol import TrainerProtocol
+from .records import GradientStats, StopRequest
 from .wording import option_text
 
 __all__ = [

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, Typ
 import pluggy
 
 from .arguments import CheckpointView, copy_mapping, copy_result, pick_state
-from .protocol import StopRequest, TrainerProtocol
+from .protocol import TrainerProtocol
+from .records import StopRequest
 
 if TYPE_CHECKING:
     import torch

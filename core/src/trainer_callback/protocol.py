@@ -6,72 +6,15 @@ Any loop that offers these members can host the same plugins. This room knows no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import show
+from .records import GradientStats
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GradientStats", "StopRequest", "TrainerProtocol"]
-
-
-@dataclass(frozen=True)
-class StopRequest:
-    """An answer to `should_stop_training` that says why.
-
-    Attributes:
-        reason: one word for programs, such as `patience`; one line, not empty.
-        detail: one sentence for people.
-
-    Raises:
-        TypeError: one of them is no str.
-        ValueError: `reason` is empty, or of several lines.
-    """
-
-    reason: str
-    detail: str = ""
-
-    def __post_init__(self) -> None:
-        """Checks both, for an end that is recorded has to say why."""
-        for name in ("reason", "detail"):
-            value: object = getattr(self, name)
-            if not isinstance(value, str):
-                raise TypeError(
-                    f"StopRequest: {name} must be a str, got {show(value)}. Use "
-                    'StopRequest("patience", "one sentence for people").'
-                )
-        if not self.reason.strip() or len(self.reason.splitlines()) > 1:
-            raise ValueError(
-                f"StopRequest: reason must be one line and not empty, got {show(self.reason)}. "
-                'Use one word, such as "patience", and put the rest into detail.'
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class GradientStats:
-    """Statistics of the gradients of one update, still on their device.
-
-    Letters: R rows (groups of parameters, in forward order), C columns.
-
-    Attributes:
-        rows: the R group names, in the order of `model.named_parameters()`.
-        columns: the C names of what was measured: `norm, rms, max_abs, mean, std, zero_fraction,
-            nonfinite`.
-        values: tensor (R, C) on the device of the gradients, float32 (float64 where a gradient
-            is). No copy to the host was made.
-        total_norm: 0-dim tensor as wide, the 2-norm over *all* gradients (every parameter of the
-            model, or of the optimizer at hand where there are several; filters or not).
-        disconnected: names of parameters that require a gradient and got none.
-    """
-
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: torch.Tensor
-    total_norm: torch.Tensor
-    disconnected: tuple[str, ...]
+__all__ = ["TrainerProtocol"]
 
 
 class TrainerProtocol(Protocol):

@@ -24,7 +24,7 @@ from ..snapshots.model_state import describe_form
 from ..step.parameters import name_parameters
 from ..step.schedules import describe_schedule, name_schedule
 from ..step.update import Updater
-from ..view import View
+from ..view.view import View
 
 __all__ = ["check_alike", "check_alike_loader"]
 

@@ -33,7 +33,7 @@ from ..step.recomputed import recompute
 from ..step.scheduling import check_scheduling
 from ..step.update import Updater
 from ..step.weights import Weights
-from ..view import View
+from ..view.view import View
 from ..writers.metrics_file import MetricsFile
 from ..writers.progress import make_progress
 from .accelerated import AcceleratedPrecision, settle

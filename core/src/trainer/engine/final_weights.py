@@ -13,7 +13,7 @@ import torch
 from ..counters import Position
 from ..processes.replicas import sum_bits
 from ..result import ModelWeights
-from ..view import View
+from ..view.view import View
 
 __all__ = ["describe_weights", "noting_changes"]
 

@@ -32,7 +32,7 @@ from ..snapshots.place import Place, Resume, refusing
 from ..snapshots.state_table import CallbackStates, load_states
 from ..snapshots.store import Found
 from ..step.losses import NonFiniteError
-from ..view import View
+from ..view.view import View
 from .final_weights import describe_weights, noting_changes
 
 __all__ = ["Resume", "Session"]

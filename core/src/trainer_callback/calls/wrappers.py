@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from ..errors import CallbackError, show
 from ..hookspecs import HookSpec
-from ..protocol import StopRequest
+from ..records import StopRequest
 from .costs import CostMeter, HookCost
 from .dispatch import Answer, FailureHandler, Owned, make_pick
 

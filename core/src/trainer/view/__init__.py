@@ -1,0 +1,1 @@
+"""What callbacks see of a run."""

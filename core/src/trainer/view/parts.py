@@ -1,0 +1,78 @@
+"""What the `trainer` of every hook is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from trainer_callback import TrainerProtocol
+from trainer_callback.calls.manager import CallbackManager
+
+from ..config import TrainerConfig
+from ..counters import Position
+from ..processes.loop_queue import LoopQueue
+from ..processes.ranks import Ranks
+from ..snapshots.store import SnapshotStore
+from ..step.precision import Precision
+from ..step.update import Updater
+
+__all__ = ["Parts"]
+
+
+class Parts:
+    """The parts of a run that a callback's calls reach.
+
+    Attributes:
+        position: where the run stands.
+        callbacks: those of the run, and what calls their hooks.
+        store: writes snapshots and weights.
+        ranks: the processes of the run.
+        queue: what other threads have sent.
+        updater: the optimizer at hand: in the hooks of its step the one that steps, else the first.
+        snapshot_requested: a callback has asked for a snapshot that is not taken yet.
+        validates: there is a validation.
+        metric_names: those that the run will have; see the protocol.
+        count_updates: returns the updates of the whole run, if nothing ends it early; None where
+            nobody knows.
+    """
+
+    __slots__ = (  # and no others: nobody would read a `trainer.stop` that a callback sets
+        *("_config", "_device", "_logs_within", "_model", "_precision", "_reported_buffers"),
+        *("callbacks", "position", "queue", "ranks", "snapshot_requested"),
+        *("count_updates", "metric_names", "store", "updater", "validates", "__weakref__"),
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        updater: Updater,
+        *,
+        config: TrainerConfig,
+        device: torch.device,
+        callbacks: CallbackManager,
+        ranks: Ranks,
+        precision: Precision,
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._device = device
+        self._precision = precision
+        self._logs_within = 0
+        self._reported_buffers: set[str] = set()
+        self.updater = updater
+        self.callbacks = callbacks
+        self.store: SnapshotStore = SnapshotStore(config)
+        self.ranks = ranks
+        self.position: Position = Position()
+        self.queue: LoopQueue = LoopQueue()
+        self.snapshot_requested: bool = False
+        self.validates: bool = False
+        self.metric_names: Sequence[str] | None = None
+        self.count_updates: Callable[[], int | None] = lambda: None
+
+    @property
+    def _as_trainer(self) -> TrainerProtocol:
+        return cast(TrainerProtocol, self)  # the whole of it is a `View`
