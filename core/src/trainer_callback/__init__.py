@@ -13,9 +13,10 @@ from .errors import (
     StateError,
     UsageError,
 )
-from .hookspecs import HOOKS, OptionParser, TrainerCallback, hookimpl
+from .hookspecs import HOOKS, OptionParser, TrainerCallback
 from .protocol import TrainerProtocol
 from .records import GradientStats, StopRequest
+from .specs import hookimpl
 from .wording import option_text
 
 __all__ = [

@@ -6,77 +6,34 @@ Every tensor that a hook is handed is detached and on its device; losses and nor
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
-
-import pluggy
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 
 from .arguments import CheckpointView, copy_mapping, copy_result, pick_state
 from .protocol import TrainerProtocol
 from .records import StopRequest
+from .specs import PROJECT, HookSpec, hookspec, read_spec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HOOKS", "PROJECT", "SPECS", "HookSpec", "OptionParser", "TrainerCallback", "hookimpl"]
-
-PROJECT: Final = "trainer"
+__all__ = ["HOOKS", "SPECS", "OptionParser", "TrainerCallback"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_Copy: TypeAlias = Callable[[Any, str, str], Any]
-
-_mark_spec = pluggy.HookspecMarker(PROJECT)
-
-hookimpl: Final = pluggy.HookimplMarker(PROJECT)
-"""Marks a function of a module, or a method that wants `tryfirst`, `trylast` or `wrapper`. Methods
-of a `TrainerCallback` need no mark.
-"""
-
-
-@dataclass(frozen=True)
-class HookSpec:
-    """What is true of a hook beside what its method says.
-
-    Attributes:
-        name: of the hook.
-        arguments: their names.
-        set_up: it belongs to the command line and is called plugin by plugin; all others belong to
-            a run.
-        per_batch: it is called so often that its time is sampled; all others are always timed.
-        answers: its answers are used.
-        may_refuse: a `UsageError` in it refuses the run.
-        read_only: a callback has no reason to change weights or gradients in it.
-        tensors: arguments that the caller has copied for the hook, which does for one taker: of
-            several each gets a copy.
-        copies: argument -> what makes each callback's own of it, from the argument, the callback's
-            state key, and the name of its class.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    set_up: bool = False
-    per_batch: bool = False
-    answers: bool = False
-    may_refuse: bool = False
-    read_only: bool = False
-    tensors: tuple[str, ...] = ()
-    copies: Mapping[str, _Copy] = field(default_factory=dict)
-
 
 SPECS: Final[dict[str, HookSpec]] = {}
 """Every hook by its name, in the order of the class."""
 
 
 def _hook(**properties: Any) -> Callable[[_Function], _Function]:
-    """Marks a method of `TrainerCallback` as a hook, with the properties of its `HookSpec`."""
+    """Marks a method of `TrainerCallback` as a hook, with the properties of its `HookSpec`.
+    `hookspec(warn_on_impl=...)` under it marks it as deprecated.
+    """
 
     def mark(function: _Function) -> _Function:
-        arguments = tuple(inspect.signature(function).parameters)[1:]
-        SPECS[function.__name__] = HookSpec(function.__name__, arguments, **properties)
-        return _mark_spec(function)
+        SPECS[function.__name__] = read_spec(function, **properties)
+        return function if hasattr(function, f"{PROJECT}_spec") else hookspec(function)
 
     return mark
 

@@ -24,7 +24,7 @@ from types import FunctionType
 from typing import Any, Protocol, cast
 
 from ..arguments import clone
-from ..hookspecs import HookSpec
+from ..specs import HookSpec
 from .costs import CostMeter, HookCost
 from .identity import Plugin
 from .implementation import Implementation, describe

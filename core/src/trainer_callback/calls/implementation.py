@@ -14,7 +14,8 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 from ..errors import PluginError, closest
-from ..hookspecs import HOOKS, PROJECT, SPECS, TrainerCallback
+from ..hookspecs import HOOKS, SPECS, TrainerCallback
+from ..specs import PROJECT
 
 __all__ = [
     "Implementation",

@@ -13,8 +13,9 @@ import pluggy
 
 from ..discovery import find_entries
 from ..errors import CallbackError, PluginError, UsageError, show, text_of
-from ..hookspecs import HOOKS, PROJECT, SPECS, HookSpec, TrainerCallback
+from ..hookspecs import HOOKS, SPECS, TrainerCallback
 from ..protocol import TrainerProtocol
+from ..specs import PROJECT, HookSpec
 from .costs import CostMeter
 from .dispatch import Answer, Owned, find_shared, make_call
 from .identity import Plugin, identify

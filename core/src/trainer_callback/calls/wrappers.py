@@ -17,8 +17,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from ..errors import CallbackError, show
-from ..hookspecs import HookSpec
 from ..records import StopRequest
+from ..specs import HookSpec
 from .costs import CostMeter, HookCost
 from .dispatch import Answer, FailureHandler, Owned, make_pick
 
