@@ -81,8 +81,8 @@ def make_calls(count: int, *, wrapper: bool) -> dict[str, Callable[[], object]]:
     theirs = plain.hook.on_batch_end
     calls: dict[str, Callable[[], object]] = {
         BASE: call_list,
-        "ours": lambda: ours(trainer=None, batch_idx=0, loss=None),  # type: ignore[arg-type]
-        "plain pluggy": lambda: theirs(trainer=None, batch_idx=0, loss=None),
+        "ours": lambda: ours(trainer=None, batch_idx=0, loss=None, outputs=None),  # type: ignore[arg-type]
+        "plain pluggy": lambda: theirs(trainer=None, batch_idx=0, loss=None, outputs=None),
     }
     if not wrapper:
         peers = {

@@ -26,22 +26,15 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from trainer.progress import Progress
 
-from trainer.config import TrainerConfig
-from trainer.data.loaders import EpochLoader
-from trainer.snapshots.checkpoint import Checkpoint
+from trainer import Run, TrainerConfig
 from trainer.snapshots.facts import describe_run
-from trainer.snapshots.store import SnapshotStore
-from trainer.step.losses import LossMeter
-from trainer.step.precision import Precision
 
 Times = dict[str, list[float]]
 
 
-def make_model(layers: int) -> nn.Module:
+def make_model(layers: int, width: int) -> nn.Module:
     """The tensors of GPT-2 small: 12 layers of 768, a vocabulary of 50,257, 1,024 positions."""
-    width = 768
 
     def make_block() -> nn.Module:
         return nn.ModuleList(
@@ -69,29 +62,21 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 class Ours:
-    """The trainer's own way: everything that `Run.keep` does, callbacks apart."""
+    """The trainer's own way: what a run does to save a snapshot, callbacks apart."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Path) -> None:
         self.config = TrainerConfig(output_dir=place, snapshot_interval=1, keep_snapshots=1)
-        self.store = SnapshotStore(self.config)
-        device = torch.device("cpu")
-        self.checkpoint = Checkpoint(
-            model=model,
-            optimizer=optimizer,
-            scheduler=None,
-            precision=Precision("fp32", device),
-            losses=LossMeter(),
-            loader=EpochLoader([0], 0, "train"),
-            device=device,
-        )
-        self.progress = Progress()
+        run = Run(model, optimizer, config=self.config, discover=False, progress=False)
+        self.model, self.view, self.checkpoint = model, run.view, run.setup.checkpoint
 
     def start(self) -> Callable[[], object]:
-        self.progress.step += 1
+        position, store = self.view.position, self.view.store
+        position.step += 1
         state = self.checkpoint.read(mid_epoch=False)
-        facts = describe_run(self.progress, self.config, ())
-        self.store.save(self.progress.step, state, facts, lambda path: None, {})
-        return lambda: self.store.collect(wait=True)
+        state |= {"progress": position.state(), "callback_state": {}}
+        facts = describe_run(position, self.config, (), self.model)
+        store.save(position.step, state, facts, lambda path: None, {})
+        return lambda: store.collect(wait=True)
 
 
 class TorchSave:
@@ -168,11 +153,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--directory", type=Path, help="where to write (default: a temporary one)")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    model = make_model(options.layers)
+    model = make_model(options.layers, options.width)
     optimizer = make_optimizer(model)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     tensors = [*model.parameters()]

@@ -1,0 +1,24 @@
+"""The benchmarks still run: shortened, those that are quick. Their figures are no test."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    "words", ["dispatch.py --rounds 2", "snapshot.py --rounds 1 --layers 0 --width 8"]
+)
+def test_a_benchmark_runs(words: str, tmp_path: Path) -> None:
+    command = [sys.executable, *words.split(), "--json", str(tmp_path / "found.json")]
+    subprocess.run(command, cwd=BENCHMARKS, check=True, capture_output=True, timeout=300)
+    assert (tmp_path / "found.json").stat().st_size > 0
+
+
+def test_every_benchmark_can_be_imported() -> None:
+    names = [path.stem for path in sorted(BENCHMARKS.glob("*.py")) if "peer" not in path.stem]
+    code = f"import {', '.join(names)}"
+    subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, check=True, timeout=300)
