@@ -119,7 +119,8 @@ class Gan:
         }
         self.callback = callback
         self.output_dir = output_dir
-        self.config = SimpleNamespace(max_grad_norm=None, precision="fp32", **config)
+        self.config = SimpleNamespace(**config)
+        self.max_grad_norm, self.precision, self.max_steps = None, "fp32", None
         self.optimizer = self.optimizers["d"]
         self.step = self.epoch = 0
         self.is_main_process, self.has_validation = True, False
@@ -156,7 +157,7 @@ class Gan:
             loss = (self.model["d"](x) - 1).square().sum()
             (loss * float("nan" if name == bad else 1)).backward()
             self.callback.on_backward_end(self)
-            if self.config.max_grad_norm is not None:
+            if self.max_grad_norm is not None:
                 norm = torch.tensor(1.0)
                 self.callback.on_gradients_clipped(self, norm, torch.tensor(name == "g"))
             if name != bad:

@@ -49,7 +49,7 @@ def test_scalars_of_another_optimizer_than_the_first_have_the_name_of_its_part(g
 
 def test_updates_skips_and_clips_are_counted_for_each_optimizer(gan, tmp_path):
     host = gan(make(monitor_interval=4), tmp_path)
-    host.config.max_grad_norm = 1.0
+    host.max_grad_norm = 1.0
     host.start()
     for names in [("d",), ("d", "g"), ("d",), ("d", "g")]:
         host.turn(*names, bad="d" if host.step == 0 else "")

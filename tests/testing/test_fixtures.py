@@ -62,6 +62,7 @@ def test_the_recorder_keeps_hooks_in_order_with_their_arguments(
         "on_snapshot_save",
         "on_snapshot_saved",
         "on_train_end",
+        "on_final_saved",
     ]
     assert recorder.of("on_train_start") == [{"resumed": False}]
     assert set(recorder.of("on_epoch_end")[0]) == {"epoch", "train_loss", "val_loss", "metrics"}

@@ -145,7 +145,7 @@ def test_finding_the_place_after_a_resume_is_no_waiting(make, logged, clock, tmp
 
 def test_a_line_at_the_end_sums_up(make, clock, caplog):
     caplog.set_level(logging.INFO, "trainer.throughput")
-    callback = ThroughputCallback(peak_tflops=1.0, flops_per_item=1e11)
+    callback = ThroughputCallback(interval=6, peak_tflops=1.0, flops_per_item=1e11)
     make(callback, batches=SlowLoader(clock), loss_fn=slow_loss(clock)).train()
     (line,) = [r.getMessage() for r in caplog.records if r.name == "trainer.throughput"]
     assert line.startswith(

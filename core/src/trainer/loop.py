@@ -62,6 +62,7 @@ class Trainer:
             on_snapshot_save              where a snapshot is due
         on_exception                      where one ends the run
         on_train_end
+        on_final_saved                    where `final/` is written
 
     Attributes:
         run: what drives the loop.

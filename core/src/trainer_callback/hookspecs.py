@@ -62,6 +62,8 @@ class TrainerCallback:
             where it was not in the run for a while, it is handed none, and starts fresh.
         critical: False means that a failure is reported once and the callback is switched off,
             while the run goes on.
+        needs_output_dir: True means that a run without `output_dir` is refused before its first
+            step.
         passes: exception classes that reach the caller of `train()` as they are, such as
             `(optuna.TrialPruned,)`: they end the run, and are no failure.
         logs_metrics: names of the metrics that it logs, `NAME*` for all that begin so; empty for
@@ -75,6 +77,7 @@ class TrainerCallback:
     state_version: int = 1
     needs_every_update: bool = False
     critical: bool = True
+    needs_output_dir: bool = False
     passes: tuple[type[BaseException], ...] = ()
     logs_metrics: tuple[str, ...] | None = None
     before: tuple[str, ...] = ()
@@ -275,6 +278,14 @@ class TrainerCallback:
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         """Once, whichever way the run ends; `result.status` is `finished`, `stopped`, `failed`,
         `interrupted` or `terminated`.
+        """
+
+    @_hook(read_only=True)
+    def on_final_saved(self, trainer: TrainerProtocol, path: Path) -> None:
+        """After `on_train_end`, once the finished model is durable in `path`, which is
+        `OUTPUT_DIR/final`; of several processes, in the main one. Not called where none is written:
+        without `output_dir`, and of a run that failed or is to go on later. Nothing can be logged
+        any more.
         """
 
 

@@ -70,6 +70,40 @@ class TrainerProtocol(Protocol):
         ...
 
     @property
+    def train_batches(self) -> int | None:
+        """Micro-batches of an epoch in this process, or None where the loader cannot say, or is not
+        known yet.
+        """
+        ...
+
+    @property
+    def max_steps(self) -> int | None:
+        """Updates of the whole run, those before a resume included, if nothing ends it early; None
+        where nobody knows.
+        """
+        ...
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs of the whole run, if nothing ends it early; None for a loop without epochs."""
+        ...
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        """Micro-batches of an update; the last one of an epoch may have fewer."""
+        ...
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The total norm that gradients are clipped to; None where they are not."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the forward pass, as it was chosen: `fp32`, `tf32`, `bf16` or `fp16`."""
+        ...
+
+    @property
     def metrics(self) -> Mapping[str, float]:
         """The last known value of every metric logged so far; read-only."""
         ...

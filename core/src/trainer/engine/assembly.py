@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from trainer_callback import option_text
 from trainer_callback.calls.manager import CallbackManager, Plugin
 from trainer_callback.discovery import find_version
 from trainer_callback.plugins import find_live
@@ -109,6 +110,7 @@ class Setup:
         self.modes.leave_evaluation()
         self.view.updater = self.first
         self.view.snapshot_requested = False
+        self.view.has_epochs = True
 
     def prepare_evaluation(self) -> None:
         """Gives all processes one model: compares the weights, and shares the buffers. Raises a
@@ -149,6 +151,7 @@ def assemble(
     device = find_device(config.device)
     ranks = join_ranks(device.type)
     config = _choose(config, device, ranks)
+    _check_needs(manager.plugins, config)
     compiler = _change(_by_name(plain), config, device)
     _move(whole, optimizers, device)
     precision = Precision(config.precision, device, several=several)
@@ -273,6 +276,16 @@ def _choose(config: TrainerConfig, device: torch.device, ranks: Ranks) -> Traine
     place = ranks.on_main(lambda: config.output_dir, "output_dir")  # each may have a fresh one
     arithmetic: Any = choose_precision(config.precision, device)
     return dataclasses.replace(config, output_dir=place, precision=arithmetic)
+
+
+def _check_needs(plugins: Sequence[Plugin], config: TrainerConfig) -> None:
+    """Raises a `ConfigError` where a callback needs a place to write and the run has none."""
+    for plugin in plugins:
+        if config.output_dir is None and plugin.needs_output_dir:
+            raise ConfigError(
+                f"{plugin.label} needs an output directory, and this run writes nothing. Use "
+                f"{option_text('output_dir', 'runs/a')}, or leave it out."
+            )
 
 
 def _move(

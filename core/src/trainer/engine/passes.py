@@ -219,6 +219,7 @@ class Passes:
         if not self.in_epoch:
             if self.is_over:
                 raise StopIteration
+            self._view.has_epochs = False
             if self._resumes:
                 self._checkpoint.restore_rng()
             self._start_epoch()
@@ -243,9 +244,7 @@ class Passes:
         """
         position = self._position
         if self.in_batch and self.loss is not None:
-            position.is_last = (
-                position.is_last or self.ends_update
-            )  # the end of the epoch decides and saves, not this update
+            position.is_last |= self.ends_update  # the epoch's end decides and saves, not this one
             self._end_batch()
         self.in_batch = self._setup.ranks.is_in_update = False
         if position.window:

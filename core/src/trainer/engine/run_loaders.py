@@ -30,8 +30,6 @@ class RunLoaders:
         """Keeps references."""
         self._setup, self._config = setup, setup.view.config
         self._known: dict[tuple[int, str], EpochLoader] = {}
-        self._training: EpochLoader | None = None
-        setup.view.count_updates = self._count_updates
 
     def for_training(self, loader: Loader, limit: int | None = None) -> EpochLoader:
         """Returns `loader` as the run goes through it, `limit` batches an epoch."""
@@ -39,7 +37,7 @@ class RunLoaders:
         used.limit = None
         own = count_batches(self._config.max_train_batches, used.length, "max_train_batches")
         used.limit = min((each for each in (limit, own) if each is not None), default=None)
-        self._training = used
+        self._setup.view.training = used
         self._setup.checkpoint.use(used)
         return used
 
@@ -72,16 +70,6 @@ class RunLoaders:
         is_cut = setup.decider.is_signalled
         return ValidationBatches(
             self.for_validation(loader), device=setup.view.device, is_cut=is_cut
-        )
-
-    def _count_updates(self) -> int | None:
-        """Returns the updates of the whole run; None where nobody knows."""
-        config, loader = self._config, self._training
-        return self._setup.view.position.updates_in_all(
-            None if loader is None else loader.length,
-            config.gradient_accumulation_steps,
-            config.epochs,
-            config.max_steps,
         )
 
     def _wrap(self, loader: Loader, name: str) -> EpochLoader:

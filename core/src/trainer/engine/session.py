@@ -202,7 +202,8 @@ class Session:
     def end(
         self, stop: Stop | None, error: BaseException | None, *, final: bool = True
     ) -> tuple[TrainResult, BaseException | None]:
-        """Tells every callback how the run ended, writes the final model, waits for the disk.
+        """Tells every callback how the run ended, waits for the disk, writes the final model and
+        tells of that.
 
         Args:
             stop: why it ends; None: the epochs are over.
@@ -222,11 +223,11 @@ class Session:
         with noting_changes(view) if error is None else contextlib.nullcontext():
             late = self._attempt(lambda: hook.on_train_end(trainer=view, result=result))
         unsent = self._attempt(view.queue.close)
-        off, weights = tuple(self._callbacks.switched_off), describe_weights(view.position)
-        result = replace(result, switched_off=off, weights=weights)
+        result = replace(result, weights=describe_weights(view.position))
         error = error or late or unsent
         if error is None and result.exit_code == 0 and final and self._store.can_write:
-            error = self._attempt(partial(self._save_final, weights))
+            error = self._attempt(partial(self._save_final, result.weights))
+        result = replace(result, switched_off=tuple(self._callbacks.switched_off))
         if isinstance(error, SnapshotError):
             saving = SaveError(str(error))
             saving.__cause__ = error
@@ -307,16 +308,19 @@ class Session:
 
     def _save_final(self, described: ModelWeights) -> None:
         weights = gather_weights(self._view.model, keep=self._ranks.is_main)
-        self._ranks.on_main(partial(self._write_final, weights, described), "final")
+        path = self._ranks.on_main(partial(self._write_final, weights, described), "final")
+        if self._ranks.is_main:
+            self._callbacks.hook.on_final_saved(trainer=self._view, path=path)
 
-    def _write_final(self, weights: Mapping[str, Any], described: ModelWeights) -> None:
+    def _write_final(self, weights: Mapping[str, Any], described: ModelWeights) -> Path:
+        """Returns where it stands."""
         view = self._view
         files = dict(self._files)
         if describe_unsaveable(weights) is None:
             files["model.safetensors"] = save_safetensors(weights)
         facts = describe_run(view.position, view.config, self._callbacks.plugins, view.model)
         facts["weights"] = asdict(described)
-        self._store.save_final(weights, view.position.state(), files, facts)
+        return self._store.save_final(weights, view.position.state(), files, facts)
 
     def _attempt(self, call: Callable[[], object]) -> BaseException | None:
         """Calls and returns what it raises, logged: at the end of a run one failure must not hide

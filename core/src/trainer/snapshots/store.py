@@ -194,15 +194,17 @@ class SnapshotStore:
         progress: Mapping[str, Any],
         files: Mapping[str, FileWriter],
         facts: Mapping[str, Any],
-    ) -> None:
-        """Writes the finished model to `final/`, with `files` beside it.
+    ) -> Path:
+        """Writes the finished model to `final/`, with `files` beside it; returns its path.
 
         Raises:
             SnapshotError: it could not be written.
             NonFiniteError: the weights are not finite.
         """
         self._save_model("final/", weights, facts, files, progress=progress)
-        logger.info("wrote the finished model to %s.", self._output_dir / "final")
+        path = self._output_dir / "final"
+        logger.info("wrote the finished model to %s.", path)
+        return path
 
     def save_weights(self, name: str, weights: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         """Writes a model's weights and buffers to `weights/NAME/`; returns the digest.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -13,6 +13,7 @@ from trainer_callback.calls.manager import CallbackManager
 
 from ..config import TrainerConfig
 from ..counters import Position
+from ..data.loaders import EpochLoader
 from ..processes.loop_queue import LoopQueue
 from ..processes.ranks import Ranks
 from ..snapshots.store import SnapshotStore
@@ -35,14 +36,14 @@ class Parts:
         snapshot_requested: a callback has asked for a snapshot that is not taken yet.
         validates: there is a validation.
         metric_names: those that the run will have; see the protocol.
-        count_updates: returns the updates of the whole run, if nothing ends it early; None where
-            nobody knows.
+        training: what the run goes through for training, or went through last; None: not known.
+        has_epochs: its loop counts them.
     """
 
     __slots__ = (  # and no others: nobody would read a `trainer.stop` that a callback sets
         *("_config", "_device", "_logs_within", "_model", "_precision", "_reported_buffers"),
         *("callbacks", "position", "queue", "ranks", "snapshot_requested"),
-        *("count_updates", "metric_names", "store", "updater", "validates", "__weakref__"),
+        *("has_epochs", "metric_names", "store", "training", "updater", "validates", "__weakref__"),
     )
 
     def __init__(
@@ -71,7 +72,8 @@ class Parts:
         self.snapshot_requested: bool = False
         self.validates: bool = False
         self.metric_names: Sequence[str] | None = None
-        self.count_updates: Callable[[], int | None] = lambda: None
+        self.training: EpochLoader | None = None
+        self.has_epochs: bool = True
 
     @property
     def _as_trainer(self) -> TrainerProtocol:

@@ -88,6 +88,37 @@ class View(Logs, Weights):
         return self.position.is_last
 
     @property
+    def train_batches(self) -> int | None:
+        loader = self.training if self.has_epochs else None
+        return None if loader is None else loader.length
+
+    @property
+    def max_steps(self) -> int | None:
+        config = self._config
+        return self.position.updates_in_all(
+            self.train_batches,
+            config.gradient_accumulation_steps,
+            config.epochs,
+            config.max_steps,
+        )
+
+    @property
+    def max_epochs(self) -> int | None:
+        return self._config.epochs if self.has_epochs else None
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        return self._config.gradient_accumulation_steps
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        return self._config.max_grad_norm
+
+    @property
+    def precision(self) -> str:
+        return self._config.precision
+
+    @property
     def metrics(self) -> Mapping[str, float]:
         return MappingProxyType(self.position.metrics)
 

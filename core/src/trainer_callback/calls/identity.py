@@ -73,6 +73,11 @@ class Plugin:
         return bool(getattr(self.callback, "needs_every_update", False))
 
     @property
+    def needs_output_dir(self) -> bool:
+        """Whether a run without one is refused."""
+        return bool(getattr(self.callback, "needs_output_dir", False))
+
+    @property
     def critical(self) -> bool:
         """Whether its failure ends the run."""
         return getattr(self.callback, "critical", True) is not False
@@ -126,8 +131,8 @@ class Plugin:
         ):  # whose properties check them
             if not isinstance(getattr(self.callback, name, None), property):
                 getattr(self, name)
-        for name, default in (("critical", True), ("needs_every_update", False)):
-            value = getattr(self.callback, name, default)
+        for name in ("critical", "needs_every_update", "needs_output_dir"):
+            value = getattr(self.callback, name, False)
             if not isinstance(value, (bool, property)):
                 raise PluginError(
                     f"{self.label}: {name} of {describe(self.callback)} must be True or False, got "

@@ -118,7 +118,7 @@ class EMACallback(TrainerCallback):
         if not resumed:
             self._start(trainer)
         self._is_validated = validates = self.use_for_validation and trainer.has_validation
-        steps: int | None = getattr(trainer.config, "max_steps", None)
+        steps = trainer.max_steps
         self._is_short = steps is not None and steps - self.start_step <= self.every
         if self._is_short and steps == 1:
             logger.warning("a run of 1 updates is too short for an average: its weights stay.")

@@ -18,7 +18,7 @@ from .measurement import Probe, Reading
 from .names import readable
 from .news import describe_change, describe_disconnected, describe_nonfinite
 from .options import PREFIX, OnNonfinite, check_options, to_patterns
-from .plan import clip_limit, describe_plan, is_due, warn_of_idle_options
+from .plan import describe_plan, is_due, warn_of_idle_options
 from .record import Record, describe_step, make_entry, make_scalars
 from .report import Report
 from .state import MonitorState
@@ -140,7 +140,7 @@ class GradientMonitorCallback(TrainerCallback):
         if trainer.output_dir is not None and trainer.is_main_process:
             folder = trainer.output_dir / FOLDER
             self._cut_at = trainer.step if resumed else 0
-            self._open(folder, self._cut_at, clip_limit(trainer))
+            self._open(folder, self._cut_at, trainer.max_grad_norm)
             where = f"record in {folder}"
         logger.info(
             "gradients: measures %d rows %s; %s.", len(self._groups), describe_plan(self), where
@@ -231,7 +231,7 @@ class GradientMonitorCallback(TrainerCallback):
             monitor._name = name_part(own, {each._name for each in self._others.values()})
             if trainer.output_dir is not None and trainer.is_main_process:
                 folder = trainer.output_dir / FOLDER / safe_name(monitor._name)
-                monitor._open(folder, self._cut_at, clip_limit(trainer))
+                monitor._open(folder, self._cut_at, trainer.max_grad_norm)
             if monitor._name in self._saved:
                 monitor.state.load_plain(self._saved[monitor._name])
             self._others[trainer.optimizer] = monitor
@@ -304,9 +304,10 @@ class GradientMonitorCallback(TrainerCallback):
             explode_limit=math.inf if median is None else self.explode_threshold * median,
         )
         counts = state.count_measured(step, reading.clipped, reading.loss_scale)
-        step_values = {"skipped": skipped, **counts, **describe_step(reading, clip_limit(trainer))}
+        described = describe_step(reading, trainer.max_grad_norm)
+        step_values = {"skipped": skipped, **counts, **described}
         # A loss scaler finds its scale by trying: what it skips is no news about the layers.
-        expected = skipped and getattr(trainer.config, "precision", None) == "fp16"
+        expected = skipped and trainer.precision == "fp16"
         known = {} if expected else verdicts
         state.history.add(reading, known, step=step, epoch=trainer.epoch, skipped=skipped)
         if self._record is not None:

@@ -12,7 +12,7 @@ from .options import PREFIX
 if TYPE_CHECKING:
     from .callback import GradientMonitorCallback
 
-__all__ = ["clip_limit", "describe_plan", "is_due", "warn_of_idle_options"]
+__all__ = ["describe_plan", "is_due", "warn_of_idle_options"]
 
 logger: logging.Logger = logging.getLogger("trainer.gradient_monitor")
 
@@ -41,8 +41,7 @@ def describe_plan(monitor: GradientMonitorCallback) -> str:
 
 def warn_of_idle_options(monitor: GradientMonitorCallback, trainer: TrainerProtocol) -> None:
     """Says which option has no effect in this run, where that can be known."""
-    steps: int | None = getattr(trainer.config, "max_steps", None)
-    every = monitor.monitor_interval
+    steps, every = trainer.max_steps, monitor.monitor_interval
     if every is not None and steps is not None and every > steps:
         text = "monitor_interval %d is beyond the %d updates of this run."
         logger.warning(text, every, steps)
@@ -52,9 +51,3 @@ def warn_of_idle_options(monitor: GradientMonitorCallback, trainer: TrainerProto
             "monitor_at_snapshots has no effect without an output directory. Use %s.",
             option_text("monitor_interval", 100, PREFIX),
         )
-
-
-def clip_limit(trainer: TrainerProtocol) -> float | None:
-    """Returns the total norm that gradients are clipped to; None where clipping is off."""
-    limit: float | None = getattr(trainer.config, "max_grad_norm", None)
-    return limit

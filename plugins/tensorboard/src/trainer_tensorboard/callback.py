@@ -93,7 +93,7 @@ class TensorBoardCallback(TrainerCallback):
         lengths = self._lengths if resumed else {}
         if lengths is not None:
             cut_files(self._directory, lengths)
-        epochs: int | None = getattr(trainer.config, "epochs", None)
+        epochs = trainer.max_epochs
         if epochs is not None and self.histogram_epochs > epochs:
             text = "histogram_epochs %d has no effect in a run of %d epochs."
             logger.warning(text, self.histogram_epochs, epochs)

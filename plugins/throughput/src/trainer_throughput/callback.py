@@ -85,7 +85,7 @@ class ThroughputCallback(TrainerCallback):
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         self._watch = Stopwatch(self.window)
         self._unit, self._flops, self._updated = None, self.flops_per_item, False
-        steps: int | None = getattr(trainer.config, "max_steps", None)
+        steps = trainer.max_steps
         if steps is not None and steps < self.interval:
             text = "throughput: interval %d has no effect in a run of %d updates but for the end."
             logger.warning(text, self.interval, steps)
