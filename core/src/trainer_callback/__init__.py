@@ -2,6 +2,8 @@
 no torch.
 """
 
+from typing import Any, Final
+
 from .errors import (
     CallbackError,
     OptionError,
@@ -16,11 +18,12 @@ from .errors import (
 from .hookspecs import HOOKS, OptionParser, TrainerCallback
 from .protocol import TrainerProtocol
 from .records import GradientStats, StopRequest
-from .specs import hookimpl
+from .specs import hookimpl, hookspec
 from .wording import option_text
 
 __all__ = [
     "HOOKS",
+    "SPEC_VERSION",
     "CallbackError",
     "GradientStats",
     "OptionError",
@@ -35,6 +38,25 @@ __all__ = [
     "TrainerCallback",
     "TrainerProtocol",
     "UsageError",
+    "__version__",
     "hookimpl",
+    "hookspec",
     "option_text",
 ]
+
+SPEC_VERSION: Final[tuple[int, int]] = (1, 1)
+"""Version of what plugins are promised: hooks, their arguments, the members of `trainer`, and the
+attributes of `TrainerCallback`. The second number is raised by an addition, the first by whatever
+an older plugin might not survive.
+"""
+
+__version__: str
+"""Version of the distribution `trainer-core`; read when it is asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .discovery import find_version
+
+    return find_version("trainer-core")

@@ -68,6 +68,8 @@ class TrainerCallback:
             `(optuna.TrialPruned,)`: they end the run, and are no failure.
         logs_metrics: names of the metrics that it logs, `NAME*` for all that begin so; empty for
             none. None: it does not say, so that no run with it knows the names of its metrics.
+        hookspecs: a class whose methods are hooks that this plugin brings: others implement them,
+            and it calls them as `trainer.hook.on_x(...)`.
         before, after: names of plugins that must be called later, or earlier, than this one. Absent
             ones are ignored.
     """
@@ -80,6 +82,7 @@ class TrainerCallback:
     needs_output_dir: bool = False
     passes: tuple[type[BaseException], ...] = ()
     logs_metrics: tuple[str, ...] | None = None
+    hookspecs: ClassVar[type | None] = None
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from .calls.extensions import join_hooks
 from .calls.identity import Plugin
 from .calls.order import arrange
 from .command_line.installed import InstalledPlugin
@@ -38,7 +39,10 @@ SLOW_IMPORT: Final = 3.0
 
 def discover(blocked: Iterable[str] = ()) -> list[InstalledPlugin]:
     """Returns every installed plugin by name, loaded unless blocked. Nothing is printed."""
-    return [InstalledPlugin(entry) for entry in find_entries(blocked)]
+    plugins = [InstalledPlugin(entry) for entry in find_entries(blocked)]
+    for plugin in plugins:
+        plugin.know_hooks(plugins)
+    return plugins
 
 
 def find_live(blocked: Iterable[str] = ()) -> list[Plugin]:
@@ -103,6 +107,7 @@ def _exclude_live_conflicts(plugins: Sequence[InstalledPlugin]) -> None:
         other = next((each for each in kept if each.state_key == record.state_key), None)
         try:
             arrange([*kept, record])
+            join_hooks([*kept, record])
         except PluginError as error:
             plugin.exclude(str(error))
             continue
@@ -130,7 +135,10 @@ def create(name: str, **options: Any) -> TrainerCallback:
     entry = next((entry for entry in found if not entry.blocked), found[0])
     if entry.is_ambiguous and ":" in name:
         entry = replace(entry, problem=None, is_ambiguous=False)
-    callback = InstalledPlugin(entry).create(**options).callback
+    plugin = InstalledPlugin(entry)
+    if plugin.unknown is not None:
+        plugin.know_hooks(discover())
+    callback = plugin.create(**options).callback
     assert isinstance(callback, TrainerCallback)
     return callback
 
@@ -144,11 +152,15 @@ def not_installed(name: str, installed: Iterable[Entry]) -> PluginError:
     )
 
 
-def read_one_off(value: str) -> InstalledPlugin:
+def read_one_off(value: str, installed: Sequence[InstalledPlugin] = ()) -> InstalledPlugin:
     """Returns the plugin of `--callback MODULE:CLASS`, a module of the current directory that is
     not installed.
 
     Its name is the module's, without a leading `trainer_`.
+
+    Args:
+        value: MODULE:CLASS.
+        installed: whose hooks it may implement.
 
     Raises:
         PluginError: it cannot be used.
@@ -161,6 +173,7 @@ def read_one_off(value: str) -> InstalledPlugin:
     name = module.rpartition(".")[2].removeprefix("trainer_")
     entry = Entry(name, f"{module}:{attribute}" if attribute else module, "", "")
     plugin = InstalledPlugin(entry, active=True)
+    plugin.know_hooks(installed)
     if plugin.problem is not None:
         raise PluginError(f"--callback {value}: {plugin.problem}")
     return plugin

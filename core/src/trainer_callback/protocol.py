@@ -157,6 +157,14 @@ class TrainerProtocol(Protocol):
         """Whether this is the process that writes and prints: rank 0."""
         ...
 
+    @property
+    def hook(self) -> Any:
+        """The hooks that plugins of this run bring, to be called: `trainer.hook.on_x(...)` with
+        every argument by its name returns the list of answers, but for None, in the order of the
+        calls. In a hook only.
+        """
+        ...
+
     def log(self, metrics: Mapping[str, float]) -> None:
         """Sends metrics to `on_log` of every callback as floats, and keeps them in `metrics`.
 

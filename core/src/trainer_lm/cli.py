@@ -92,7 +92,7 @@ def _read(arguments: list[str]) -> Settings | None:
     given = {word.partition("=")[0] for word in others} | {f"--{each.name}" for each in in_file}
     plugins = discover(first.no_plugin)
     _check_names(first.no_plugin, plugins)
-    plugins += [read_one_off(value) for value in first.callback]
+    plugins += [read_one_off(value, plugins) for value in first.callback]
     broken = [plugin for plugin in plugins if plugin.kind == "broken"]
     parser = make_parser(plugins, given)
     for plugin in plugins:

@@ -99,6 +99,7 @@ def _read_row(plugin: InstalledPlugin) -> dict[str, Any]:
         "status": plugin.kind,
         "problem": plugin.problem,
         "hooks": plugin.hooks,
+        "brings": [f"{s.name}({', '.join(s.arguments)})" for s in plugin.brings.values()],
         "options": [option["flag"] for option in _read_options(plugin)],
     }
 
@@ -173,7 +174,7 @@ def _write_list(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(_write_row(cell_row, widths))
         if row["problem"]:
             lines += _wrap(f"  {row['problem']}")
-        for what in ("hooks", "options"):
+        for what in ("hooks", "brings", "options"):
             if row[what]:
                 lines += _wrap(f"  {what}: {', '.join(row[what])}")
     return "\n".join(lines) + "\n"
@@ -191,6 +192,7 @@ def _write_details(details: Mapping[str, Any]) -> str:
         ("active", _active(details)),
         ("problem", details["problem"]),
         ("hooks", ", ".join(details["hooks"])),
+        ("brings", ", ".join(details["brings"])),
         ("state", f"version {details['state_version']}" if not details["problem"] else ""),
         ("links", links),
         ("entry", details["entry_point"]),

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from trainer_callback import RunError
 from trainer_callback.calls.manager import CallbackManager
-from trainer_callback.hookspecs import SPECS
 from trainer_callback.tensors import is_sharded, local_part
 
 from .ranks import Ranks
@@ -131,7 +130,7 @@ def _places(named: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[int, ...]]:
 def _explain(
     differing: Sequence[str], ranks: tuple[int, int], callbacks: CallbackManager, step: int
 ) -> str:
-    changing = [hook for hook, spec in SPECS.items() if not spec.read_only]
+    changing = [hook for hook, spec in callbacks.specs.items() if not spec.read_only]
     changers = set().union(*map(callbacks.implementers, changing))
     own = [plugin for plugin in callbacks.plugins if plugin.name in changers]
     names = ", ".join(plugin.label for plugin in own if plugin.distribution != "trainer-core")

@@ -143,6 +143,11 @@ class View(Logs, Weights):
             or (is_last and position.epoch + 1 == config.epochs)
         )
 
+    @property
+    def hook(self) -> Any:
+        self.queue.check_thread()
+        return self.callbacks.extensions
+
     def total(self, values: Mapping[str, float]) -> dict[str, float]:
         self.queue.check_thread()
         own = to_floats(values, "trainer.total", taken=())

@@ -68,7 +68,7 @@ class CostMeter:
             if not cost.calls:
                 continue
             first = self._first.get((name, hook), HookCost())
-            factor = scale if SPECS[hook].per_batch else 1.0
+            factor = scale if _is_sampled(hook) else 1.0
             result.setdefault(name, {})[hook] = {
                 "calls": first.calls + (cost.calls - first.calls) * factor,
                 "seconds": first.seconds + (cost.seconds - first.seconds) * factor,
@@ -105,7 +105,12 @@ class CostMeter:
     def _sampled_seconds(self) -> Mapping[str, float]:
         seconds: dict[str, float] = {}
         for (name, hook), cost in self._costs.items():
-            if SPECS[hook].per_batch:
+            if _is_sampled(hook):
                 first = self._first.get((name, hook), HookCost())
                 seconds[name] = seconds.get(name, 0.0) + cost.seconds - first.seconds
         return seconds
+
+
+def _is_sampled(hook: str) -> bool:
+    """Whether the time of a hook is that of a sample; those that plugins bring are always timed."""
+    return hook in SPECS and SPECS[hook].per_batch

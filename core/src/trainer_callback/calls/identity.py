@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import ModuleType
 
 from ..checks import is_count
 from ..discovery import Entry
 from ..errors import PluginError, show
+from ..hookspecs import TrainerCallback
 from .implementation import describe
 
-__all__ = ["Plugin", "identify"]
+__all__ = ["Plugin", "identify", "list_callbacks"]
 
 
 @dataclass(eq=False)
@@ -138,6 +140,13 @@ class Plugin:
                     f"{self.label}: {name} of {describe(self.callback)} must be True or False, got "
                     f"{show(value)}."
                 )
+        hookspecs = inspect.getattr_static(self.callback, "hookspecs", None)
+        is_submodule = isinstance(hookspecs, ModuleType) and isinstance(self.callback, ModuleType)
+        if not (hookspecs is None or isinstance(hookspecs, (type, property)) or is_submodule):
+            raise PluginError(
+                f"{self.label}: hookspecs of {describe(self.callback)} must be a class whose "
+                f"methods are hooks, got {show(hookspecs)}."
+            )
         prefix = getattr(self.callback, "option_prefix", None)
         if not isinstance(prefix, (str, property, type(None))):
             raise PluginError(
@@ -169,3 +178,25 @@ def identify(callback: object, index: int, entries: Sequence[Entry]) -> Plugin:
         if target is not None and (target is callback or target is type(callback)):
             return Plugin(callback, entry.name, entry.distribution, entry.version)
     return Plugin(callback, describe(callback))
+
+
+def list_callbacks(callbacks: object) -> list[object]:
+    """Returns the callbacks one by one.
+
+    Raises:
+        PluginError: it is no list of them.
+    """
+    unordered = (str, bytes, Mapping, Set, type, ModuleType, TrainerCallback)
+    if isinstance(callbacks, Iterable) and not isinstance(callbacks, unordered):
+        return list(callbacks)
+    if callbacks is None:
+        advice = "Leave it out, or write callbacks=[]."
+    elif isinstance(callbacks, type):
+        advice = f"Write callbacks=[{callbacks.__name__}()]."
+    elif isinstance(callbacks, str):
+        advice = f"Write callbacks=[trainer.plugins.create({callbacks!r})]."
+    elif isinstance(callbacks, (Mapping, Set)):
+        advice = "Write callbacks=[...], in the order in which they are to be called."
+    else:
+        advice = "Write callbacks=[callback]."
+    raise PluginError(f"callbacks must be a list of callbacks, got {show(callbacks)}. {advice}")

@@ -6,19 +6,20 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partialmethod
-from types import FunctionType, MethodType, ModuleType
+from functools import cached_property
+from types import FunctionType, ModuleType
 from typing import Any, Final
 
 from ..errors import PluginError, closest
 from ..hookspecs import HOOKS, SPECS, TrainerCallback
-from ..specs import PROJECT
+from ..specs import PROJECT, HookSpec
+from .naming import FUNCTIONS, UnknownHookError, is_near_miss
 
 __all__ = [
     "Implementation",
+    "brings_hooks",
     "describe",
     "find_implementations",
     "find_late",
@@ -26,9 +27,6 @@ __all__ = [
 ]
 
 _MARK: Final = f"{PROJECT}_impl"
-_FUNCTIONS: Final = (FunctionType, MethodType, classmethod, staticmethod)
-_COMMON: Final = ("on_log_text",)
-"""Hooks whose names without `on_` are good names for functions of one's own."""
 
 
 @dataclass(frozen=True)
@@ -36,74 +34,102 @@ class Implementation:
     """One hook that an object implements.
 
     Attributes:
-        hook: the hook's name.
+        spec: of the hook.
         attribute: the name under which the object has the function (`specname` may differ).
         options: the pluggy options of `@hookimpl`, or the empty ones of an unmarked override.
         function: what the object has there, bound to it.
     """
 
-    hook: str
+    spec: HookSpec
     attribute: str
     options: dict[str, Any]
     function: Callable[..., Any]
 
+    @property
+    def hook(self) -> str:
+        """The hook's name."""
+        return self.spec.name
+
     @cached_property
     def asked(self) -> tuple[str, ...]:
-        """The names of the arguments that it asks for, in its order."""
-        return tuple(inspect.signature(self.function).parameters)
+        """The names of the arguments that it asks for, in its order; those that have a default and
+        that the hook does not have are not among them.
+        """
+        parameters = inspect.signature(self.function).parameters
+        return tuple(name for name in parameters if name in self.spec.arguments)
 
     @cached_property
     def named(self) -> tuple[str, ...]:
         """The last of them, which are to be given by name."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+        parameters = [*inspect.signature(self.function).parameters.values()]
+        left = next((n for n, each in enumerate(parameters) if each.name not in self.asked), None)
+        behind = () if left is None else (each.name for each in parameters[left:])
+        only = (each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+        by_name = {*behind, *only}
+        return tuple(name for name in self.asked if name in by_name)
 
     def has(self, option: str) -> bool:
         """Whether `@hookimpl` was given `option`: `wrapper`, `tryfirst` or `trylast`."""
         return bool(self.options.get(option))
 
 
-def find_implementations(plugin: object) -> list[Implementation]:
+def find_implementations(
+    plugin: object, hooks: Mapping[str, HookSpec] = SPECS
+) -> list[Implementation]:
     """Returns what `plugin` (a callback, a `TrainerCallback` subclass, a module, an object)
-    implements, in the order of the hooks.
+    implements, in the order of the hooks. What is marked with `optionalhook=True` and is no hook
+    here is left out.
+
+    Args:
+        hooks: those that there are, by their names.
 
     Raises:
-        PluginError: a name that is no hook, an argument that the hook has not, a coroutine or
-            generator, or no hook at all in something that is not a `TrainerCallback`.
+        UnknownHookError: a name that is no hook.
+        PluginError: an argument that the hook has not, a coroutine or generator, or no hook at all
+            in something that is not a `TrainerCallback`.
     """
     is_callback = _is_callback(plugin)
     if is_callback:
         _check_hidden(plugin)
         _check_close(plugin)
-    found = []
+    found, has_others = [], is_callback or brings_hooks(plugin)
     for attribute, value in _attributes(plugin):
         options = _read_mark(value)
-        if options is None and not (is_callback and _overrides(plugin, attribute, value)):
+        if options is None and not (is_callback and _overrides(plugin, attribute, value, hooks)):
             continue
         name = (options or {}).get("specname") or attribute
-        _check_name(plugin, attribute, name)
-        found.append(_read_function(plugin, attribute, name, options or {}, value))
-    if not found and not is_callback:
+        if name in hooks:
+            found.append(_read_function(plugin, attribute, hooks[name], options or {}, value))
+        elif (options or {}).get("optionalhook"):
+            has_others = True
+        else:
+            raise UnknownHookError(f"{describe(plugin)}.{attribute}", name, hooks)
+    if not found and not has_others:
         raise PluginError(f"{describe(plugin)} has no hooks. {_advise(plugin)}")
-    return sorted(found, key=lambda implementation: HOOKS.index(implementation.hook))
+    return sorted(found, key=lambda implementation: [*hooks].index(implementation.hook))
 
 
-def find_late(plugin: object, registered: Mapping[str, object]) -> list[str]:
-    """Returns a sentence for each hook that a callback's instance has otherwise than when it was
-    `registered`.
+def brings_hooks(plugin: object) -> bool:
+    """Whether `plugin` has a class `hookspecs`, of hooks of its own."""
+    return isinstance(inspect.getattr_static(plugin, "hookspecs", None), type)
+
+
+def find_late(plugin: object, registered: Mapping[str, object], hooks: Iterable[str]) -> list[str]:
+    """Returns a sentence for each of `hooks` that a callback's instance has otherwise than when it
+    was `registered`.
     """
     own = vars(plugin) if _is_callback(plugin) and hasattr(plugin, "__dict__") else {}
     return [
         f"{name} was set on the instance after Trainer(...) took its hooks, and has no effect. "
         "Write it as a method, or set it in __init__."
-        for name in HOOKS
+        for name in hooks
         if name in own and own[name] is not registered.get(name)
     ]
 
 
-def find_unmarked(plugin: object) -> list[str]:
-    """Returns the hooks that a module or object of somebody's own defines without `@hookimpl`: they
-    are never called.
+def find_unmarked(plugin: object, hooks: Collection[str]) -> list[str]:
+    """Returns those of `hooks` that a module or object of somebody's own defines without
+    `@hookimpl`: they are never called.
     """
     if _is_callback(plugin):
         return []
@@ -111,7 +137,7 @@ def find_unmarked(plugin: object) -> list[str]:
     return [
         f"{describe(plugin)}.{name}"
         for name, value in _attributes(plugin)
-        if name in HOOKS and isinstance(value, _FUNCTIONS) and _read_mark(value) is None
+        if name in hooks and isinstance(value, FUNCTIONS) and _read_mark(value) is None
         if getattr(value, "__module__", home) == home  # not what it imports
     ]
 
@@ -155,73 +181,19 @@ def _read_mark(value: object) -> dict[str, Any] | None:
     return None
 
 
-def _overrides(plugin: object, attribute: str, value: object) -> bool:
+def _overrides(
+    plugin: object, attribute: str, value: object, hooks: Mapping[str, HookSpec]
+) -> bool:
     """Whether an unmarked attribute of a `TrainerCallback` is a hook, or was meant to be one.
 
-    A hook that a subclass takes back with None is none.
+    A hook that a subclass takes back with None is none; and what is no function may well be an
+    option which is called like a hook of somebody else.
     """
     if attribute in HOOKS:
         return value is not None and value is not vars(TrainerCallback)[attribute]
-    return _is_near_miss(plugin, attribute, value)
-
-
-def _is_near_miss(plugin: object, attribute: str, value: object) -> bool:
-    """Whether a name that is no hook was meant as one: nobody would ever call it.
-
-    That is a function that begins with `on_` or `should_` (or `onX`, `shouldX`), has the name of a
-    hook without `on_` (`epoch_end`; not `log`, `log_text`, `exception`), or is spelt like a hook
-    but for case and underscores or a letter or two. Where the class has that hook too, the function
-    is one of its own.
-
-    Options that are called like hooks (`self.on_nonfinite = "warn"`, a dataclass field `on_best`)
-    are none, unless they can be called and are spelt like a hook.
-    """
-    if attribute.startswith("_") or attribute in vars(TrainerCallback):
-        return False
-    options = set(getattr(plugin, "__dataclass_fields__", ()))
-    if not isinstance(plugin, type):
-        options.update(getattr(plugin, "__dict__", ()))
-    is_function = isinstance(value, _FUNCTIONS) and attribute not in options
-    if is_function and re.match(r"(on|should)(_|[A-Z])", attribute):
+    if attribute in hooks and isinstance(value, FUNCTIONS):
         return True
-    if not (callable(value) or isinstance(value, (*_FUNCTIONS, property, partialmethod))):
-        return False
-    meant = _find_similar_hook(attribute, shortened=is_function)
-    if meant is None:
-        return False
-    own = inspect.getattr_static(plugin, meant)
-    return own is None or own is vars(TrainerCallback)[meant]
-
-
-def _find_similar_hook(attribute: str, *, shortened: bool) -> str | None:
-    """Returns the hook that is spelt nearly like `attribute`.
-
-    Args:
-        shortened: a hook's name without `on_` counts.
-    """
-    spelt = _without_underscores(attribute)
-    for hook in HOOKS:
-        may_be_short = shortened and hook.count("_") > 1 and hook not in _COMMON
-        spellings = (spelt, f"on{spelt}") if may_be_short else (spelt,)
-        if _without_underscores(hook) in spellings:
-            return hook
-    if attribute[0].lower() not in "ons":  # what a slip makes of `on_` and `should_`
-        return None
-    names = [hook for hook in HOOKS if not SPECS[hook].set_up]
-    return next(iter(difflib.get_close_matches(attribute.lower(), names, 1, cutoff=0.9)), None)
-
-
-def _without_underscores(name: str) -> str:
-    return name.replace("_", "").lower()
-
-
-def _check_name(plugin: object, attribute: str, name: str) -> None:
-    if name not in HOOKS:
-        raise PluginError(
-            f"{describe(plugin)}.{attribute}: there is no hook {name!r}."
-            f"{closest(name, HOOKS)} The hooks are {', '.join(HOOKS)}. A method of your own needs "
-            "another name, such as one that begins with an underscore."
-        )
+    return is_near_miss(plugin, attribute, value)
 
 
 def _check_hidden(plugin: object) -> None:
@@ -261,30 +233,30 @@ def _check_close(plugin: object) -> None:
 
 
 def _read_function(
-    plugin: object, attribute: str, hook: str, options: Mapping[str, Any], static: object
+    plugin: object, attribute: str, spec: HookSpec, options: Mapping[str, Any], static: object
 ) -> Implementation:
-    """Returns the implementation of `hook` that `plugin` has under `attribute`.
+    """Returns the implementation of a hook that `plugin` has under `attribute`.
 
     Raises:
         PluginError: it could not be called as one.
     """
     where = f"{describe(plugin)}.{attribute}"
-    if not isinstance(static, _FUNCTIONS):
+    if not isinstance(static, FUNCTIONS):
         raise PluginError(
             f"{where} is a {type(static).__name__}, where a hook is a function. Write "
             f"`def {attribute}`, or give the attribute another name."
         )
-    implementation = Implementation(hook, attribute, dict(options), getattr(plugin, attribute))
+    implementation = Implementation(spec, attribute, dict(options), getattr(plugin, attribute))
     function: Any = implementation.function
     _check_kind(where, implementation)
     is_unbound = isinstance(plugin, type) and isinstance(static, FunctionType)
-    if is_unbound and SPECS[hook].set_up:
+    if is_unbound and spec.set_up:
         raise PluginError(
             f"{where} is called before there is an instance. Put @classmethod above it."
         )
     is_method = inspect.ismethod(function)
     signed = function.__func__ if is_method else function
-    _check_arguments(where, hook, signed, takes_self=is_method or is_unbound)
+    _check_arguments(where, spec, signed, takes_self=is_method or is_unbound)
     return implementation
 
 
@@ -311,15 +283,16 @@ def _check_kind(where: str, implementation: Implementation) -> None:
         raise PluginError(
             f"{where} is marked as a wrapper and has no `yield`, which is where the others run."
         )
-    if SPECS[implementation.hook].set_up:
+    if implementation.spec.set_up:
         raise PluginError(f"{where} cannot be a wrapper: each plugin is called by itself.")
 
 
 def _check_arguments(
-    where: str, hook: str, function: Callable[..., Any], *, takes_self: bool
+    where: str, spec: HookSpec, function: Callable[..., Any], *, takes_self: bool
 ) -> None:
-    parameters = list(inspect.signature(function).parameters.values())
-    known = SPECS[hook].arguments
+    signature = inspect.signature(function).parameters
+    parameters = list(signature.values())
+    known = spec.arguments
     if takes_self:
         if not parameters or parameters[0].name in known:
             raise PluginError(f"{where} has no `self`. Write it as its first argument.")
@@ -330,8 +303,20 @@ def _check_arguments(
                 f"{where} takes {parameter}, which hides what it needs. Name the arguments: any of "
                 f"{', '.join(known)}."
             )
-        if parameter.name not in known:
+        if parameter.name not in known and not _may_lack(parameter, signature, known):
             raise PluginError(
-                f"{where} asks for {parameter.name!r}, which {hook} does not have."
-                f"{closest(parameter.name, known)} It has {', '.join(known)}."
+                f"{where} asks for {parameter.name!r}, which {spec.name} does not have."
+                f"{closest(parameter.name, known)} It has {', '.join(known) or 'none'}."
             )
+
+
+def _may_lack(
+    parameter: inspect.Parameter, asked: Mapping[str, object], known: Sequence[str]
+) -> bool:
+    """Whether the hook need not have `parameter`: it has a default, for cores of other versions,
+    and is no misspelling of an argument that nobody else here asks for.
+    """
+    free = [name for name in known if name not in asked]
+    is_misspelt = difflib.get_close_matches(parameter.name, free, 1, cutoff=0.68)
+    is_bare = parameter.kind is parameter.POSITIONAL_ONLY or parameter.default is parameter.empty
+    return not is_misspelt and not is_bare

@@ -6,20 +6,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from ..discovery import find_entries
-from ..errors import CallbackError, PluginError, UsageError, show, text_of
-from ..hookspecs import HOOKS, SPECS, TrainerCallback
+from ..errors import CallbackError, PluginError, UsageError, text_of
+from ..hookspecs import HOOKS, TrainerCallback
 from ..protocol import TrainerProtocol
 from ..specs import PROJECT, HookSpec
 from .costs import CostMeter
 from .dispatch import Answer, Owned, find_shared, make_call
-from .identity import Plugin, identify
+from .extensions import ExtensionHooks, explain_absent, join_hooks, warn_deprecated
+from .identity import Plugin, identify, list_callbacks
 from .implementation import Implementation, find_implementations, find_late, find_unmarked
+from .naming import UnknownHookError
 from .order import arrange
 from .wrappers import wrap
 
@@ -48,6 +49,11 @@ class _Registry(pluggy.PluginManager):
         self._options = {each.attribute: dict(each.options) for each in found}
         self.register(_Functions({each.attribute: each.function for each in found}), name)
 
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        """As pluggy, but `warn_deprecated` is who warns."""
+        options = super().parse_hookspec_opts(module_or_class, name)
+        return options and {**options, "warn_on_impl": None, "warn_on_impl_args": None}
+
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
         """As pluggy, but overrides of a `TrainerCallback` need no marker."""
         return self._options.get(name)
@@ -62,6 +68,8 @@ class CallbackManager:
         hook: what calls the hooks: `manager.hook.on_log(trainer=..., metrics=..., step=...)` calls
             everybody who implements `on_log`. It stays the same object; its attributes change where
             a callback is switched off, or where the hooks of the batch are timed.
+        extensions: what calls the hooks that callbacks of the run bring, in the same way.
+        specs: all hooks of the run by name, the trainer's own first.
         used: the hooks that somebody implements now.
         asked: of each of them, the arguments that somebody asks for.
     """
@@ -77,7 +85,7 @@ class CallbackManager:
             PluginError: no list, a class, a misspelt hook, a wrong argument, one state key twice;
                 the message names class and distribution.
         """
-        listed = _list(callbacks)
+        listed = list_callbacks(callbacks)
         entries = find_entries() if listed else []
         given = [identify(callback, index, entries) for index, callback in enumerate(listed)]
         found = [identify(plugin, index, ()) for index, plugin in enumerate(discovered)]
@@ -86,10 +94,14 @@ class CallbackManager:
         self.hook: TrainerCallback = TrainerCallback()  # whose own methods do nothing
         self.used: frozenset[str] = frozenset()
         self.asked: dict[str, frozenset[str]] = {}
+        self.specs: dict[str, HookSpec] = join_hooks(self.plugins)
+        brought = [spec for name, spec in self.specs.items() if name not in HOOKS]
+        self.extensions: ExtensionHooks = ExtensionHooks(brought, self.hook)
         self._costs = CostMeter()
         self._is_timed = False
         self._failures: list[BaseException] = []
         self._passed: tuple[BaseException, Plugin] | None = None
+        self._refusal: BaseException | None = None
         self._registry = _Registry()
         self._found: dict[str, list[Implementation]] = {}
         self._check_states()
@@ -189,13 +201,13 @@ class CallbackManager:
         for plugin in self.plugins:
             if plugin.name not in self.switched_off:
                 _close(plugin)
-        self._passed = None  # it holds the frames of the run
+        self._passed = self._refusal = None  # they hold the frames of the run
 
     def _find_late(self) -> Iterator[str]:
         for plugin in self.plugins:
-            registered = self._registry.get_plugin(plugin.name)
-            for text in find_late(plugin.callback, vars(registered)) if registered else ():
-                yield f"{plugin.label}: {text}"
+            if (registered := self._registry.get_plugin(plugin.name)) is not None:
+                for text in find_late(plugin.callback, vars(registered), self.specs):
+                    yield f"{plugin.label}: {text}"
 
     def _take(self, count: int | None) -> list[BaseException]:
         start = 0 if count is None else len(self._failures) - count
@@ -204,18 +216,21 @@ class CallbackManager:
         return taken
 
     def _judge(self, plugin: Plugin, hook: str, error: BaseException) -> BaseException | None:
-        if isinstance(error, CallbackError) or self.passed_by(error) is not None:
+        is_known = error is self._refusal or self.passed_by(error) is not None
+        if isinstance(error, CallbackError) or is_known:
             return error  # of another callback, in an event that this sent
         if plugin.name in self.switched_off:
             return None
         if isinstance(error, plugin.passes):
             self._passed = (error, plugin)
             return error
-        refuses = SPECS[hook].may_refuse
+        refuses = self.specs[hook].may_refuse
         if isinstance(error, UsageError) and (refuses or plugin.critical):
             failure: Exception = PluginError(f"{plugin.label}: {text_of(error)}")
             failure.__cause__ = error
-            return failure if refuses else error
+            if hook not in HOOKS:  # whoever sent the event is not to be blamed
+                self._refusal = failure
+            return failure if refuses or hook not in HOOKS else error
         message = f"{plugin.label} failed in {hook}: {type(error).__name__}: {text_of(error)}"
         if plugin.critical:
             failure = CallbackError(message)
@@ -233,17 +248,29 @@ class CallbackManager:
 
     def _register(self, plugin: Plugin) -> None:
         try:
-            found = self._found[plugin.name] = find_implementations(plugin.callback)
+            found = self._found[plugin.name] = self._find(plugin)
             self._registry.add(plugin.name, found)
         except (PluginError, pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"{plugin.label}: {error}") from error
-        for name in find_unmarked(plugin.callback):
+        warn_deprecated(plugin, found)
+        for name in find_unmarked(plugin.callback, self.specs):
             logger.warning(
                 "%s: %s is called like a hook and has no @hookimpl, so it is never called. Mark it "
                 "with @trainer_callback.hookimpl, or give it another name.",
                 plugin.label,
                 name,
             )
+
+    def _find(self, plugin: Plugin) -> list[Implementation]:
+        try:
+            return find_implementations(plugin.callback, self.specs)
+        except UnknownHookError as error:
+            installed = [(entry, entry.find_loaded()) for entry in find_entries()]
+            bringers = [
+                Plugin(target, entry.name, entry.distribution, entry.version)
+                for entry, target in installed
+            ]
+            raise explain_absent(error, bringers) from None
 
     def _check_states(self) -> None:
         owners: dict[str, Plugin] = {}
@@ -274,15 +301,16 @@ class CallbackManager:
 
     def _bind(self) -> None:
         """Makes the calls anew, and puts them into `hook`; the hooks of nobody do nothing there."""
-        found = {hook: self._implementations(hook) for hook in HOOKS}
-        self.used = frozenset(hook for hook in HOOKS if found[hook])
+        specs = self.specs
+        found = {hook: self._implementations(hook) for hook in specs}
+        self.used = frozenset(hook for hook in specs if found[hook])
         self.asked = {
             hook: frozenset(name for _, each in own for name in each.asked)
             for hook, own in found.items()
         }
-        batch = [hook for hook in HOOKS if hook in self.used and SPECS[hook].per_batch]
-        self._plain = {hook: self._make_call(SPECS[hook], found[hook], None) for hook in batch}
-        timed = {hook: self._make_call(SPECS[hook], found[hook], self._costs) for hook in self.used}
+        batch = [hook for hook in specs if hook in self.used and specs[hook].per_batch]
+        self._plain = {hook: self._make_call(specs[hook], found[hook], None) for hook in batch}
+        timed = {hook: self._make_call(specs[hook], found[hook], self._costs) for hook in self.used}
         self._timed = {hook: timed[hook] for hook in batch}
         vars(self.hook).update(timed if self._is_timed else {**timed, **self._plain})
         for hook in vars(self.hook).keys() - self.used:
@@ -294,7 +322,7 @@ class CallbackManager:
         shared = find_shared(spec, [each for _, each in found])
         wrappers = [own for own in found if own[1].has("wrapper")]
         others = [own for own in found if not own[1].has("wrapper")]
-        call: Callable[..., Any] = getattr(TrainerCallback(), spec.name)
+        call: Callable[..., Any] = getattr(TrainerCallback(), spec.name, _do_nothing)
         if others:
             call = make_call(spec, others, self, costs, shared)
         for wrapper in reversed(wrappers):
@@ -302,26 +330,8 @@ class CallbackManager:
         return call
 
 
-def _list(callbacks: object) -> list[object]:
-    """Returns the callbacks one by one.
-
-    Raises:
-        PluginError: it is no list of them.
-    """
-    unordered = (str, bytes, Mapping, Set, type, ModuleType, TrainerCallback)
-    if isinstance(callbacks, Iterable) and not isinstance(callbacks, unordered):
-        return list(callbacks)
-    if callbacks is None:
-        advice = "Leave it out, or write callbacks=[]."
-    elif isinstance(callbacks, type):
-        advice = f"Write callbacks=[{callbacks.__name__}()]."
-    elif isinstance(callbacks, str):
-        advice = f"Write callbacks=[trainer.plugins.create({callbacks!r})]."
-    elif isinstance(callbacks, (Mapping, Set)):
-        advice = "Write callbacks=[...], in the order in which they are to be called."
-    else:
-        advice = "Write callbacks=[callback]."
-    raise PluginError(f"callbacks must be a list of callbacks, got {show(callbacks)}. {advice}")
+def _do_nothing(**arguments: Any) -> None:
+    """Stands for a hook that nobody implements."""
 
 
 def _close(plugin: Plugin) -> None:

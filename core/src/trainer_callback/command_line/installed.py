@@ -10,12 +10,15 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal
 
+from ..calls.extensions import explain_absent, merge_hooks, read_hooks
 from ..calls.identity import Plugin
 from ..calls.implementation import Implementation, describe, find_implementations
+from ..calls.naming import UnknownHookError
 from ..calls.order import arrange
 from ..discovery import Entry
 from ..errors import PluginError, UsageError, text_of
 from ..hookspecs import SPECS, TrainerCallback
+from ..specs import HookSpec
 from .groups import Group, read_group
 from .guard import stdout_to_stderr, undo_changes
 from .options import Option, add_flag, add_options, build, collect_options, read_options
@@ -43,6 +46,8 @@ class InstalledPlugin:
         implementations: its hooks.
         options: the options derived from its constructor.
         is_requested: somebody asks for it, so that what goes wrong with it is no mere warning.
+        brings: the hooks of its own, by name.
+        unknown: the hook for which it was refused: one that another plugin may bring; or None.
         changed: what its import did to the process and was undone: `set a signal handler`.
         seconds: how long the import took.
     """
@@ -61,6 +66,9 @@ class InstalledPlugin:
         self.target: object = None
         self.implementations: list[Implementation] = []
         self.options: list[Option] = []
+        self.brings: dict[str, HookSpec] = {}
+        self.unknown: UnknownHookError | None = None
+        self._known: dict[str, HookSpec] = SPECS
         self.is_requested = True
         self.changed: list[str] = []
         self.seconds: float = 0.0
@@ -80,13 +88,13 @@ class InstalledPlugin:
     @property
     def hooks(self) -> list[str]:
         """The run hooks that it implements, in the order of the hooks."""
-        found = [each.hook for each in self.implementations if not SPECS[each.hook].set_up]
+        found = [each.hook for each in self.implementations if not each.spec.set_up]
         return list(dict.fromkeys(found))
 
     @property
     def is_callback(self) -> bool:
         """Whether its target is a callback of every run."""
-        return self.kind == "live" and bool(self.hooks)
+        return self.kind == "live" and bool(self.hooks or self.brings)
 
     @property
     def record(self) -> Plugin:
@@ -116,6 +124,22 @@ class InstalledPlugin:
     def is_named(self, given: Collection[str]) -> bool:
         """Whether the options `given`, each as `--flag`, ask for it by its name."""
         return self._active or f"--{self.entry.flag}" in given
+
+    def know_hooks(self, others: Sequence[InstalledPlugin]) -> None:
+        """Looks again at a plugin that was refused for a hook, now that it is known which hooks
+        `others` bring. One that is live has only those of other live ones, for these alone are in
+        every run with it.
+        """
+        if self.unknown is None or self.entry.is_ambiguous:
+            return
+        error, is_live = self.unknown, not isinstance(self.target, type)
+        bringers = [each for each in others if each.brings]
+        present = [each.record for each in bringers if not (is_live and each.kind == "flag")]
+        self._known, self.unknown = merge_hooks(present), None
+        self._load_safely()
+        if self.unknown is not None:
+            where, every = "every run with it", [each.record for each in bringers]
+            self.problem = _explain(self.entry, explain_absent(error, every, where))
 
     def exclude(self, problem: str) -> None:
         """Leaves it out, for the reason `problem`."""
@@ -177,22 +201,27 @@ class InstalledPlugin:
 
     def _load_safely(self) -> None:
         start = time.perf_counter()
+        self.problem = None
         try:
             with undo_changes() as self.changed:
                 self._load()
         except KeyboardInterrupt:
             raise
+        except UnknownHookError as error:
+            self.kind, self.problem, self.unknown = "broken", _explain(self.entry, error), error
         except BaseException as error:  # SystemExit included: a plugin must not end the command
             self.kind, self.problem = "broken", _explain(self.entry, error)
-            self.target, self.implementations, self.options = None, [], []
+            self.target, self.implementations, self.options, self.brings = None, [], [], {}
         self.seconds = time.perf_counter() - start
 
     def _load(self) -> None:
         self.target = self.entry.load()
         if isinstance(self.target, type) and not issubclass(self.target, TrainerCallback):
             raise PluginError(f"{describe(self.target)} is a class but no TrainerCallback.")
-        self.implementations = find_implementations(self.target)
         self.record.check()
+        self.brings = read_hooks(self.record)
+        known = {**self._known, **self.brings}
+        self.implementations = find_implementations(self.target, known)
         arrange([self.record])  # checks `before` and `after`
         self.kind = "live"
         if isinstance(self.target, type):
@@ -284,6 +313,8 @@ class InstalledPlugin:
         for each in answer or ():
             try:
                 find_implementations(each)
+            except UnknownHookError:
+                continue  # who is in the run is known when all callbacks are made
             except PluginError as error:
                 raise PluginError(f"{self.label}: make_callbacks returned {error}") from None
             if isinstance(each, type):
