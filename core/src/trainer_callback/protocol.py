@@ -5,7 +5,7 @@ Any loop that offers these members can host the same plugins. This room knows no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -193,6 +193,24 @@ class TrainerProtocol(Protocol):
         Raises:
             TypeError: `name` or `text` is no str.
             RuntimeError: the run is over, or this is another process.
+        """
+        ...
+
+    def pass_over_training_data(self) -> Iterator[Any]:
+        """Returns the batches of a pass over the training data, on the device, beside that of the
+        run: for what looks at the data (statistics, a search for a learning rate). It moves no
+        random numbers, no order, no position and no state of the run's loader; random numbers of
+        the data are its own. What a forward pass draws is the caller's: `torch.random.fork_rng()`
+        keeps that apart.
+
+        The order is that of the current epoch, and of several processes each has its share, as many
+        batches as in an epoch. Whoever has seen enough leaves it. It opens the data, and starts
+        workers, once more.
+
+        Raises:
+            UsageError: the loader gives its batches once alone, as a generator does; it is not
+                known yet, in a loop of one's own; or there is none.
+            RuntimeError: this is another thread or process than that of the run.
         """
         ...
 

@@ -4,11 +4,12 @@ copies to the device.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -20,8 +21,10 @@ from ..processes.ranks import ALONE, Ranks
 from ..processes.rng import RandomStream
 from ..processes.signals import WorkerShield
 from .batch_size import BatchSizes
+from .copies import copy_loader, copy_of_kept_place
 from .draws import draw_from, draws_here
 from .loader_check import check_loader, check_whole
+from .place import pass_over_indices, tells_position, works_by_indices
 from .shares import divide, is_divided, promised_size, samplers_of
 
 __all__ = ["EmptyLoaderError", "EpochLoader"]
@@ -33,17 +36,6 @@ _END: Final = object()
 
 class EmptyLoaderError(RunError):
     """A loader gave no batch."""
-
-
-@runtime_checkable
-class _Stateful(Protocol):
-    """A loader that can tell its position itself, such as torchdata's StatefulDataLoader."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class EpochLoader:
@@ -95,6 +87,7 @@ class EpochLoader:
         is_own = self._loader is not loader  # what its workers load, no other process does
         self._workers = f"workers of rank {ranks.rank}" if is_own and ranks.rank else "workers"
         self._seed, self._name = seed, name
+        self._fresh = copy_of_kept_place(self._loader)
         self._stream: RandomStream | None = None
         self._ahead: dict[str, Any] | None = None
         self._is_longer = False
@@ -116,6 +109,19 @@ class EpochLoader:
         except TypeError:
             return None
         return count if self.limit is None else min(count, self.limit)
+
+    def pass_apart(self, epoch: int) -> Iterator[Any]:
+        """Returns the batches of a pass in the order of `epoch`, of a copy: no pass of this one, no
+        other process, and no random numbers notice it.
+
+        Raises:
+            UsageError: the loader cannot be copied.
+        """
+        other = copy.copy(self)
+        other._loader = copy_loader(self._loader if self._fresh is None else self._fresh)
+        other._in_step, other._stream, other._ahead = False, None, None
+        stream = RandomStream(_make_seed(self._seed, epoch, "pass apart"))
+        return draw_from(stream, (batch for batch, _ in other.iterate(epoch)))
 
     def _count_items(self, batch: Any, index: int) -> float:
         promised = self.promised_size(index)
@@ -208,7 +214,7 @@ class EpochLoader:
         return self._ahead if self.length is None else self._read_position()
 
     def _read_position(self) -> dict[str, Any] | None:
-        if not _tells_position(self._loader):
+        if not tells_position(self._loader):
             return None
         stream = None if self._stream is None else self._stream.state
         return {"loader": to_plain(self._loader.state_dict(), "loader"), "stream": stream}
@@ -223,14 +229,14 @@ class EpochLoader:
         self._stream = None
         if draws_here(loader, self.length):
             self._stream = RandomStream(_make_seed(self._seed, epoch, "draws"))
-        if skip and state is not None and _tells_position(loader):
+        if skip and state is not None and tells_position(loader):
             loader.load_state_dict(state["loader"])
             batches = draw_from(self._stream, loader)
             if self._stream is not None:
                 self._stream.state = state["stream"]
             return self._share.take(batches)
-        if skip and self._stream is None and _works_by_indices(loader):
-            return _pass_over_indices(loader, skip)
+        if skip and self._stream is None and works_by_indices(loader):
+            return pass_over_indices(loader, skip)
         batches = self._share.take(draw_from(self._stream, loader))
         if (done := sum(1 for _ in itertools.islice(batches, skip))) < skip:
             raise EmptyLoaderError(
@@ -281,38 +287,6 @@ class EpochLoader:
         logger.error("%s: %s: %s", where, type(error).__name__, str(error))
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(where)
-
-
-def _tells_position(loader: Iterable[Any]) -> TypeGuard[_Stateful]:
-    """Whether the loader can be put where it was, exactly. One of torchdata (0.11) over an iterable
-    data set that cannot counts what it passes over twice; and it knows nothing of the random
-    numbers of its workers, which only a data set with a state of its own can keep.
-    """
-    if isinstance(loader, DataLoader) and (
-        loader.num_workers or isinstance(loader.dataset, IterableDataset)
-    ):
-        return isinstance(loader, _Stateful) and hasattr(loader.dataset, "state_dict")
-    return isinstance(loader, _Stateful)
-
-
-def _works_by_indices(loader: Iterable[Any]) -> TypeGuard[DataLoader[Any]]:
-    """Whether batches can be passed over without loading them: a map-style data set, in this
-    process.
-    """
-    return (
-        isinstance(loader, DataLoader)
-        and not isinstance(loader.dataset, IterableDataset)
-        and loader.num_workers == 0
-        and loader.batch_sampler is not None
-    )
-
-
-def _pass_over_indices(loader: DataLoader[Any], skip: int) -> Iterator[Any]:
-    assert loader.batch_sampler is not None
-    indices = itertools.islice(iter(loader.batch_sampler), skip, None)
-    data: Any = loader.dataset
-    fetch = getattr(data, "__getitems__", lambda chosen: [data[index] for index in chosen])
-    return (loader.collate_fn(fetch(chosen)) for chosen in indices)
 
 
 def _mark_last(

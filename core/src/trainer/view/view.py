@@ -17,13 +17,14 @@ from trainer_callback import GradientStats
 from ..config import TrainerConfig
 from ..processes.replicas import check_replicas
 from ..writers.metrics_file import to_floats
+from .data import Data
 from .logs import Logs
 from .weights import Weights
 
 __all__ = ["View"]
 
 
-class View(Logs, Weights):
+class View(Logs, Data, Weights):
     """The `trainer` of every hook; `TrainerProtocol` says what its members are. `model` is never a
     compiled wrapper, and a `ModuleDict` of several; `config` has the precision and the directory
     that were chosen. It has the attributes of `Parts`, and no others.
@@ -86,25 +87,6 @@ class View(Logs, Weights):
     @property
     def last_update_of_epoch(self) -> bool:
         return self.position.is_last
-
-    @property
-    def train_batches(self) -> int | None:
-        loader = self.training if self.has_epochs else None
-        return None if loader is None else loader.length
-
-    @property
-    def max_steps(self) -> int | None:
-        config = self._config
-        return self.position.updates_in_all(
-            self.train_batches,
-            config.gradient_accumulation_steps,
-            config.epochs,
-            config.max_steps,
-        )
-
-    @property
-    def max_epochs(self) -> int | None:
-        return self._config.epochs if self.has_epochs else None
 
     @property
     def gradient_accumulation_steps(self) -> int:

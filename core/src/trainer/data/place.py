@@ -1,0 +1,55 @@
+"""Where a loader stands inside an epoch, and what finds that place again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+from torch.utils.data import DataLoader, IterableDataset
+
+__all__ = ["Stateful", "pass_over_indices", "tells_position", "works_by_indices"]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A loader that can tell its position itself, such as torchdata's StatefulDataLoader."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def tells_position(loader: Iterable[Any]) -> TypeGuard[Stateful]:
+    """Whether the loader can be put where it was, exactly. One of torchdata (0.11) over an iterable
+    data set that cannot counts what it passes over twice; and it knows nothing of the random
+    numbers of its workers, which only a data set with a state of its own can keep.
+    """
+    if isinstance(loader, DataLoader) and (
+        loader.num_workers or isinstance(loader.dataset, IterableDataset)
+    ):
+        return isinstance(loader, Stateful) and hasattr(loader.dataset, "state_dict")
+    return isinstance(loader, Stateful)
+
+
+def works_by_indices(loader: Iterable[Any]) -> TypeGuard[DataLoader[Any]]:
+    """Whether batches can be passed over without loading them: a map-style data set, in this
+    process.
+    """
+    return (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.num_workers == 0
+        and loader.batch_sampler is not None
+    )
+
+
+def pass_over_indices(loader: DataLoader[Any], skip: int) -> Iterator[Any]:
+    """Yields the batches of `loader` behind the first `skip`."""
+    assert loader.batch_sampler is not None
+    indices = itertools.islice(iter(loader.batch_sampler), skip, None)
+    data: Any = loader.dataset
+    fetch = getattr(data, "__getitems__", lambda chosen: [data[index] for index in chosen])
+    return (loader.collate_fn(fetch(chosen)) for chosen in indices)
