@@ -22,7 +22,7 @@ def test_every_logged_value_is_a_scalar_at_its_update(make, read, tmp_path):
     lines = [json.loads(line) for line in read_logged(tmp_path / "metrics.jsonl")]
     expected = {}
     for line in lines:
-        step, _ = line.pop("step"), line.pop("epoch")
+        step, _, _ = line.pop("step"), line.pop("epoch"), line.pop("_event")
         for name, value in line.items():
             expected.setdefault(name, []).append((step, pytest.approx(value, rel=1e-6)))
     assert read(tmp_path).scalars == expected

@@ -139,7 +139,7 @@ def test_every_point_of_every_curve_is_the_one_that_was_logged(finished, tmp_pat
     drawn = {name: line for each in page.pictures for name, line in each.lines.items()}
     logged: dict[str, list[tuple[int, float]]] = {}
     for line in read_log(finished):
-        for name in line.keys() - {"step", "epoch", "ended", "callback_costs"}:
+        for name in line.keys() - {"step", "epoch", "_event", "_time", "ended", "callback_costs"}:
             points = logged.setdefault(name, [])
             if points[-1:] != [(line["step"], line[name])]:
                 points.append((line["step"], line[name]))

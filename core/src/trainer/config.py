@@ -129,6 +129,7 @@ class TrainerConfig:
         min_epochs: callbacks cannot stop the run before that many epochs are done
         output_dir: where the run writes; `~` is the home directory, and a relative one is below the
             directory in which the config is made; without it nothing is written
+        run_name: what people and trackers call the run; without it the name of the output directory
         overwrite: start afresh in an output directory that holds a run, removing that run's files
         seed: seed of the data order and of every random number generator
         gradient_accumulation_steps: micro-batches per optimizer update
@@ -166,6 +167,7 @@ class TrainerConfig:
     dry_run: bool = False
     min_epochs: int = 0
     output_dir: Path | None = None
+    run_name: str | None = None
     overwrite: bool = False
     seed: int = 0
     gradient_accumulation_steps: int = 1
@@ -218,6 +220,9 @@ class TrainerConfig:
         pattern: object = self.checkpoint_activations
         is_text = pattern is None or (isinstance(pattern, str) and pattern.strip() != "")
         self._require("checkpoint_activations", is_text, "names of modules, such as 'blocks.*'")
+        run: object = self.run_name
+        is_line = run is None or (isinstance(run, str) and run.strip() != "" and run.isprintable())
+        self._require("run_name", is_line, "one line of text that is not empty")
         self._require("scheduler_monitor", is_name, "the name of a metric, such as 'val_loss'")
         if self.output_dir is None and (self.snapshot_interval or self.snapshot_epochs):
             raise ConfigError(

@@ -26,6 +26,7 @@ class Position:
         skipped: optimizer -> updates skipped for a non-finite loss or norm, since its last good
             one; an optimizer that is alone has the name "".
         skips: updates skipped since the run began.
+        events: log events so far, which is the number of the next one.
         metrics: the last value of each metric.
         history: one mapping of metrics per validation or epoch end.
         weights: what a callback has said of the weights that it has put into the model: `detail`,
@@ -43,6 +44,7 @@ class Position:
     validation_pending: bool = False
     skipped: dict[str, int] = field(default_factory=dict)
     skips: int = 0
+    events: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, Any] | None = None
@@ -102,6 +104,7 @@ class Position:
             "skipped_in_a_row": self.skipped.get("", 0),
             "skipped": {name: count for name, count in self.skipped.items() if name},
             "skips": self.skips,
+            "events": self.events,
             "metrics": dict(self.metrics),
             "history": [dict(entry) for entry in self.history],
             **({"weights": noted} if stands else {}),

@@ -17,7 +17,7 @@ from .errors import (
 )
 from .hookspecs import HOOKS, OptionParser, TrainerCallback
 from .protocol import TrainerProtocol
-from .records import GradientStats, StopRequest
+from .records import GradientStats, LogRecord, StopRequest
 from .specs import hookimpl, hookspec
 from .wording import option_text
 
@@ -26,6 +26,7 @@ __all__ = [
     "SPEC_VERSION",
     "CallbackError",
     "GradientStats",
+    "LogRecord",
     "OptionError",
     "OptionParser",
     "PluginError",

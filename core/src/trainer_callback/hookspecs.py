@@ -223,13 +223,29 @@ class TrainerCallback:
         """
 
     @_hook(copies={"metrics": copy_mapping})
-    def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
+    def on_log(
+        self,
+        trainer: TrainerProtocol,
+        metrics: Mapping[str, float],
+        step: int,
+        event: int,
+        time: float,
+    ) -> None:
         """Every log event; plain floats, a copy for each callback. The one place for writers:
-        console, JSON lines, TensorBoard.
+        console, JSON lines, TensorBoard. `event` is its number over all resumes, `time` the seconds
+        since 1970 at which it was logged.
         """
 
     @_hook(read_only=True)
-    def on_log_text(self, trainer: TrainerProtocol, name: str, text: str, step: int) -> None:
+    def on_log_text(  # noqa: PLR0917
+        self,
+        trainer: TrainerProtocol,
+        name: str,
+        text: str,
+        step: int,
+        event: int,
+        time: float,
+    ) -> None:
         """Every `trainer.log_text(name, text)`: a text for people, such as a sample of a language
         model. For writers, as `on_log` is.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from .errors import show
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GradientStats", "StopRequest"]
+__all__ = ["GradientStats", "LogRecord", "StopRequest"]
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,25 @@ class GradientStats:
     values: torch.Tensor
     total_norm: torch.Tensor
     disconnected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One log event, as `trainer.logged` gives it.
+
+    Attributes:
+        event: its number, 0-based, over all resumes.
+        time: seconds since 1970 at which it was logged, to the millisecond; None where an older
+            version wrote it.
+        step: the updates done then.
+        epoch: the epoch then, 0-based.
+        metrics: name -> value; NaN and infinities are floats too. Empty for a text.
+        texts: name -> text. Empty for metrics.
+    """
+
+    event: int
+    time: float | None
+    step: int
+    epoch: int
+    metrics: Mapping[str, float]
+    texts: Mapping[str, str]

@@ -158,6 +158,8 @@ def _read_log(run: RunFiles, lines: Sequence[str]) -> Mapping[str, Any] | None:
     for number, text in enumerate(lines, 1):
         line = _parse(run.place / METRICS, number, text)
         run.step, run.epoch = line.pop("step"), line.pop("epoch")
+        for name in ("_event", "_time"):
+            line.pop(name, None)
         if isinstance(line.get("callback_costs"), dict):
             run.costs = _read_costs(line["callback_costs"])
             ended = line["ended"] if isinstance(line.get("ended"), dict) else {}

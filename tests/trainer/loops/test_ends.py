@@ -225,10 +225,11 @@ def test_what_is_logged_of_two_optimizers(loops, tmp_path):
     loops.start(tmp_path, "gan", plugins=False, epochs=1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [*lines[0]] == [
-        "step", "epoch", "learning_rate/g", "grad_norm/g", "learning_rate/d", "grad_norm/d",
-        "loss/d", "loss/g",
+        "step", "epoch", "_event", "_time",
+        "learning_rate/g", "grad_norm/g", "learning_rate/d", "grad_norm/d", "loss/d", "loss/g",
     ]  # fmt: skip
     ends = [line for line in lines if "train_loss" in line]
     assert [*ends[0]] == [
-        "step", "epoch", "train_loss", "train_loss/d", "train_loss/g", "distance", "spread",
+        "step", "epoch", "_event", "_time",
+        "train_loss", "train_loss/d", "train_loss/g", "distance", "spread",
     ]  # fmt: skip

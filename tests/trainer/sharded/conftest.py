@@ -69,7 +69,8 @@ def make_trainer(
 
 def read_log(place):
     lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "callback_costs" not in line]
+    logged = [line for line in lines if "callback_costs" not in line]
+    return [{name: line[name] for name in line if name != "_time"} for line in logged]
 
 
 def same_log(one, other):

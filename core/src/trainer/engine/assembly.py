@@ -35,6 +35,7 @@ from ..step.scheduling import check_scheduling
 from ..step.update import Updater
 from ..step.weights import Weights
 from ..view.view import View
+from ..writers.journal import Journal
 from ..writers.metrics_file import MetricsFile
 from ..writers.progress import make_progress
 from .accelerated import AcceleratedPrecision, settle
@@ -174,6 +175,8 @@ def assemble(
         ranks=ranks,
         precision=precision,
     )
+    found = (each.callback for each in manager.plugins)
+    view.journal = Journal(next((each for each in found if isinstance(each, MetricsFile)), None))
     check_alike(view, [*updaters.values()])
     called = (model, plain)
     if accelerator is None:

@@ -68,6 +68,7 @@ class Session:
         self.is_open = True
         try:
             with self._ranks.run(), self._place.open(resume), contextlib.closing(self._callbacks):
+                self._view.run_id = self._place.run_id
                 yield
         finally:
             self.is_open = False
@@ -96,6 +97,7 @@ class Session:
         if found is None:
             self._check_fresh(resume)
             view.position.load()
+            view.journal.start({})
             seed_rng(view.config.seed + view.rank)  # as for dropout, not twice the same
         else:
             self._load(found)
@@ -127,6 +129,9 @@ class Session:
                 position.load(state["progress"])
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise SnapshotError(f"{path} is no snapshot of such a run: {error!r}.") from error
+        self._view.journal.start(state["callback_state"])
+        if "events" not in state["progress"]:  # of an older version
+            position.events = self._ranks.on_main(self._view.journal.count, "log events")
         self._checkpoint.change_rate(state)
         self._checkpoint.check_optimizer_devices()
         logger.info(

@@ -239,7 +239,7 @@ def _length(value: Any) -> int | None:
 
 def _options(config: TrainerConfig) -> dict[str, Any]:
     options = dataclasses.asdict(config)
-    for name in ("output_dir", "overwrite", "resume_learning_rate"):  # said elsewhere
+    for name in ("output_dir", "overwrite", "resume_learning_rate", "run_name"):  # said elsewhere
         del options[name]
     return options
 

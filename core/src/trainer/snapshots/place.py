@@ -16,7 +16,7 @@ from ..config import ConfigError, TrainerConfig, read_path
 from ..processes.ranks import Ranks
 from .checkpoint import Checkpoint
 from .manifest import MANIFEST
-from .run_record import METRICS
+from .run_record import METRICS, make_run_id
 from .rundir import RunDirectory
 from .store import Found, SnapshotStore, load_named
 
@@ -48,7 +48,11 @@ def refusing() -> Iterator[None]:
 
 
 class Place:
-    """The output directory of one run, and the snapshot that it resumes from."""
+    """The output directory of one run, and the snapshot that it resumes from.
+
+    Attributes:
+        run_id: what tells the run that is open from all others, in all processes.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Place:
         self._ranks = ranks
         self._named: Found | None = None
         self._directory: RunDirectory | None = None
+        self.run_id: str = ""
 
     @contextlib.contextmanager
     def open(self, resume: Resume) -> Iterator[None]:
@@ -94,6 +99,7 @@ class Place:
             if resume is True and (place is None or not place.exists()):
                 self.find(resume)  # which says that there is nothing
         if place is None:
+            self.run_id = self._ranks.on_main(make_run_id, "run_id")
             yield
             return
         note = self._checkpoint.check_saveable()
@@ -104,7 +110,7 @@ class Place:
                 held.callback(shutil.rmtree, place, ignore_errors=True)
             claim = partial(self._claim, held, place, resume)
             with refusing():
-                self._ranks.on_main(claim, "output_dir")
+                self.run_id = self._ranks.on_main(claim, "output_dir")
             yield
 
     def find(self, resume: Resume) -> Found | None:
@@ -142,9 +148,9 @@ class Place:
         if self._directory is not None:
             self._directory.record.note_resume(self._directory.path, step)
 
-    def _claim(self, held: contextlib.ExitStack, place: Path, resume: Resume) -> None:
+    def _claim(self, held: contextlib.ExitStack, place: Path, resume: Resume) -> str:
         """Holds the directory as long as `held`, and makes sure that no file is overwritten that
-        this run may not overwrite.
+        this run may not overwrite; returns the run's id.
         """
         self._directory = directory = held.enter_context(RunDirectory(place))
         if directory.is_known:
@@ -161,6 +167,7 @@ class Place:
             may_restart=resume == "auto",
             overwrite=self._config.overwrite,
         )
+        return directory.record.run_id
 
     @property
     def _is_own_snapshot(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from .durable import replace_file
 from .manifest import read_manifest, seal
 from .snapshot import list_snapshots
 
-__all__ = ["METRICS", "RECORD", "RunRecord", "digest_of"]
+__all__ = ["METRICS", "RECORD", "RunRecord", "digest_of", "make_run_id"]
 
 RECORD: Final = ".run.json"
 METRICS: Final = "metrics.jsonl"
@@ -35,12 +36,14 @@ class RunRecord:
         had_snapshot: a snapshot was there, so that one that is gone is no snapshot that never was.
         clearing: the run is being removed, and is not to be gone on with.
         resumes: the updates behind which the run went on from a snapshot, in rising order.
+        run_id: of the run; empty where an older version wrote the record.
     """
 
     files: dict[str, list[str]] = field(default_factory=dict)
     had_snapshot: bool = False
     clearing: bool = False
     resumes: list[int] = field(default_factory=list)
+    run_id: str = ""
 
     @classmethod
     def read(cls, place: Path) -> RunRecord | None:
@@ -52,7 +55,7 @@ class RunRecord:
             saved = json.loads(content)
             if seal(saved) == content:
                 known = (saved["files"], saved["had_snapshot"], saved["clearing"])
-                return cls(*known, [*saved.get("resumes", ())])
+                return cls(*known, [*saved.get("resumes", ())], str(saved.get("run_id", "")))
         return _infer(place)
 
     @staticmethod
@@ -88,6 +91,11 @@ class RunRecord:
         if known == []:
             return True
         return digest_of(file) in {*(known or ()), digest_of(b"")}
+
+
+def make_run_id() -> str:
+    """Returns a new id: short, and fit for the name of a file and for the ids of trackers."""
+    return secrets.token_hex(6)
 
 
 def digest_of(content: Path | bytes) -> str:

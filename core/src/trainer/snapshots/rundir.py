@@ -18,7 +18,7 @@ from trainer_callback import UsageError, option_text
 from ..config import ConfigError
 from .durable import has_name, make_directory, replace_file
 from .manifest import own_file_names
-from .run_record import METRICS, RECORD, RunRecord, digest_of
+from .run_record import METRICS, RECORD, RunRecord, digest_of, make_run_id
 from .snapshot import find_foreign, list_snapshots, remove_leftovers, remove_snapshot
 
 try:
@@ -119,8 +119,8 @@ class RunDirectory:
     def claim(
         self, contents: Mapping[str, bytes], *, resumes: bool, may_restart: bool, overwrite: bool
     ) -> None:
-        """Makes the directory that of this run, and writes `contents`. What no run wrote is never
-        touched.
+        """Makes the directory that of this run, which keeps the id of the one that it goes on with,
+        and writes `contents`. What no run wrote is never touched.
 
         Args:
             contents: name -> content of the files that tell about the run.
@@ -160,7 +160,7 @@ class RunDirectory:
             self._clear(record or RunRecord())
             record = None
         with _refusing(self.path):
-            self._take(record or RunRecord(), contents)
+            self._take(record or RunRecord(), contents, same_run=resumes or not ends)
 
     def note_snapshot(self) -> None:
         """Remembers that a snapshot is durable here; makes anew what holds the directory, where
@@ -184,11 +184,12 @@ class RunDirectory:
         _open_locks.add(self._lock)
         return self._lock
 
-    def _take(self, old: RunRecord, contents: Mapping[str, bytes]) -> None:
+    def _take(self, old: RunRecord, contents: Mapping[str, bytes], *, same_run: bool) -> None:
         """Writes the record, then `contents`: whatever a kill leaves is known for a run's own."""
         remove_leftovers(self.path, [RECORD, "gone-final", *contents])
         self.record = record = RunRecord({**old.files, METRICS: []}, self.has_snapshots)
         record.resumes = old.resumes if record.had_snapshot else []
+        record.run_id = (old.run_id if same_run else "") or make_run_id()
         own = {}
         for name, content in contents.items():
             file = self.path / name
@@ -281,8 +282,7 @@ class RunDirectory:
             logger.warning(
                 "the file system of %s has no locks (%s): see to it that no other run writes "
                 "there.",
-                self.path,
-                error.strerror,
+                *(self.path, error.strerror),
             )
             return
         self._is_held = True

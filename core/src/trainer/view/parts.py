@@ -19,6 +19,7 @@ from ..processes.ranks import Ranks
 from ..snapshots.store import SnapshotStore
 from ..step.precision import Precision
 from ..step.update import Updater
+from ..writers.journal import Journal
 
 __all__ = ["Parts"]
 
@@ -32,6 +33,8 @@ class Parts:
         store: writes snapshots and weights.
         ranks: the processes of the run.
         queue: what other threads have sent.
+        journal: what was logged.
+        run_id: of the run that has started.
         updater: the optimizer at hand: in the hooks of its step the one that steps, else the first.
         snapshot_requested: a callback has asked for a snapshot that is not taken yet.
         validates: there is a validation.
@@ -42,7 +45,7 @@ class Parts:
 
     __slots__ = (  # and no others: nobody would read a `trainer.stop` that a callback sets
         *("_config", "_device", "_logs_within", "_model", "_precision", "_reported_buffers"),
-        *("callbacks", "position", "queue", "ranks", "snapshot_requested"),
+        *("callbacks", "journal", "position", "queue", "ranks", "run_id", "snapshot_requested"),
         *("has_epochs", "metric_names", "store", "training", "updater", "validates", "__weakref__"),
     )
 
@@ -69,6 +72,8 @@ class Parts:
         self.ranks = ranks
         self.position: Position = Position()
         self.queue: LoopQueue = LoopQueue()
+        self.journal: Journal = Journal(None)
+        self.run_id: str = ""
         self.snapshot_requested: bool = False
         self.validates: bool = False
         self.metric_names: Sequence[str] | None = None

@@ -61,6 +61,11 @@ class View(Logs, Data, Weights):
         return self.validates
 
     @property
+    def run_name(self) -> str:
+        place = self._config.output_dir
+        return self._config.run_name or (place.name if place else "") or self.run_id
+
+    @property
     def rank(self) -> int:
         return self.ranks.rank
 

@@ -9,19 +9,25 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from trainer_callback import TrainerCallback, TrainerProtocol
+from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl
 from trainer_callback.errors import show
 
 __all__ = ["MetricsFile", "read_logged", "to_floats"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
-_COLUMNS: Final = ("step", "epoch")
-"""What each line has beside the metrics."""
+_COLUMNS: Final = ("step", "epoch", "_event", "_time")
+"""What each line has beside the metrics: `_event` is its number, `_time` when it was logged. A
+metric of somebody's may well be called `time`.
+"""
+_TIME: Final = re.compile(rb'^(\{"step": \d+, "epoch": \d+, "_event": \d+), "_time": [\d.]+')
+_CHUNK: Final = 1 << 20
 
 
 class MetricsFile(TrainerCallback):
@@ -40,6 +46,7 @@ class MetricsFile(TrainerCallback):
         self._file: int | None = None
         self._length = 0
         self._unwritten = b""
+        self._lock = threading.RLock()  # other threads read while the loop's writes
         self._failed = False
         self._is_gone = self._is_begun = False
         self._costs: dict[str, Any] | None = None
@@ -50,7 +57,10 @@ class MetricsFile(TrainerCallback):
         checkpoint: Mapping[str, Any],
         state: Mapping[str, Any] | None,
     ) -> None:
-        state = state or {}
+        self.rewind(state or {})  # once more: others may have read before
+
+    def rewind(self, state: Mapping[str, Any]) -> None:
+        """Goes to the state of a snapshot, or with none to the beginning."""
         self._length = state.get("length", 0)
         self._unwritten = state.get("unwritten", "").encode()
 
@@ -58,8 +68,6 @@ class MetricsFile(TrainerCallback):
         if not trainer.is_main_process:
             return
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        if not resumed:
-            self._length, self._unwritten = 0, b""
         self._failed, self._is_gone, self._costs, self._is_begun = False, False, None, False
 
     def on_epoch_start(self, trainer: TrainerProtocol, epoch: int) -> None:
@@ -77,24 +85,58 @@ class MetricsFile(TrainerCallback):
         os.ftruncate(self._file, self._length)
         self._write(b"")
 
-    def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
+    @hookimpl(tryfirst=True)  # others may log in it, and what they log comes behind
+    def on_log(
+        self,
+        trainer: TrainerProtocol,
+        metrics: Mapping[str, float],
+        step: int,
+        event: int,
+        time: float,
+    ) -> None:
         if self._file is None:
             return
         self._begin()
-        line: dict[str, Any] = {"step": step, "epoch": trainer.epoch}
+        columns: dict[str, Any] = {}
         for name, value in metrics.items():
-            line[name] = value if math.isfinite(value) else str(value)  # JSON knows no NaN
-        self._write(_as_json(line))
+            columns[name] = value if math.isfinite(value) else str(value)  # JSON knows no NaN
+        self._write(_as_line(step, trainer.epoch, event, time, columns))
 
-    def on_log_text(self, trainer: TrainerProtocol, name: str, text: str, step: int) -> None:
+    @hookimpl(tryfirst=True)
+    def on_log_text(  # noqa: PLR0917
+        self,
+        trainer: TrainerProtocol,
+        name: str,
+        text: str,
+        step: int,
+        event: int,
+        time: float,
+    ) -> None:
         if self._file is not None:
             self._begin()
-            self._write(_as_json({"step": step, "epoch": trainer.epoch, "text": {name: text}}))
+            self._write(_as_line(step, trainer.epoch, event, time, {"text": {name: text}}))
+
+    def read_lines(self) -> Iterator[bytes]:
+        """Yields the lines that the run has so far, those of killed runs behind the snapshot left
+        out; from any thread.
+        """
+        with self._lock:
+            end, unwritten = self._length, self._unwritten
+            try:
+                file = os.open(self.path, os.O_RDONLY) if self._file is None else os.dup(self._file)
+            except FileNotFoundError:  # nothing was logged yet
+                file, end = os.open(os.devnull, os.O_RDONLY), 0
+        try:
+            yield from _split(file, end)
+        finally:
+            os.close(file)
+        yield from unwritten.split(b"\n")[:-1]
 
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
     ) -> Mapping[str, object]:
-        self._find_again()
+        with self._lock:
+            self._find_again()
         return {"length": self._length, "unwritten": self._unwritten.decode()}
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
@@ -104,13 +146,14 @@ class MetricsFile(TrainerCallback):
         self._costs = {**line, "callback_costs": result.callback_costs}
 
     def close(self) -> None:
-        if self._file is None:
-            return
-        self._find_again()
-        if self._costs is not None and self._is_begun:
-            self._write(_as_json(self._costs))
-        os.close(self._file)
-        self._file = None
+        with self._lock:
+            if self._file is None:
+                return
+            self._find_again()
+            if self._costs is not None and self._is_begun:
+                self._write(_as_json(self._costs))
+            os.close(self._file)
+            self._file = None
 
     def _find_again(self) -> None:
         """Writes the file anew where another or none has its name now: its lines are in the open
@@ -150,7 +193,9 @@ class MetricsFile(TrainerCallback):
             written = 0
             while written < len(content):
                 written += os.pwrite(self._file, content[written:], self._length + written)
-            self._length, self._unwritten, self._failed = self._length + written, b"", False
+            with self._lock:
+                self._length, self._unwritten = self._length + written, b""
+            self._failed = False
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._length)
@@ -162,12 +207,12 @@ class MetricsFile(TrainerCallback):
 
 def read_logged(path: Path) -> list[bytes]:
     """Returns the lines of the log events, which a resumed run has like one that was left alone;
-    the costs, which no two runs have in common, are left out.
+    the costs and the times, which no two runs have in common, are left out.
     """
     lines = path.read_bytes().splitlines(keepends=True)
     if lines and isinstance(json.loads(lines[-1]).get("callback_costs"), dict):
         lines.pop()
-    return lines
+    return [_TIME.sub(rb"\1", line) for line in lines]
 
 
 def to_floats(
@@ -214,6 +259,26 @@ def _to_float(name: str, value: Any, source: str) -> float:
         pass
     hint = "Use float(...)." if isinstance(value, str) else "Log one number for each name."
     raise TypeError(f"{source}: {name!r} must be a number, got {show(value)}. {hint}")
+
+
+def _split(file: int, end: int) -> Iterator[bytes]:
+    """Yields the whole lines of an open file before byte `end`."""
+    rest, place = b"", 0
+    while place < end and (chunk := os.pread(file, min(_CHUNK, end - place), place)):
+        place += len(chunk)
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+
+
+def _as_line(
+    step: int, epoch: int, event: int, time: float, columns: Mapping[str, object]
+) -> bytes:
+    """Returns the line of a log event. The time has always as many digits: a snapshot has the
+    length of the file, which the clock must not change.
+    """
+    start = f'{{"step": {step}, "epoch": {epoch}, "_event": {event}, "_time": {time:.3f}'
+    rest = f", {json.dumps(columns)[1:]}" if columns else "}"
+    return f"{start}{rest}\n".encode()
 
 
 def _as_json(line: Mapping[str, object]) -> bytes:

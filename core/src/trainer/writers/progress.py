@@ -108,7 +108,9 @@ class ProgressCallback(TrainerCallback):
         if not metrics:  # it was cut short
             self._found = None
 
-    def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
+    def on_log(  # type: ignore[override]
+        self, trainer: TrainerProtocol, metrics: Mapping[str, float]
+    ) -> None:
         if "train_loss" in metrics:  # an epoch ends
             self._found = {**metrics, **(self._found or {})}
         elif self._found is None:

@@ -186,7 +186,7 @@ class EarlyStoppingCallback(TrainerCallback):
         elif self.state.stop_reason is None:
             self._announce(trainer)
 
-    def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
+    def on_log(self, metrics: Mapping[str, float]) -> None:  # type: ignore[override]
         if self.monitor in metrics:
             self.state.unread = True
 

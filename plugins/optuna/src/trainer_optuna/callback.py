@@ -120,7 +120,7 @@ class OptunaCallback(TrainerCallback):
             self._bring_up_to_date()
             self._note_run(trainer)
 
-    def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
+    def on_log(self, metrics: Mapping[str, float]) -> None:  # type: ignore[override]
         self.state.is_new = self.state.is_new or self.monitor in metrics
 
     @hookimpl(trylast=True)  # other callbacks may log the metric in the same event

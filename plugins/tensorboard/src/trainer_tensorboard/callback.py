@@ -101,12 +101,14 @@ class TensorBoardCallback(TrainerCallback):
         self._writer.add_text("config", _describe_config(trainer.config), trainer.step)
         self._writer.add_text("model", _indent(str(trainer.model)), trainer.step)
 
-    def on_log(self, trainer: TrainerProtocol, metrics: Mapping[str, float], step: int) -> None:
+    def on_log(  # type: ignore[override]
+        self, metrics: Mapping[str, float], step: int
+    ) -> None:
         if self._writer is not None:
             for name, value in metrics.items():
                 self._writer.add_scalar(_encodable(name), value, step)
 
-    def on_log_text(self, trainer: TrainerProtocol, name: str, text: str, step: int) -> None:
+    def on_log_text(self, name: str, text: str, step: int) -> None:  # type: ignore[override]
         if self._writer is not None:
             self._writer.add_text(_encodable(name), _indent(_encodable(text)), step)
 
