@@ -106,3 +106,30 @@ def test_a_manifest_that_knows_no_updates_means_its_own(tiny, tmp_path, caplog):
     run(tiny, tmp_path, 7, back)
     assert back.found is None
     assert "was absent from update 4 to 6: it needs every update" in caplog.text
+
+
+def test_a_callback_finds_the_state_of_its_earlier_name_and_carries_none_along(
+    tiny, tmp_path, caplog
+):
+    class Renamed(Keeps):
+        state_key_aliases = ("Oldest", "Keeps")
+
+    caplog.set_level("INFO")
+    run(tiny, tmp_path, 4, Keeps(), resume=False)
+    first, second = Renamed(), Renamed()
+    run(tiny, tmp_path, 6, first)
+    assert first.found == {"step": 4}
+    assert "carried along" not in caplog.text
+    run(tiny, tmp_path, 7, second)
+    assert second.found == {"step": 6}
+
+
+def test_a_state_that_another_callback_of_the_run_has_is_not_taken_by_an_alias(tiny, tmp_path):
+    class Renamed(Keeps):
+        state_key_aliases = ("Keeps",)
+
+    run(tiny, tmp_path, 4, Keeps(), resume=False)
+    old, new = Keeps(), Renamed()
+    run(tiny, tmp_path, 6, old, new)
+    assert old.found == {"step": 4}
+    assert new.found is None

@@ -54,8 +54,12 @@ class TrainerCallback:
     Class attributes (each may be set on an instance too):
         option_prefix: prefix of the derived flags; default the entry point's name and an
             underscore.
+        renamed_options: old name of an option -> today's; the old flag works on, with a warning.
+        removed_options: name of an option that is gone -> why, and what to do; in a file it is a
+            warning.
         state_key: key of this callback's state in `checkpoint["callback_state"]`; default the class
             name.
+        state_key_aliases: earlier keys of the state, or names of the class, of older snapshots.
         state_version: raise it by 1 when the form of the state changes; `migrate_state` reads the
             older forms.
         needs_every_update: True means that its state is worth nothing once it has missed an update:
@@ -75,7 +79,10 @@ class TrainerCallback:
     """
 
     option_prefix: ClassVar[str | None] = None
+    renamed_options: ClassVar[Mapping[str, str]] = {}
+    removed_options: ClassVar[Mapping[str, str]] = {}
     state_key: str | None = None
+    state_key_aliases: tuple[str, ...] = ()
     state_version: int = 1
     needs_every_update: bool = False
     critical: bool = True

@@ -17,7 +17,7 @@ from typing import Final
 from trainer.config import TrainerConfig
 from trainer.writers.output import printing
 from trainer_callback import PluginError, RunError, SnapshotError, UsageError
-from trainer_callback.discovery import find_version
+from trainer_callback.discovery import find_entries, find_version
 from trainer_callback.errors import closest
 from trainer_callback.plugins import (
     SLOW_IMPORT,
@@ -28,7 +28,9 @@ from trainer_callback.plugins import (
 )
 from trainer_callback.wording import flags_spoken
 
-from .config_file import read_config_file
+from .config_file import find_owner, read_config_file
+from .deprecations import show_deprecations
+from .old_options import check_old_options
 from .parser import Parser
 from .settings import Settings
 from .spelling import find_our_name
@@ -90,6 +92,7 @@ def _read(arguments: list[str]) -> Settings | None:
     in_file = [] if first.config is None else read_config_file(first.config)
     first_parser.read_file(first, in_file)
     given = {word.partition("=")[0] for word in others} | {f"--{each.name}" for each in in_file}
+    show_deprecations(find_entries(first.no_plugin), _warn)
     plugins = discover(first.no_plugin)
     _check_names(first.no_plugin, plugins)
     plugins += [read_one_off(value, plugins) for value in first.callback]
@@ -104,12 +107,15 @@ def _read(arguments: list[str]) -> Settings | None:
     usable = [plugin for plugin in plugins if plugin.problem is None]
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise UsageError(_explain_unknown(unknown[0], parser, plugins))
+        owner = find_owner(unknown[0], getattr(namespace, "output_dir", None))
+        raise UsageError(_explain_unknown(unknown[0], parser, plugins, owner))
     for option in in_file:
         if parser.find(option.name) is None:
-            why = _explain_unknown(f"--{option.name}", parser, plugins)
+            why = _explain_unknown(f"--{option.name}", parser, plugins, option.distribution)
             raise UsageError(f"{option.file}, line {option.line}: {why}")
     parser.read_file(namespace, in_file)
+    for text in check_old_options(parser, namespace, usable, in_file):
+        _warn(text)
     if namespace.sample is not None:
         _print_sample(namespace)
         return None
@@ -255,6 +261,10 @@ def _say_slow(plugin: InstalledPlugin) -> None:
     )
 
 
+def _warn(text: str) -> None:
+    print(f"train-lm: warning: {text}", file=sys.stderr)
+
+
 def _may_have(plugin: InstalledPlugin, flag: str) -> bool:
     """Whether `flag` is, or looks like, an option of a plugin that is not used."""
     own = f"{plugin.entry.flag}_"
@@ -266,8 +276,27 @@ def _may_have(plugin: InstalledPlugin, flag: str) -> bool:
         return False
 
 
-def _explain_unknown(argument: str, parser: Parser, plugins: Sequence[InstalledPlugin]) -> str:
-    """Returns what would have worked in place of an unknown argument."""
+def _explain_owner(flag: str, owner: str, plugins: Sequence[InstalledPlugin]) -> str | None:
+    """Returns why there is no `flag`, if it is one of a distribution that is not used here."""
+    name = flag.lstrip("-").removeprefix("no_")
+    ours = (each for start, each in _KNOWN_PLUGINS.items() if name.startswith(start))
+    distribution = owner or next(ours, "")
+    plugin = next((each for each in plugins if each.entry.distribution == distribution), None)
+    if plugin is not None and plugin.problem is not None:
+        return f"{flag} cannot be used: {plugin.label} is {plugin.problem}."
+    if not distribution or plugin is not None or find_version(distribution):
+        return None
+    return f"{flag} belongs to a plugin that is not installed: pip install {distribution}"
+
+
+def _explain_unknown(
+    argument: str, parser: Parser, plugins: Sequence[InstalledPlugin], owner: str = ""
+) -> str:
+    """Returns what would have worked in place of an unknown argument.
+
+    Args:
+        owner: the distribution that it belonged to in an earlier run, if that is known.
+    """
     flag = argument.partition("=")[0]
     name = flag.lstrip("-")
     for plugin in plugins:
@@ -278,14 +307,8 @@ def _explain_unknown(argument: str, parser: Parser, plugins: Sequence[InstalledP
                 f"{flag} is no option: {plugin.label} is live in every run. Leave {flag} out; "
                 f"--no_plugin {name} is a run without it."
             )
-    for start, distribution in _KNOWN_PLUGINS.items():
-        if not name.removeprefix("no_").startswith(start):
-            continue
-        owner = next((p for p in plugins if p.entry.distribution == distribution), None)
-        if owner is None:
-            return f"{flag} belongs to a plugin that is not installed: pip install {distribution}"
-        if owner.problem is not None:
-            return f"{flag} cannot be used: {owner.label} is {owner.problem}."
+    if (gone := _explain_owner(flag, owner, plugins)) is not None:
+        return gone
     flags = [text for action in parser._actions for text in action.option_strings]
     usual = f"--{find_our_name(name)}"
     if usual in flags:

@@ -5,7 +5,8 @@ type. Nothing is guessed, so that no value means something else there.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ from trainer_callback import UsageError
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["FileOption", "read_config_file", "write_value"]
+__all__ = ["FileOption", "find_owner", "owner_comment", "read_config_file", "write_value"]
 
 _TAG: Final = "tag:yaml.org,2002:"
 _KINDS: Final = frozenset({"seq", "str", "int", "float", "bool", "null", "timestamp"})
@@ -32,6 +33,7 @@ class FileOption:
         words: its values as written; None is a null.
         several: it is a list.
         is_bool: it is one of YAML's words for true and false.
+        distribution: of the plugin that it belonged to in the run whose file this is; or empty.
     """
 
     file: str
@@ -40,6 +42,7 @@ class FileOption:
     words: list[str | None]
     several: bool
     is_bool: bool
+    distribution: str = ""
 
     def __str__(self) -> str:
         """Returns where it stands and what it says, for a message."""
@@ -69,8 +72,12 @@ def read_config_file(path: str) -> list[FileOption]:
     if not isinstance(root, yaml.MappingNode):
         raise UsageError(f"{path} is no list of options with their values. {_FORM}")
     options: dict[str, FileOption] = {}
+    lines = text.split("\n")
     for key, value in root.value:
         option = _read_option(path, key, value)
+        line = "".join(lines[option.line - 1 : option.line])
+        if (owner := _OWNER.search(line)) is not None:
+            option = replace(option, distribution=owner[1])
         if option.name in options:
             raise UsageError(
                 f"{path} has {option.name!r} twice, in line {options[option.name].line} and in "
@@ -80,6 +87,29 @@ def read_config_file(path: str) -> list[FileOption]:
     return list(options.values())
 
 
+def find_owner(flag: str, output_dir: Path | None) -> str:
+    """Returns the distribution of the plugin whose option `--NAME` was in the run that is in
+    `output_dir`, as its own file says; empty where nobody knows.
+    """
+    if output_dir is None or not (output_dir / "config.yaml").is_file():
+        return ""
+    name = flag.partition("=")[0].removeprefix("--")
+    try:
+        options = read_config_file(str(output_dir / "config.yaml"))
+    except UsageError:  # it is not for this command to read, and only a hint was looked for
+        return ""
+    known = {option.name: option.distribution for option in options}
+    return known.get(name) or known.get(name.removeprefix("no_"), "")
+
+
+def owner_comment(distribution: str, version: str) -> str:
+    """Returns the comment of an option of a plugin, from which a later run can tell what to
+    install.
+    """
+    return f"  # of {distribution} {version}" if distribution else ""
+
+
+_OWNER: Final = re.compile(r"\s# of (\S+) \S+$")
 _FORM: Final = "Write one option a line, such as epochs: 3."
 
 

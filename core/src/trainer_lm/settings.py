@@ -18,7 +18,7 @@ from trainer_callback.calls.manager import Plugin
 from trainer_callback.command_line.options import Option, add_options, collect_options, read_options
 from trainer_callback.plugins import InstalledPlugin
 
-from .config_file import write_value
+from .config_file import owner_comment, write_value
 from .options import ModelOptions, OptimizerOptions, SampleOptions, TextOptions
 from .parser import Parser
 
@@ -68,6 +68,7 @@ class Settings:
         plugins: the callbacks that the options ask for, live ones included.
         values: flag -> value, of every option of the command and of the plugins in use.
         origins: flag -> where the value came from.
+        owners: flag of a plugin -> its comment in a file.
         is_fresh: the output directory was not named: it is the next number that is free, and is
             taken by `reserve`.
         resume: what `Trainer.train` takes.
@@ -83,6 +84,7 @@ class Settings:
     plugins: list[Plugin]
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+    owners: Mapping[str, str]
     is_fresh: bool
     resume: bool | str
     quiet: bool
@@ -130,6 +132,11 @@ class Settings:
             plugins=[*chain(*made.values())],
             values=values,
             origins={flag: parser.origin(flag) for flag in values},
+            owners={
+                flag.lstrip("-"): owner_comment(plugin.entry.distribution, plugin.entry.version)
+                for plugin in plugins
+                for flag in plugin.group.flags
+            },
             is_fresh=is_fresh,
             resume={None: False, "newest": True}.get(resume, resume),
             quiet=namespace.quiet,
@@ -170,7 +177,9 @@ class Settings:
         for flag, value in self.values.items():
             if flag == "output_dir" and not with_origin:
                 continue
-            comment = f"  # {self.origins[flag]}" if with_origin else ""
+            comment = self.owners.get(flag, "")
+            if with_origin:
+                comment = f"  # {self.origins[flag]}"
             lines.append(f"{flag}: {write_value(_plain(value))}{comment}\n")
         return "".join(lines)
 

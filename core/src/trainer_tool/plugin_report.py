@@ -125,6 +125,7 @@ def _read_options(plugin: InstalledPlugin) -> list[dict[str, Any]]:
         actions = []
     derived = [_read_option(option) for option in plugin.options]
     known = {option["flag"] for option in derived} | {f"--{plugin.entry.flag}"}
+    known |= {f"--{old}" for old in plugin.old.flags}
     known |= {flag.replace("--", "--no_", 1) for flag in known}
     added = [action for action in actions if action.option_strings[0] not in known]
     return [*derived, *map(_read_action, added)]

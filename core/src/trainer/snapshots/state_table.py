@@ -10,7 +10,7 @@ from typing import Any, Final
 from trainer_callback import PluginError, StateError, TrainerProtocol
 from trainer_callback.calls.identity import Plugin
 from trainer_callback.calls.manager import CallbackManager
-from trainer_callback.calls.saved_state import describe_writer, read_saved_state
+from trainer_callback.calls.saved_state import describe_writer, read_saved_state, rename_states
 from trainer_callback.state import to_plain, to_plain_state
 
 __all__ = ["CallbackStates", "load_states"]
@@ -91,6 +91,7 @@ def load_states(
     Raises:
         PluginError: a callback cannot read what was saved under its key; the first one's.
     """
+    saved, writers = rename_states(callbacks.plugins, saved, writers)
     present = {plugin.state_key: plugin for plugin in callbacks.plugins}
     keeping = callbacks.implementers("on_snapshot_save")  # the table has no others
     reading = callbacks.askers("on_snapshot_load", {"checkpoint", "state"})

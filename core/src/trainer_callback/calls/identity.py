@@ -55,6 +55,22 @@ class Plugin:
         return own
 
     @property
+    def state_key_aliases(self) -> tuple[str, ...]:
+        """Earlier keys of its state.
+
+        Raises:
+            PluginError: its own `state_key_aliases` is something else.
+        """
+        own: object = getattr(self.callback, "state_key_aliases", ())
+        if isinstance(own, tuple) and all(isinstance(each, str) for each in own):
+            return own
+        example = f"({own!r},)" if isinstance(own, str) else '("OldName",)'
+        raise PluginError(
+            f"{self.label}: state_key_aliases of {describe(self.callback)} must be a tuple of "
+            f"names, got {show(own)}. Write state_key_aliases = {example}."
+        )
+
+    @property
     def state_version(self) -> int:
         """The form of its state; 1 unless it says otherwise.
 
@@ -127,6 +143,7 @@ class Plugin:
         """
         for name in (
             "state_key",
+            "state_key_aliases",
             "state_version",
             "passes",
             "logs_metrics",
@@ -147,12 +164,23 @@ class Plugin:
                 f"{self.label}: hookspecs of {describe(self.callback)} must be a class whose "
                 f"methods are hooks, got {show(hookspecs)}."
             )
+        for name in ("renamed_options", "removed_options"):
+            value = getattr(self.callback, name, {})
+            if not isinstance(value, Mapping) or not all(map(_is_name, (*value, *value.values()))):
+                raise PluginError(
+                    f"{self.label}: {name} of {describe(self.callback)} must map names to texts, "
+                    f'got {show(value)}. Write {name} = {{"old": "new"}}.'
+                )
         prefix = getattr(self.callback, "option_prefix", None)
         if not isinstance(prefix, (str, property, type(None))):
             raise PluginError(
                 f"{self.label}: option_prefix of {describe(self.callback)} must be a str, got "
                 f"{show(prefix)}. Leave it out for the entry point's name."
             )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _is_exception(value: object) -> bool:

@@ -7,14 +7,14 @@ back: `read_saved_state`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import PluginError
 from .identity import Plugin
 from .implementation import describe
 
-__all__ = ["describe_writer", "read_saved_state"]
+__all__ = ["describe_writer", "read_saved_state", "rename_states"]
 
 
 def describe_writer(plugin: Plugin) -> dict[str, Any]:
@@ -25,6 +25,29 @@ def describe_writer(plugin: Plugin) -> dict[str, Any]:
         "version": plugin.version,
         "state_version": plugin.state_version,
     }
+
+
+def rename_states(
+    plugins: Sequence[Plugin], saved: Mapping[str, Any], writers: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what a snapshot has, by today's keys: a callback that finds nothing under its own one
+    gets what stands under one of its `state_key_aliases`, if that is no other callback's key.
+
+    Args:
+        plugins: those of this run.
+        saved: state key -> state.
+        writers: state key -> what the manifest says of who wrote it.
+    """
+    states, origins = dict(saved), dict(writers)
+    present = {plugin.state_key for plugin in plugins}
+    for plugin in plugins:
+        free = (each for each in plugin.state_key_aliases if each in states and each not in present)
+        key, old = plugin.state_key, next(free, None)
+        if old is not None and key not in states:
+            states[key] = states.pop(old)
+            if old in origins:
+                origins[key] = origins.pop(old)
+    return states, origins
 
 
 def read_saved_state(

@@ -21,6 +21,7 @@ from ..hookspecs import SPECS, TrainerCallback
 from ..specs import HookSpec
 from .groups import Group, read_group
 from .guard import stdout_to_stderr, undo_changes
+from .old_options import OldOptions, read_old_options
 from .options import Option, add_flag, add_options, build, collect_options, read_options
 
 __all__ = ["InstalledPlugin"]
@@ -46,6 +47,7 @@ class InstalledPlugin:
         implementations: its hooks.
         options: the options derived from its constructor.
         is_requested: somebody asks for it, so that what goes wrong with it is no mere warning.
+        old: what its options were called before.
         brings: the hooks of its own, by name.
         unknown: the hook for which it was refused: one that another plugin may bring; or None.
         changed: what its import did to the process and was undone: `set a signal handler`.
@@ -66,6 +68,7 @@ class InstalledPlugin:
         self.target: object = None
         self.implementations: list[Implementation] = []
         self.options: list[Option] = []
+        self.old: OldOptions = OldOptions()
         self.brings: dict[str, HookSpec] = {}
         self.unknown: UnknownHookError | None = None
         self._known: dict[str, HookSpec] = SPECS
@@ -187,7 +190,7 @@ class InstalledPlugin:
         if self.kind != "flag":
             raise PluginError(f"{self.label} is live in every run; there is nothing to create.")
         self.tell_changes()
-        return self._name(self._build(options))
+        return self._name(self._build(self.old.translate(self.label, options)))
 
     def tell_changes(self) -> None:
         """Warns, once, of what its import would have changed in a run that uses it."""
@@ -226,10 +229,10 @@ class InstalledPlugin:
         self.kind = "live"
         if isinstance(self.target, type):
             self.kind = "flag"
-            is_builder = self._implements("make_callbacks")
-            self.options = read_options(
-                self.target, self._read_prefix(), skip=("state_key",), may_lack=is_builder
-            )
+            is_builder, prefix = self._implements("make_callbacks"), self._read_prefix()
+            skip = ("state_key",)
+            self.options = read_options(self.target, prefix, skip, may_lack=is_builder)
+            self.old = read_old_options(self.record, self.options, prefix)
 
     def _read_prefix(self) -> str:
         own = getattr(self.target, "option_prefix", None)
@@ -252,6 +255,7 @@ class InstalledPlugin:
         add_options(group, self.options)
         if self._implements("add_options"):
             self._call("add_options", group)
+        self.old.add(group)
 
     def _view(self, namespace: Any) -> argparse.Namespace:
         """Returns a copy of what was parsed, in which the derived options have their defaults."""
