@@ -22,7 +22,8 @@ from trainer_callback.calls.manager import CallbackManager, Plugin
 from trainer_callback.hookspecs import SPECS
 
 RUN_HOOKS = [hook for hook in HOOKS if not SPECS[hook].set_up]
-DURING = [hook for hook in RUN_HOOKS if hook not in ("on_snapshot_load", "on_exception")]
+NOT_FRESH = ("on_snapshot_search", "on_snapshot_load", "on_exception")
+DURING = [hook for hook in RUN_HOOKS if hook not in NOT_FRESH]
 
 
 ENDS = {"on_train_end": ["on_train_end"]}

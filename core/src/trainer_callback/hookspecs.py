@@ -279,6 +279,15 @@ class TrainerCallback:
         processes, in the main one.
         """
 
+    @_hook(may_refuse=True, read_only=True)
+    def on_snapshot_search(self, trainer: TrainerProtocol) -> None:
+        """Before the run looks for the newest snapshot to go on from. `output_dir` is there and
+        held, and what is put there now counts; of several processes, in the main one. Not called
+        for a fresh start, and where a snapshot is named.
+
+        `trainer.run_id` is that of the run in `output_dir`, empty where there is none.
+        """
+
     @_hook(
         may_refuse=True, read_only=True, copies={"checkpoint": CheckpointView, "state": pick_state}
     )

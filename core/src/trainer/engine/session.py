@@ -34,6 +34,7 @@ from ..snapshots.store import Found
 from ..step.losses import NonFiniteError
 from ..view.view import View
 from .final_weights import describe_weights, noting_changes
+from .search import find_search
 
 __all__ = ["Resume", "Session"]
 
@@ -66,8 +67,9 @@ class Session:
         `Place.open`.
         """
         self.is_open = True
+        place = self._place.open(resume, find_search(self._view))
         try:
-            with self._ranks.run(), self._place.open(resume), contextlib.closing(self._callbacks):
+            with self._ranks.run(), place, contextlib.closing(self._callbacks):
                 self._view.run_id = self._place.run_id
                 yield
         finally:

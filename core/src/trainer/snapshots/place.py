@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -16,7 +16,7 @@ from ..config import ConfigError, TrainerConfig, read_path
 from ..processes.ranks import Ranks
 from .checkpoint import Checkpoint
 from .manifest import MANIFEST
-from .run_record import METRICS, make_run_id
+from .run_record import METRICS, RunRecord, make_run_id
 from .rundir import RunDirectory
 from .store import Found, SnapshotStore, load_named
 
@@ -78,8 +78,12 @@ class Place:
         self.run_id: str = ""
 
     @contextlib.contextmanager
-    def open(self, resume: Resume) -> Iterator[None]:
+    def open(self, resume: Resume, search: Callable[[str], object] | None = None) -> Iterator[None]:
         """Holds the output directory while the run lasts.
+
+        Args:
+            search: called, with the id of the run that is there, before a snapshot is looked for:
+                it may bring some.
 
         Raises:
             ConfigError: it cannot be used, another run uses it, it holds a run that this one would
@@ -96,7 +100,7 @@ class Place:
         with refusing():
             if not isinstance(resume, bool) and resume != "auto":
                 self._named = load_named(read_path(resume, "resume"))
-            if resume is True and (place is None or not place.exists()):
+            if resume is True and (place is None or not (place.exists() or search)):
                 self.find(resume)  # which says that there is nothing
         if place is None:
             self.run_id = self._ranks.on_main(make_run_id, "run_id")
@@ -108,7 +112,7 @@ class Place:
         with contextlib.ExitStack() as held:
             if self._config.dry_run and self._ranks.is_main:
                 held.callback(shutil.rmtree, place, ignore_errors=True)
-            claim = partial(self._claim, held, place, resume)
+            claim = partial(self._claim, held, place, resume, search)
             with refusing():
                 self.run_id = self._ranks.on_main(claim, "output_dir")
             yield
@@ -148,7 +152,13 @@ class Place:
         if self._directory is not None:
             self._directory.record.note_resume(self._directory.path, step)
 
-    def _claim(self, held: contextlib.ExitStack, place: Path, resume: Resume) -> str:
+    def _claim(
+        self,
+        held: contextlib.ExitStack,
+        place: Path,
+        resume: Resume,
+        search: Callable[[str], object] | None,
+    ) -> str:
         """Holds the directory as long as `held`, and makes sure that no file is overwritten that
         this run may not overwrite; returns the run's id.
         """
@@ -158,6 +168,9 @@ class Place:
         if not self._is_own_snapshot:
             directory.finish_clearing()
         asked = resume is True or resume == "auto"
+        if asked and search is not None and not self._config.dry_run:
+            record = RunRecord.read(place)
+            search("" if record is None else record.run_id)
         resumes = self._is_own_snapshot or (asked and directory.has_snapshots)
         if resume is True and not resumes:
             self.find(resume)
