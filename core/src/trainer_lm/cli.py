@@ -43,6 +43,7 @@ _KNOWN_PLUGINS: Final = {
     "gradient_": "trainer-plugin-grad-monitor",
     "tensorboard": "trainer-plugin-tensorboard",
     "ema": "trainer-plugin-ema",
+    "profiler": "trainer-plugin-profiler",
     "throughput": "trainer-plugin-throughput",
 }
 """Start of a flag -> the distribution of this project that brings it."""
