@@ -82,6 +82,10 @@ class Unsaved(TrainerCallback):
     def __init__(self) -> None:
         self.count = 0
 
+    def on_train_start(self, resumed: bool) -> None:  # type: ignore[override]
+        if not resumed:
+            self.count = 0
+
     def on_step_end(self) -> None:  # type: ignore[override]
         self.count += 1
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Final
 
 import pytest
 
@@ -14,26 +12,18 @@ from trainer_callback import PluginError, TrainerCallback
 from trainer_callback.calls.implementation import brings_hooks, describe
 from trainer_callback.calls.manager import CallbackManager
 
+from .batch_clauses import BatchClauses
 from .compare import find_difference
 from .installed import find_plugin, read_group, read_options
-from .runs import Outcome, build, fail, fresh, play, read_state, train
-from .watch import Bystander, DiskCopy, StateWatch, SyncWatch
+from .runs import Outcome, build, fail, fresh, play, read_state, train, train_if_it_suits
+from .tidy import TidyClauses
+from .together import TogetherClauses
+from .watch import Bystander, DiskCopy, StateWatch
 
 __all__ = ["CallbackContract"]
 
-_SETTINGS: Final[Mapping[str, Any]] = {
-    "epochs": 3,
-    "batches": 5,
-    "gradient_accumulation_steps": 2,  # 3 updates an epoch, the last one of a single batch
-    "max_grad_norm": 1.0,
-    "eval_interval": 2,
-    "log_interval": 2,
-    "keep_snapshots": 9,
-    "snapshot_sync": True,
-}
 
-
-class CallbackContract:
+class CallbackContract(BatchClauses, TidyClauses, TogetherClauses):
     """Tests of a callback, to be inherited by a class whose name starts with `Test`.
 
         class TestMyCallback(CallbackContract):
@@ -51,19 +41,10 @@ class CallbackContract:
             clause is about (snapshots, length of the run, where it writes) the clause sets itself.
         varying: glob patterns of the metrics, attributes and entries of the state that no two runs
             have in common, such as times.
+        changes_batches: it changes batches in place, as one that mixes or masks them does.
+        waived_clauses: clause -> the reason why it does not hold for this callback; it is skipped
+            with the reason. A clause is the name of its test, with or without `test_`.
     """
-
-    passive: ClassVar[bool] = False
-    entry_point: ClassVar[str | None] = None
-    flags: ClassVar[Sequence[str]] = ()
-    settings: ClassVar[Mapping[str, Any]] = {}
-    varying: ClassVar[Sequence[str]] = ()
-
-    def make(self) -> object:
-        """Returns a new callback, or the module with the hooks."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no make(). Write `def make(self): return MyCallback()`."
-        )
 
     def test_it_builds_from_its_defaults(self) -> None:
         first, second = self.make(), self.make()
@@ -90,7 +71,25 @@ class CallbackContract:
         settings = self._settings(epochs=1, batches=1)
         train(build([fresh(self.make)], tmp_path / "run", **settings))
         settings.update(snapshot_interval=None, snapshot_epochs=False)
-        train(build([fresh(self.make)], None, **settings), may_refuse=True)
+        train_if_it_suits(self.make, None, **settings)
+
+    def test_it_survives_a_run_without_validation(self, tmp_path: Path) -> None:
+        settings = self._settings(epochs=1, eval_interval=None, validation=False)
+        train_if_it_suits(self.make, tmp_path / "run", **settings)
+
+    def test_a_second_run_of_the_same_object_starts_clean(self, tmp_path: Path) -> None:
+        callback = fresh(self.make)
+        settings = self._settings(snapshot_interval=2)
+        outcomes: list[Outcome] = []
+        for _ in ("first", "second"):
+            outcomes.append(play(lambda: callback, tmp_path / "run", used=True, **settings))
+            shutil.rmtree(tmp_path / "run")
+        difference = outcomes[0].find_difference(outcomes[1], self.varying)
+        if difference is not None:
+            fail(
+                f"the second run of the same object is not as the first: {difference}. Set back in "
+                "on_train_start(resumed=False) what changes during a run."
+            )
 
     def test_it_survives_a_run_without_updates(self, tmp_path: Path) -> None:
         place = tmp_path / "run"
@@ -151,19 +150,6 @@ class CallbackContract:
         if change is not None:
             fail(f"passive = True, and the run is another one with it than without: {change}.")
 
-    def test_it_does_not_wait_for_the_device_in_every_batch(self, tmp_path: Path) -> None:
-        watch = SyncWatch()
-        settings = {**self._settings(epochs=1, batches=16, log_interval=16, eval_interval=None)}
-        settings["gradient_accumulation_steps"] = 1
-        train(build([watch, fresh(self.make)], tmp_path / "run", **settings))
-        if watch.waiting_batches > watch.batches / 2:
-            where = ", ".join(f"{name} in {count}" for name, count in watch.waits.most_common(3))
-            fail(
-                f"it waits for the device in {watch.waiting_batches} of {watch.batches} batches "
-                f"({where}), and a GPU idles meanwhile. Keep the tensor, and read it in on_log, "
-                "on_validation_end or on_epoch_end."
-            )
-
     def test_its_distribution_is_found(self) -> None:
         plugin = find_plugin(self._entry_point())
         made = self.make()
@@ -195,16 +181,6 @@ class CallbackContract:
         difference = find_difference(typed, reread, "the options")
         if difference is not None:
             fail(f"after --print_config and --config, {difference}.")
-
-    def _settings(self, **settings: Any) -> dict[str, Any]:
-        """Returns the contract's settings, below the author's, below those that a clause needs."""
-        own = {name: value for name, value in self.settings.items() if name != "output_dir"}
-        return {**_SETTINGS, **own, **settings}
-
-    def _entry_point(self) -> str:
-        if self.entry_point is None:
-            pytest.skip("entry_point is not set, so this callback is not an installed plugin")
-        return self.entry_point
 
     def _compare(self, whole: Outcome, part: Outcome, when: str) -> None:
         difference = whole.find_difference(part, self.varying)

@@ -17,11 +17,12 @@ import torch
 from trainer import Trainer, TrainResult
 from trainer.writers.metrics_file import read_logged
 from trainer_callback import CallbackError, PluginError, StateError, UsageError
+from trainer_callback.command_line.guard import undo_changes
 
 from .compare import find_difference, read_attributes
 from .tiny import make_tiny_trainer
 
-__all__ = ["Outcome", "build", "fail", "fresh", "play", "read_state", "train"]
+__all__ = ["Outcome", "build", "fail", "fresh", "play", "read_state", "train", "train_if_it_suits"]
 
 _DECISIONS: Final = (
     "status",
@@ -97,6 +98,16 @@ def build(callbacks: Sequence[object], place: Path | None, **settings: Any) -> T
         pytest.skip(f"no run is possible, see test_its_hooks_and_their_arguments_exist: {error}")
 
 
+def train_if_it_suits(make: Callable[[], object], place: Path | None, **settings: Any) -> None:
+    """Trains with a fresh callback; to refuse the run, before its first step, is right."""
+    callback = fresh(make)
+    try:
+        trainer = make_tiny_trainer([callback], output_dir=place, **settings)
+    except PluginError:
+        return
+    train(trainer, may_refuse=True)
+
+
 def _skip_unsaveable(error: str) -> NoReturn:
     pytest.skip(f"no snapshot is possible, see test_its_state_is_plain_data: {error}")
 
@@ -107,6 +118,7 @@ def train(
     resume: bool = False,
     may_refuse: bool = False,
     unsaveable: Callable[[str], NoReturn] = _skip_unsaveable,
+    changes: list[str] | None = None,
 ) -> TrainResult | None:
     """Trains; a callback that raises fails the test, unless it says that the exception passes: then
     there is nothing to compare, and the test is skipped.
@@ -115,10 +127,14 @@ def train(
         may_refuse: to refuse the run before its first step is right, and gives None.
         unsaveable: called with the message where its state cannot be saved; there is a test for
             that, so that the others are skipped.
+        changes: gets what the run has changed of the process, such as signal handlers, in words. It
+            is put back in any case: the next run must not see it.
     """
     passes = tuple(kind for each in trainer.run.view.callbacks.plugins for kind in each.passes)
+    changed: list[str] = []
     try:
-        return trainer.train(resume=resume)
+        with undo_changes() as changed:
+            return trainer.train(resume=resume)
     except passes as error:
         pytest.skip(f"it ends the run by an exception that it lets pass: {error!r}")
     except UsageError as error:
@@ -130,17 +146,26 @@ def train(
             unsaveable(str(error))
         cause = "".join(traceback.format_exception(error.__cause__))
         fail(f"{error}\n\n{cause}")
+    finally:
+        if changes is not None:
+            changes += changed
 
 
 def play(
-    make: Callable[[], object], place: Path, *, resume: bool = False, **settings: Any
+    make: Callable[[], object],
+    place: Path,
+    *,
+    resume: bool = False,
+    used: bool = False,
+    **settings: Any,
 ) -> Outcome:
     """Trains with a fresh callback and returns what came of it.
 
     Args:
+        used: the callback may have been in a run before, so take it as `make` returns it.
         settings: `also` (more callbacks), and what `make_tiny_trainer` takes.
     """
-    callback = fresh(make)
+    callback: Any = make() if used else fresh(make)
     before = read_attributes(callback)
     trainer = build([callback, *settings.pop("also", ())], place, **settings)
     result = train(trainer, resume=resume)

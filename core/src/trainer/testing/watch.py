@@ -1,17 +1,15 @@
-"""Callbacks that look over the shoulder of another one: what it waits for, what it changes, what is
-on the disk in the middle of a run.
+"""Callbacks that look over the shoulder of another one: what it changes, what it keeps, what is on
+the disk in the middle of a run.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from trainer.processes.rng import read_rng
 from trainer.snapshots.model_state import same_bits
@@ -20,107 +18,7 @@ from trainer_callback.state import to_plain
 
 from .compare import find_difference
 
-__all__ = ["Bystander", "DiskCopy", "StateWatch", "SyncWatch"]
-
-_WATCHED: Final = (
-    "on_batch_start",
-    "on_forward_end",
-    "on_backward_end",
-    "on_gradients_clipped",
-    "on_step_end",
-    "on_batch_end",
-    "should_stop_training",
-)
-
-_WAITING: Final = frozenset(
-    {
-        "__array__",
-        "__bool__",
-        "__complex__",
-        "__contains__",
-        "__float__",
-        "__format__",
-        "__index__",
-        "__int__",
-        "__repr__",
-        "allclose",
-        "cpu",
-        "equal",
-        "is_nonzero",
-        "item",
-        "nonzero",
-        "numpy",
-        "tolist",
-        "unique",
-    }
-)
-"""Functions of tensors that have to wait until the device has computed the value."""
-
-
-class SyncWatch(TrainerCallback):
-    """Counts the batches in which the other callbacks wait for the device.
-
-    It works on a CPU, where waiting costs nothing, by the names of the functions that are called.
-
-    Attributes:
-        batches: batches seen.
-        waits: `hook: function` -> in how many batches it was called.
-        waiting_batches: batches in which anything was called.
-    """
-
-    def __init__(self) -> None:
-        self.batches: int = 0
-        self.waits: Counter[str] = Counter()
-        self.waiting_batches: int = 0
-        self._seen: set[str] = set()
-
-    def start_batch(self) -> None:
-        """Counts what the batch before this one did."""
-        self.waits.update(self._seen)
-        self.waiting_batches += bool(self._seen)
-        self._seen.clear()
-
-    def around(self, hook: str) -> TorchFunctionMode:
-        """Returns the context in which the others are called."""
-        return _Listener(lambda function: self._seen.add(f"{hook}: {function}"))
-
-    def on_train_end(self) -> None:  # type: ignore[override]
-        self.start_batch()
-
-
-class _Listener(TorchFunctionMode):
-    def __init__(self, hear: Callable[[str], None]) -> None:
-        super().__init__()
-        self._hear = hear
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in _WAITING or (name == "to" and "cpu" in map(str, args)):
-            self._hear(name)
-        return func(*args, **(kwargs or {}))
-
-
-def _watch(hook: str) -> Callable[..., Any]:
-    @hookimpl(wrapper=True, specname=hook)
-    def watch(self: SyncWatch) -> Generator[None, Any, Any]:
-        if hook == "on_batch_start":
-            self.start_batch()
-            self.batches += 1
-        with self.around(hook):
-            answer = yield
-        return answer
-
-    return watch
-
-
-for _hook in _WATCHED:
-    setattr(SyncWatch, f"watch_{_hook}", _watch(_hook))
+__all__ = ["Bystander", "DiskCopy", "StateWatch"]
 
 
 class Bystander(TrainerCallback):

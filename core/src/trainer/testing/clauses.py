@@ -1,0 +1,85 @@
+"""What the clauses of the contract have in common: what an author says of the callback, the
+settings of the runs, and which clauses do not count.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import pytest
+
+from trainer_callback import UsageError
+from trainer_callback.errors import closest
+
+__all__ = ["Clauses"]
+
+_SETTINGS: Final[Mapping[str, Any]] = {
+    "epochs": 3,
+    "batches": 5,
+    "gradient_accumulation_steps": 2,  # 3 updates an epoch, the last one of a single batch
+    "max_grad_norm": 1.0,
+    "eval_interval": 2,
+    "log_interval": 2,
+    "keep_snapshots": 9,
+    "snapshot_sync": True,
+}
+
+
+class Clauses:
+    """See `CallbackContract`, whose attributes these are."""
+
+    passive: ClassVar[bool] = False
+    changes_batches: ClassVar[bool] = False
+    entry_point: ClassVar[str | None] = None
+    flags: ClassVar[Sequence[str]] = ()
+    settings: ClassVar[Mapping[str, Any]] = {}
+    varying: ClassVar[Sequence[str]] = ()
+    waived_clauses: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Replaces each clause that is waived by one that skips, with the reason.
+
+        Raises:
+            UsageError: there is no such clause, or no reason.
+        """
+        super().__init_subclass__()
+        for name, reason in vars(cls).get("waived_clauses", {}).items():
+            clause = name if name.startswith("test_") else f"test_{name}"
+            known = [each for each in dir(cls) if each.startswith("test_")]
+            if clause not in known:
+                raise UsageError(
+                    f"{cls.__name__}.waived_clauses names {name!r}, and there is no such clause."
+                    f"{closest(clause, known)} The clauses are {', '.join(known)}."
+                )
+            if not isinstance(reason, str) or not reason.strip():
+                raise UsageError(
+                    f"{cls.__name__}.waived_clauses has no reason for {name!r}. Say in a sentence "
+                    "why it does not hold for this callback."
+                )
+            setattr(cls, clause, _waive(getattr(cls, clause), reason))
+
+    def make(self) -> object:
+        """Returns a new callback, or the module with the hooks."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no make(). Write `def make(self): return MyCallback()`."
+        )
+
+    def _settings(self, **settings: Any) -> dict[str, Any]:
+        """Returns the contract's settings, below the author's, below those that a clause needs."""
+        own = {name: value for name, value in self.settings.items() if name != "output_dir"}
+        return {**_SETTINGS, **own, **settings}
+
+    def _entry_point(self) -> str:
+        if self.entry_point is None:
+            pytest.skip("entry_point is not set, so this callback is not an installed plugin")
+        return self.entry_point
+
+
+def _waive(clause: Callable[..., None], reason: str) -> Callable[..., None]:
+    @functools.wraps(clause)
+    def waived(*values: Any, **named: Any) -> None:
+        pytest.skip(f"waived: {reason}")
+
+    return waived
