@@ -45,6 +45,7 @@ class Site:
         version: str = "1.0",
         *,
         plugins: Mapping[str, str] | None = None,
+        commands: Mapping[str, str] | None = None,
         modules: Mapping[str, str] | None = None,
         metadata: Sequence[str] = (),
     ) -> None:
@@ -54,7 +55,9 @@ class Site:
         lines = ["Metadata-Version: 2.1", f"Name: {distribution}", f"Version: {version}", *metadata]
         (info / "METADATA").write_text("\n".join(lines) + "\n")
         entries = [f"{name} = {value}" for name, value in (plugins or {}).items()]
-        (info / "entry_points.txt").write_text("\n".join(["[trainer.callbacks]", *entries]) + "\n")
+        entries = ["[trainer.callbacks]", *entries, "[trainer.commands]"]
+        entries += [f"{name} = {value}" for name, value in (commands or {}).items()]
+        (info / "entry_points.txt").write_text("\n".join(entries) + "\n")
         for name, source in (modules or {}).items():
             (self.folder / f"{name}.py").write_text(source)
 

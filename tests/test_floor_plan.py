@@ -37,7 +37,8 @@ FLOORS = {
         {"testing"},
     ],
     "trainer_tool": [
-        {"plugin_doctor", "new_plugin", "snapshot_report", "place", "table", "run_files"},
+        {"new_plugin", "snapshot_report", "place", "table", "run_files", "commands"},
+        {"plugin_doctor"},
         {"plugin_report", "snapshot_command", "run_curves"},
         {"run_pictures", "run_table"},
         {"run_page"},

@@ -18,6 +18,7 @@ __all__ = [
     "Distribution",
     "Entry",
     "canonical",
+    "find_commands",
     "find_distribution",
     "find_entries",
     "find_version",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 GROUP: Final = "trainer.callbacks"
+_COMMANDS: Final = "trainer.commands"
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,14 @@ def _compare(entry: Entry, usable: Sequence[Entry]) -> Entry:
     return replace(entry, problem=problem, is_ambiguous=True)
 
 
+def find_commands() -> list[Entry]:
+    """Returns every installed sub-command of `trainer` by name; imports none of them. `load` of one
+    gives its function.
+    """
+    found = set(_read_entries(_COMMANDS))
+    return sorted(found, key=lambda each: (each.name, each.distribution, each.value))
+
+
 def find_version(distribution: str) -> str:
     """Returns the installed version of `distribution`, or an empty string for code that runs
     without being installed.
@@ -189,8 +199,8 @@ def canonical(name: str) -> str:
     return re.sub(r"\W", "_", name.strip())
 
 
-def _read_entries() -> Iterator[Entry]:
-    for point in _read_points():
+def _read_entries(group: str = GROUP) -> Iterator[Entry]:
+    for point in _read_points(group):
         name, version = _read_origin(point.dist)
         problem = None
         if not name or not version:
@@ -208,18 +218,18 @@ def _read_origin(distribution: Any) -> tuple[str, str]:
         return "", ""
 
 
-def _read_points() -> Iterable[Any]:
+def _read_points(group: str) -> Iterable[Any]:
     try:
-        return importlib_metadata.entry_points(group=GROUP)
+        return importlib_metadata.entry_points(group=group)
     except Exception:  # one damaged entry_points.txt, of whatever package, spoils the whole answer
-        return _read_points_one_by_one()
+        return _read_points_one_by_one(group)
 
 
-def _read_points_one_by_one() -> Iterator[Any]:
+def _read_points_one_by_one(group: str) -> Iterator[Any]:
     seen = set()
     for distribution in importlib_metadata.distributions():
         try:
-            points = tuple(distribution.entry_points.select(group=GROUP))
+            points = tuple(distribution.entry_points.select(group=group))
         except Exception:  # the damaged one
             continue
         name, _ = _read_origin(distribution) if points else ("", "")

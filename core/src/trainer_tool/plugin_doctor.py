@@ -15,6 +15,8 @@ from trainer_callback.plugins import SLOW_IMPORT, InstalledPlugin
 from trainer_lm.cli import read_flags
 from trainer_lm.config_file import read_config_file
 
+from .commands import find_added
+
 __all__ = ["examine"]
 
 _CORE: Final = "trainer-core"
@@ -39,6 +41,7 @@ def examine(plugins: Sequence[InstalledPlugin], config: str | None = None) -> li
     usable = [plugin for plugin in plugins if plugin.problem is None]
     flags = read_flags(usable)
     findings += [*_find_wrong_flags(usable), *_find_cycle(plugins), *_find_unknown_names(plugins)]
+    findings += _find_wrong_commands()
     if config is not None:
         findings += _find_unknown_options(config, plugins, flags)
     return findings
@@ -124,6 +127,13 @@ def _find_wrong_flags(admitted: Sequence[InstalledPlugin]) -> Iterator[dict[str,
         if plugin.problem is not None:
             advice = f"leave it out: --no_plugin {plugin.entry.flag}; its author can change that"
             yield _finding(plugin.entry.name, plugin.problem, advice)
+
+
+def _find_wrong_commands() -> Iterator[dict[str, str]]:
+    for entry in find_added():
+        if entry.problem is not None:
+            advice = f"trainer {entry.distribution}:{entry.name} runs it"
+            yield _finding(entry.name, f"{entry.label}: {entry.problem}.", advice)
 
 
 def _find_cycle(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:

@@ -17,9 +17,11 @@ from trainer.writers.output import write_out
 from trainer_callback import PluginError
 from trainer_callback.calls.order import arrange
 from trainer_callback.command_line.options import Option
-from trainer_callback.discovery import canonical, find_distribution
+from trainer_callback.discovery import Entry, canonical, find_distribution
 from trainer_callback.hints import show
 from trainer_callback.plugins import InstalledPlugin, discover, exclude_unusable, not_installed
+
+from .commands import find_added
 
 __all__ = ["main"]
 
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
             found = examine(plugins, options.config)
         else:
             found = [_read_row(plugin) for plugin in _in_call_order(plugins)]
+            found += [_read_command(entry) for entry in find_added()]
     write = _WRITERS[options.action]
     found = to_json_data(found) if options.json else found
     write_out(json.dumps(found, indent=2) + "\n" if options.json else write(found))
@@ -104,6 +107,12 @@ def _read_row(plugin: InstalledPlugin) -> dict[str, Any]:
     }
 
 
+def _read_command(entry: Entry) -> dict[str, Any]:
+    row = {"name": entry.name, "distribution": entry.distribution, "version": entry.version}
+    nothing: dict[str, list[str]] = {"hooks": [], "brings": [], "options": []}
+    return {**row, "status": "command", "problem": entry.problem, **nothing}
+
+
 def _read_details(plugin: InstalledPlugin) -> dict[str, Any]:
     found = find_distribution(plugin.entry.distribution)
     return {
@@ -160,6 +169,8 @@ def _find_file(target: Any) -> str | None:
 
 
 def _active(row: Mapping[str, Any]) -> str:
+    if row["status"] == "command":
+        return f"trainer {row['name']}"
     flag = f"by --{canonical(row['name'])}"
     return _MEANING.get(row["status"], flag)
 
