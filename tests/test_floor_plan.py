@@ -15,6 +15,7 @@ FLOORS = {
     "trainer_callback": [
         {"errors", "arguments", "tensors", "specs"},
         {"records"},
+        {"tracked"},
         {"protocol"},
         {"hookspecs"},
         {"discovery", "state", "hints"},

@@ -116,7 +116,7 @@ def train_three_times(namespace: dict[str, Any], make: Callable[[], list[Any]]) 
             assert result.status in ("finished", "stopped")
             assert result.switched_off == ()
         namespace["config"] = settings
-        called.update(*trainer.run.view.callbacks.costs().values())
+        called.update(*trainer.run.view.manager.costs().values())
     return called
 
 

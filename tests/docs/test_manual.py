@@ -12,6 +12,7 @@ from trainer import Trainer, TrainerConfig
 from trainer_callback import HOOKS, TrainerCallback, TrainerProtocol
 from trainer_callback.calls.costs import SAMPLE_EVERY
 from trainer_callback.hookspecs import SPECS
+from trainer_callback.tracked import TrackedRun
 from trainer_early_stopping import EarlyStoppingCallback
 
 HOOK = re.compile(r"\b(?:on|should)_[a-z_]+")
@@ -142,7 +143,8 @@ def test_every_member_of_the_protocol_is_in_the_manual_with_its_signature(manual
     title = "What a callback may use of `trainer`"
     section = next(each for each in manual if each.title == title)
     rows = re.findall(r"^\| `trainer\.(\w+)(\(.*?\))?` \|", section.text, re.MULTILINE)
-    members = {name: value for name, value in vars(TrainerProtocol).items() if name[0] != "_"}
+    parts = {**vars(TrainerProtocol), **vars(TrackedRun)}
+    members = {name: value for name, value in parts.items() if name[0] != "_"}
     assert [name for name, _ in rows] == list(members)
     for name, arguments in rows:
         if callable(members[name]):

@@ -176,7 +176,7 @@ def test_a_pipe_gets_one_line_per_epoch_and_nothing_between(capsys) -> None:
 
 def test_lines_cost_an_update_nothing(capsys) -> None:
     run = make_trainer().run
-    assert run.view.callbacks.used.isdisjoint(
+    assert run.view.manager.used.isdisjoint(
         {"on_batch_start", "on_forward_end", "on_backward_end", "on_step_end", "on_batch_end"}
     )
     assert not run._passes._listens

@@ -232,7 +232,7 @@ def test_early_stopping_restores_the_same_weights_on_all_ranks(tiny, tmp_path):
         trainer = make_plain(
             tmp_path, rank, callbacks=[Worse(), stopping], epochs=5, output_dir=tmp_path / "run"
         )
-        trainer.run.view.callbacks.plugins.sort(key=lambda plugin: plugin.name == "Seen")
+        trainer.run.view.manager.plugins.sort(key=lambda plugin: plugin.name == "Seen")
         code = trainer.train().exit_code
         weights = nn.utils.parameters_to_vector(trainer.model.parameters())
         (tmp_path / f"{rank}.json").write_text(json.dumps([weights.tolist(), stopping.best_epoch]))

@@ -109,9 +109,7 @@ def test_discover_false_imports_no_plugin_and_true_imports_it(
         optimizer = SGD(model.parameters(), 0.1)
         trainer = Trainer(model, optimizer, [1], discover=discover, progress=False)
         assert (name in sys.modules) is discover
-        assert [p.label for p in trainer.run.view.callbacks.plugins] == [
-            "a (dist-a 1.0)"
-        ] * discover
+        assert [p.label for p in trainer.run.view.manager.plugins] == ["a (dist-a 1.0)"] * discover
     monkeypatch.delitem(sys.modules, name)
 
 

@@ -227,7 +227,7 @@ def test_a_failure_in_an_event_that_a_callback_has_sent_is_blamed_on_who_failed(
     with pytest.raises(CallbackError, match=r"^Fails \(not installed\) failed in on_log: OSError"):
         trainer.train()
     assert "on_epoch_end" in neighbour.calls
-    assert trainer.run.view.callbacks.switched_off == []
+    assert trainer.run.view.manager.switched_off == []
 
 
 def test_a_failure_that_waits_is_not_raised_by_an_event_inside_its_own() -> None:

@@ -87,6 +87,7 @@ class Trainer:
         discover: bool = True,
         artifacts: Mapping[str, bytes] | None = None,
         progress: bool | None = None,
+        hyperparameters: Mapping[str, object] | None = None,
     ) -> None:
         """Checks everything that can be checked before the first step.
 
@@ -114,6 +115,8 @@ class Trainer:
                 snapshot, and beside the finished model in `final/`.
             progress: None: a bar in a terminal and in a notebook, elsewhere lines on standard
                 error. True: a bar also where no terminal is seen. False: nothing.
+            hyperparameters: name -> number, text, truth value, None, or a list of these, beside
+                those of the run that trackers get.
 
         Raises:
             ConfigError: an unknown device, an empty loader, a part of the wrong kind.
@@ -129,6 +132,7 @@ class Trainer:
             artifacts=artifacts,
             progress=progress,
         )
+        self.run.setup.know_hyperparameters(hyperparameters or {})
         check_loss_fn(loss_fn)
         self._loss_fn = loss_fn
         loss_of, setup = loss_fn or call_model, self.run.setup

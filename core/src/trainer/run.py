@@ -102,7 +102,7 @@ class Run:
         self.module: Any = wrap_modules(setup.trained, setup.precision)
         self._first, self._checks = setup.first, setup.checks_gradients
         self._is_only, self._is_alone = len(setup.updaters) == 1, setup.ranks.is_alone
-        self._config, self._callbacks = setup.view.config, setup.view.callbacks
+        self._config, self._callbacks = setup.view.config, setup.view.manager
         self._boundary, self._loaders = Boundary(setup), RunLoaders(setup)
         self._passes = Passes(setup, self._boundary, self._loaders)
         self.answers: Answers = self._passes.answers

@@ -17,7 +17,7 @@ from .errors import (
 )
 from .hookspecs import HOOKS, OptionParser, TrainerCallback
 from .protocol import TrainerProtocol
-from .records import GradientStats, LogRecord, StopRequest
+from .records import CallbackInfo, GradientStats, LogRecord, StopRequest
 from .specs import hookimpl, hookspec
 from .wording import option_text
 
@@ -25,6 +25,7 @@ __all__ = [
     "HOOKS",
     "SPEC_VERSION",
     "CallbackError",
+    "CallbackInfo",
     "GradientStats",
     "LogRecord",
     "OptionError",

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .records import GradientStats, LogRecord
+from .records import GradientStats
+from .tracked import TrackedRun
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainerProtocol"]
 
 
-class TrainerProtocol(Protocol):
+class TrainerProtocol(TrackedRun, Protocol):
     """The trainer as callbacks see it.
 
     Everything is read-only for a callback except `model`, its gradients, `optimizer` and
@@ -143,21 +144,6 @@ class TrainerProtocol(Protocol):
         ...
 
     @property
-    def run_id(self) -> str:
-        """What tells this run from all others: twelve lower-case hexadecimal digits, the same after
-        each resume in its `output_dir` and in all processes. A resume into another directory, and
-        `overwrite`, begin a run of another id; without `output_dir` each start does.
-        """
-        ...
-
-    @property
-    def run_name(self) -> str:
-        """The run's name for people: the setting `run_name`, else the name of `output_dir`, else
-        `run_id`.
-        """
-        ...
-
-    @property
     def rank(self) -> int:
         """Number of this process, 0-based; 0 in a run of one."""
         ...
@@ -227,24 +213,6 @@ class TrainerProtocol(Protocol):
             UsageError: the loader gives its batches once alone, as a generator does; it is not
                 known yet, in a loop of one's own; or there is none.
             RuntimeError: this is another thread or process than that of the run.
-        """
-        ...
-
-    def logged(self, since: int = 0) -> Iterator[LogRecord]:
-        """Yields what this run has logged, each event once, in the order in which it was written;
-        from any thread, in every hook. What a killed run logged behind the snapshot of a resume is
-        gone, and its numbers come again.
-
-        It reads `metrics.jsonl` of `output_dir`, and lines that a full disk keeps in memory. A run
-        without `output_dir` keeps its last 10,000 events. What a run logged elsewhere, before it
-        was resumed into this directory, is not there.
-
-        Args:
-            since: the number of the first event that is wanted.
-
-        Raises:
-            TypeError: `since` is no such number.
-            RuntimeError: this is not the main process, or memory has not kept them all.
         """
         ...
 

@@ -11,7 +11,7 @@ from .errors import show
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GradientStats", "LogRecord", "StopRequest"]
+__all__ = ["CallbackInfo", "GradientStats", "LogRecord", "StopRequest"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,24 @@ class GradientStats:
     values: torch.Tensor
     total_norm: torch.Tensor
     disconnected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CallbackInfo:
+    """A callback of the run, as `trainer.callbacks` gives it.
+
+    Attributes:
+        name: the entry point's, or the class name of one that is not installed.
+        callback: the object.
+        distribution, version: where it came from; empty for code that is not installed.
+        options: its constructor's parameters that are plain attributes of it, as they are.
+    """
+
+    name: str
+    callback: object
+    distribution: str
+    version: str
+    options: Mapping[str, object]
 
 
 @dataclass(frozen=True)

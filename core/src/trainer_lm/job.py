@@ -137,6 +137,7 @@ def _make_trainer(
         },
         discover=False,
         progress=False,  # it is among `own`
+        hyperparameters=settings.hyperparameters,
     )
 
 

@@ -169,6 +169,13 @@ class Settings:
             self, training=dataclasses.replace(self.training, output_dir=place)
         )
 
+    @property
+    def hyperparameters(self) -> dict[str, object]:
+        """The command's own options for trackers, those of the trainer left out."""
+        own = {option.flag for options in _own_options().values() for option in options}
+        trainer = {field.name for field in dataclasses.fields(TrainerConfig)}
+        return {name: _plain(self.values[name]) for name in self.values if name in own - trainer}
+
     def as_yaml(self, *, with_origin: bool = False) -> str:
         """Returns a file that `--config` reads back to the same run, without its place; with the
         origin of each value as a comment.

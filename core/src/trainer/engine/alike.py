@@ -49,7 +49,7 @@ def check_alike(view: View, updaters: Sequence[Updater]) -> None:
     ranks = view.ranks
     if ranks.is_alone:
         return
-    own = (_describe(view, updaters), _describe_callbacks(view.callbacks))
+    own = (_describe(view, updaters), _describe_callbacks(view.manager))
     callbacks = [each for _, each in _gather_differing(own, ranks)]
     if callbacks:
         _compare_callbacks(callbacks, is_main=ranks.is_main)

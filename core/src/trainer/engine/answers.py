@@ -28,7 +28,7 @@ class Answers:
 
     def __init__(self, setup: Setup) -> None:
         """Keeps references."""
-        self._setup, self._callbacks = setup, setup.view.callbacks
+        self._setup, self._callbacks = setup, setup.view.manager
         self._batches_per_update = setup.view.config.gradient_accumulation_steps
         self.start()
 

@@ -41,6 +41,7 @@ from ..writers.progress import make_progress
 from .accelerated import AcceleratedPrecision, settle
 from .alike import check_alike
 from .decision import StopDecider
+from .hyperparameters import check_hyperparameters, collect_hyperparameters
 from .session import Session
 
 __all__ = ["Setup", "assemble"]
@@ -97,9 +98,17 @@ class Setup:
         """
         own = ["loss", "learning_rate", "skipped_updates", "train_loss", *validated]
         own += [] if self.view.config.max_grad_norm is None else ["grad_norm"]
-        own += [name for plugin in self.view.callbacks.plugins for name in plugin.logs_metrics]
+        own += [name for plugin in self.view.manager.plugins for name in plugin.logs_metrics]
         everywhere = self.ranks.gather(own, "names of metrics")
         self.view.metric_names = [*dict.fromkeys(name for each in everywhere for name in each)]
+
+    def know_hyperparameters(self, given: object) -> None:
+        """Takes `given`, a mapping of names to plain values, into the hyperparameters of the run.
+        Raises a ConfigError where it is something else.
+        """
+        checked = check_hyperparameters(given)
+        collect = partial(collect_hyperparameters, self.view, self.updaters, checked)
+        self.view.collect_hyperparameters = collect
 
     def reset(self) -> None:
         """Puts whatever changes in a run where a new one has it."""
@@ -211,11 +220,11 @@ def _surround(
         config=view.config,
         ranks=view.ranks,
     )
-    return Setup(
+    setup = Setup(
         view=view,
         session=Session(view, checkpoint, artifacts),
         checkpoint=checkpoint,
-        decider=StopDecider(view.config, view.callbacks, view.ranks),
+        decider=StopDecider(view.config, view.manager, view.ranks),
         ranks=view.ranks,
         precision=precision,
         losses=losses,
@@ -226,6 +235,8 @@ def _surround(
         evaluated=called[1],
         fsdp_modules=[*fsdp_modules(view.model)],
     )
+    setup.know_hyperparameters({})
+    return setup
 
 
 def _check(

@@ -42,7 +42,7 @@ class Boundary:
         """Keeps references."""
         self._setup = setup
         self._view, self._session, self._decider = setup.view, setup.session, setup.decider
-        self._callbacks, self._config = setup.view.callbacks, setup.view.config
+        self._callbacks, self._config = setup.view.manager, setup.view.config
         self._position = setup.view.position
         self._is_alone = setup.ranks.is_alone
         self._writes = self._config.output_dir is not None

@@ -45,7 +45,7 @@ def noting_changes(view: View) -> Iterator[None]:
     """Notes that callbacks have changed the weights inside, where none has said whose they are now.
     It costs two passes over the weights, where callbacks may.
     """
-    callbacks, noted = view.callbacks, view.position.weights
+    callbacks, noted = view.manager, view.position.weights
     asked = set(callbacks.implementers("on_train_end"))
     foreign = [each for each in callbacks.plugins if each.distribution != "trainer-core"]
     if not any(each.name in asked for each in foreign):

@@ -52,6 +52,8 @@ class Lifetime:
             stack.enter_context(setup.precision.setting())
             signals = stack.enter_context(SignalFlags())
             setup.decider.start(signals)
+            view.senders.start(lambda: signals.raised)
+            stack.callback(view.senders.close)
             setup.reset()
             self._boundary.scheduling.start(view.metric_names, validates=view.validates)
             self.result = self._boundary.stop = None
@@ -64,7 +66,7 @@ class Lifetime:
             self._held = stack.pop_all()
         try:
             passes.hook.on_train_start(trainer=view, resumed=resumed)
-            view.callbacks.check_late()
+            view.manager.check_late()
             view.queue.open()
             if resumed:
                 setup.checkpoint.restore_rng()

@@ -49,7 +49,7 @@ class Passes:
         """Keeps references."""
         self._setup, self._boundary, self._loaders = setup, boundary, loaders
         self._view, self._checkpoint = setup.view, setup.checkpoint
-        self._callbacks, self._config = setup.view.callbacks, setup.view.config
+        self._callbacks, self._config = setup.view.manager, setup.view.config
         self._position, self._losses = setup.view.position, setup.losses
         self._device = setup.view.device
         self._moves = self._device.type != "cpu"

@@ -13,7 +13,7 @@ def find_search(view: View) -> Callable[[str], None] | None:
     """Returns what calls `on_snapshot_search`, with the id of the run in the output directory; None
     where nobody implements it. A callback that refuses the run there has all of them closed.
     """
-    callbacks = view.callbacks
+    callbacks = view.manager
     if "on_snapshot_search" not in callbacks.used:
         return None
 

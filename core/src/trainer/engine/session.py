@@ -50,7 +50,7 @@ class Session:
 
     def __init__(self, view: View, checkpoint: Checkpoint, artifacts: Mapping[str, bytes]) -> None:
         self._view = view
-        self._callbacks = view.callbacks
+        self._callbacks = view.manager
         self._store = view.store
         self._ranks = view.ranks
         self._checkpoint = checkpoint
@@ -229,11 +229,14 @@ class Session:
         result = self._make_result(stop, error)
         with noting_changes(view) if error is None else contextlib.nullcontext():
             late = self._attempt(lambda: hook.on_train_end(trainer=view, result=result))
+        undone = self._attempt(view.senders.wait)
         unsent = self._attempt(view.queue.close)
         result = replace(result, weights=describe_weights(view.position))
-        error = error or late or unsent
+        error = error or late or undone or unsent
         if error is None and result.exit_code == 0 and final and self._store.can_write:
             error = self._attempt(partial(self._save_final, result.weights))
+            undone = self._attempt(view.senders.wait)  # what was submitted in on_final_saved
+            error = error or undone
         result = replace(result, switched_off=tuple(self._callbacks.switched_off))
         if isinstance(error, SnapshotError):
             saving = SaveError(str(error))

@@ -36,7 +36,7 @@ class Sets:
             measure: what is measured in each.
         """
         self._setup, self._measure = setup, measure
-        self._view, self._ranks, self._callbacks = setup.view, setup.ranks, setup.view.callbacks
+        self._view, self._ranks, self._callbacks = setup.view, setup.ranks, setup.view.manager
         self._sets = {
             name: measure.take(each, name_in_words(name)) for name, each in loaders.items()
         }

@@ -39,6 +39,7 @@ __all__ = [
     "describe_callback",
     "describe_data",
     "describe_indices",
+    "describe_options",
     "describe_run",
     "log_differences",
     "log_other_data",
@@ -91,7 +92,7 @@ def describe_run(
             plugin.state_key: {**describe_callback(plugin), "update": position.step}
             for plugin in plugins
         },
-        "options": _options(config),
+        "options": describe_options(config),
         "model": _describe_model(model),
     }
 
@@ -107,7 +108,7 @@ def log_differences(
     built otherwise: those of this run hold. A warning where it changes the numbers, so that the
     resume is not exact.
     """
-    for name, text in _compare(manifest.get("options", {}), _options(config)):
+    for name, text in _compare(manifest.get("options", {}), describe_options(config)):
         is_order = name == "seed" and position.is_mid_epoch
         more = " " + _OTHER_ORDER % (position.epoch, position.batch) if is_order else ""
         level = logging.WARNING if name in _NUMERIC else logging.INFO
@@ -237,9 +238,10 @@ def _length(value: Any) -> int | None:
         return None
 
 
-def _options(config: TrainerConfig) -> dict[str, Any]:
+def describe_options(config: TrainerConfig) -> dict[str, Any]:
+    """Returns the settings that describe a run; its place and name are said elsewhere."""
     options = dataclasses.asdict(config)
-    for name in ("output_dir", "overwrite", "resume_learning_rate", "run_name"):  # said elsewhere
+    for name in ("output_dir", "overwrite", "resume_learning_rate", "run_name"):
         del options[name]
     return options
 

@@ -130,7 +130,7 @@ def train(
         changes: gets what the run has changed of the process, such as signal handlers, in words. It
             is put back in any case: the next run must not see it.
     """
-    passes = tuple(kind for each in trainer.run.view.callbacks.plugins for kind in each.passes)
+    passes = tuple(kind for each in trainer.run.view.manager.plugins for kind in each.passes)
     changed: list[str] = []
     try:
         with undo_changes() as changed:
@@ -187,7 +187,7 @@ def read_state(trainer: Trainer, callback: object) -> Any:
     assert trainer.output_dir is not None
     newest = max((trainer.output_dir / "snapshots").glob("step-*"))
     state = torch.load(newest / "state.pt", weights_only=True)
-    key = next(p.state_key for p in trainer.run.view.callbacks.plugins if p.callback is callback)
+    key = next(p.state_key for p in trainer.run.view.manager.plugins if p.callback is callback)
     return state["callback_state"].get(key)
 
 

@@ -35,7 +35,7 @@ class Logs(Parts):
         with self._within("log", "metrics"):
             self.position.metrics.update(values)
             event = self._number(at, values, {})
-            hook, step = self.callbacks.hook.on_log, self.position.step
+            hook, step = self.manager.hook.on_log, self.position.step
             hook(trainer=self._as_trainer, metrics=values, step=step, event=event, time=at)
 
     def log_text(self, name: str, text: str) -> None:
@@ -50,7 +50,7 @@ class Logs(Parts):
     def _send_text(self, name: str, text: str, at: float) -> None:
         with self._within("log_text", "name"):
             event = self._number(at, {}, {name: text})
-            self.callbacks.hook.on_log_text(
+            self.manager.hook.on_log_text(
                 trainer=self._as_trainer,
                 name=name,
                 text=text,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -20,6 +20,7 @@ from ..snapshots.store import SnapshotStore
 from ..step.precision import Precision
 from ..step.update import Updater
 from ..writers.journal import Journal
+from .senders import Senders
 
 __all__ = ["Parts"]
 
@@ -29,7 +30,9 @@ class Parts:
 
     Attributes:
         position: where the run stands.
-        callbacks: those of the run, and what calls their hooks.
+        manager: the callbacks of the run, and what calls their hooks.
+        senders: what does their work in the background.
+        collect_hyperparameters: returns `hyperparameters`; see the protocol.
         store: writes snapshots and weights.
         ranks: the processes of the run.
         queue: what other threads have sent.
@@ -45,7 +48,8 @@ class Parts:
 
     __slots__ = (  # and no others: nobody would read a `trainer.stop` that a callback sets
         *("_config", "_device", "_logs_within", "_model", "_precision", "_reported_buffers"),
-        *("callbacks", "journal", "position", "queue", "ranks", "run_id", "snapshot_requested"),
+        *("collect_hyperparameters", "journal", "manager", "position", "queue", "ranks", "run_id"),
+        *("senders", "snapshot_requested"),
         *("has_epochs", "metric_names", "store", "training", "updater", "validates", "__weakref__"),
     )
 
@@ -67,11 +71,13 @@ class Parts:
         self._logs_within = 0
         self._reported_buffers: set[str] = set()
         self.updater = updater
-        self.callbacks = callbacks
+        self.manager = callbacks
+        self.collect_hyperparameters: Callable[[], Mapping[str, object]] = dict
         self.store: SnapshotStore = SnapshotStore(config)
         self.ranks = ranks
         self.position: Position = Position()
         self.queue: LoopQueue = LoopQueue()
+        self.senders: Senders = Senders(callbacks, self.queue)
         self.journal: Journal = Journal(None)
         self.run_id: str = ""
         self.snapshot_requested: bool = False

@@ -4,7 +4,7 @@ drives nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer_callback import GradientStats
+from trainer_callback import CallbackInfo, GradientStats
 
 from ..config import TrainerConfig
 from ..processes.replicas import check_replicas
+from ..snapshots.facts import describe_callback
 from ..writers.metrics_file import to_floats
 from .data import Data
 from .logs import Logs
@@ -64,6 +65,19 @@ class View(Logs, Data, Weights):
     def run_name(self) -> str:
         place = self._config.output_dir
         return self._config.run_name or (place.name if place else "") or self.run_id
+
+    @property
+    def callbacks(self) -> Mapping[str, CallbackInfo]:
+        found = {}
+        for each in self.manager.plugins:
+            options = MappingProxyType(describe_callback(each)["options"])
+            identity = (each.name, each.callback, each.distribution, each.version)
+            found[each.name] = CallbackInfo(*identity, options)
+        return MappingProxyType(found)
+
+    @property
+    def hyperparameters(self) -> Mapping[str, object]:
+        return MappingProxyType({**self.collect_hyperparameters()})
 
     @property
     def rank(self) -> int:
@@ -133,7 +147,10 @@ class View(Logs, Data, Weights):
     @property
     def hook(self) -> Any:
         self.queue.check_thread()
-        return self.callbacks.extensions
+        return self.manager.extensions
+
+    def submit(self, callback: object, function: Callable[..., object], *arguments: Any) -> bool:
+        return self.senders.submit(callback, function, arguments)
 
     def total(self, values: Mapping[str, float]) -> dict[str, float]:
         self.queue.check_thread()
@@ -161,4 +178,4 @@ class View(Logs, Data, Weights):
 
     def check_replicas(self) -> None:
         """Raises a `ReplicaError`, in all processes, where they have come to train other models."""
-        check_replicas(self._model, self.ranks, self.callbacks, self.step, self._reported_buffers)
+        check_replicas(self._model, self.ranks, self.manager, self.step, self._reported_buffers)

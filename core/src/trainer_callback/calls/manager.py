@@ -224,7 +224,7 @@ class CallbackManager:
         if isinstance(error, plugin.passes):
             self._passed = (error, plugin)
             return error
-        refuses = self.specs[hook].may_refuse
+        refuses = hook in self.specs and self.specs[hook].may_refuse  # `submit` is no hook
         if isinstance(error, UsageError) and (refuses or plugin.critical):
             failure: Exception = PluginError(f"{plugin.label}: {text_of(error)}")
             failure.__cause__ = error

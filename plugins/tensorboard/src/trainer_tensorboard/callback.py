@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import logging
 import os
@@ -98,7 +97,8 @@ class TensorBoardCallback(TrainerCallback):
             text = "histogram_epochs %d has no effect in a run of %d epochs."
             logger.warning(text, self.histogram_epochs, epochs)
         self._open(self._directory, trainer.step if resumed else None)
-        self._writer.add_text("config", _describe_config(trainer.config), trainer.step)
+        settings = {"output_dir": trainer.output_dir, **trainer.hyperparameters}
+        self._writer.add_text("config", _describe(settings), trainer.step)
         self._writer.add_text("model", _indent(str(trainer.model)), trainer.step)
 
     def on_log(  # type: ignore[override]
@@ -184,11 +184,9 @@ class TensorBoardCallback(TrainerCallback):
         self._writer = self._directory = None
 
 
-def _describe_config(config: object) -> str:
-    """Returns a Markdown table of the fields of a dataclass, or the object as it prints."""
-    if not dataclasses.is_dataclass(config) or isinstance(config, type):
-        return _indent(str(config))
-    rows = [f"| {name} | {_cell(value)} |" for name, value in dataclasses.asdict(config).items()]
+def _describe(settings: Mapping[str, object]) -> str:
+    """Returns a Markdown table."""
+    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in settings.items()]
     return "\n".join(["| option | value |", "| --- | --- |", *rows])
 
 
