@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,8 @@ from trainer_callback.plugins import (
 )
 from trainer_callback.wording import flags_spoken
 
-from .config_file import find_owner, read_config_file
+from .config_file import FileOption, find_owner, read_config_file
+from .defaults import put_defaults, read_default_files
 from .deprecations import show_deprecations
 from .old_options import check_old_options
 from .parser import Parser
@@ -91,8 +93,11 @@ def _read(arguments: list[str]) -> Settings | None:
     _add_run_options(first_parser)
     first, others = first_parser.parse_known_args(arguments)
     in_file = [] if first.config is None else read_config_file(first.config)
-    first_parser.read_file(first, in_file)
-    given = {word.partition("=")[0] for word in others} | {f"--{each.name}" for each in in_file}
+    layers = read_default_files()
+    for options in (in_file, *layers):
+        first_parser.read_file(first, options)
+    given = {word.partition("=")[0] for word in others}
+    given |= {f"--{each.name}" for options in (in_file, *layers) for each in options}
     show_deprecations(find_entries(first.no_plugin), _warn)
     plugins = discover(first.no_plugin)
     _check_names(first.no_plugin, plugins)
@@ -107,15 +112,14 @@ def _read(arguments: list[str]) -> Settings | None:
             _say_slow(plugin)
     usable = [plugin for plugin in plugins if plugin.problem is None]
     namespace, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        owner = find_owner(unknown[0], getattr(namespace, "output_dir", None))
-        raise UsageError(_explain_unknown(unknown[0], parser, plugins, owner))
-    for option in in_file:
-        if parser.find(option.name) is None:
-            why = _explain_unknown(f"--{option.name}", parser, plugins, option.distribution)
-            raise UsageError(f"{option.file}, line {option.line}: {why}")
+    for argument in unknown:
+        owner = find_owner(argument, getattr(namespace, "output_dir", None))
+        raise UsageError(_explain_unknown(argument, parser, plugins, owner))
+    _check_file(in_file, parser, plugins)
     parser.read_file(namespace, in_file)
-    for text in check_old_options(parser, namespace, usable, in_file):
+    said = [text for each in layers for text in put_defaults(parser, namespace, usable, each)]
+    in_files = [*chain(*reversed(layers), in_file)]
+    for text in (*said, *check_old_options(parser, namespace, usable, in_files)):
         _warn(text)
     if namespace.sample is not None:
         _print_sample(namespace)
@@ -126,6 +130,15 @@ def _read(arguments: list[str]) -> Settings | None:
             print(settings.as_yaml(with_origin=True), end="")
         return None
     return settings
+
+
+def _check_file(
+    in_file: Sequence[FileOption], parser: Parser, plugins: Sequence[InstalledPlugin]
+) -> None:
+    for option in in_file:
+        if parser.find(option.name) is None:
+            why = _explain_unknown(f"--{option.name}", parser, plugins, option.distribution)
+            raise UsageError(f"{option.file}, line {option.line}: {why}")
 
 
 def _print_sample(namespace: argparse.Namespace) -> None:

@@ -51,15 +51,15 @@ class FileOption:
         return f"{self.file}, line {self.line}, {self.name}: {value}"
 
 
-def read_config_file(path: str) -> list[FileOption]:
-    """Returns the options of the file `path`.
+def read_config_file(path: str, called: str = "--config") -> list[FileOption]:
+    """Returns the options of the file `path`, which messages name as what is `called` so.
 
     Raises:
         UsageError: it cannot be read, or it is no plain mapping of options to values.
     """
     import yaml
 
-    text = _read_text(path)
+    text = _read_text(path, called)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
@@ -113,15 +113,15 @@ _OWNER: Final = re.compile(r"\s# of (\S+) \S+$")
 _FORM: Final = "Write one option a line, such as epochs: 3."
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str, called: str) -> str:
     try:
         text = read_named(Path(path)).decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"--config {path} cannot be read: {error.strerror}.") from error
+        raise UsageError(f"{called} {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise UsageError(f"--config {path} is not UTF-8. Convert it, or write it anew.") from error
+        raise UsageError(f"{called} {path} is not UTF-8. Convert it, or write it anew.") from error
     if not text.strip():
-        raise UsageError(f"--config {path} is empty. {_FORM}")
+        raise UsageError(f"{called} {path} is empty. {_FORM}")
     return text
 
 

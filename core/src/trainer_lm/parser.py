@@ -36,8 +36,8 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         typed: option -> the words of each time that it stood on the command line.
-        filed: option -> the same, of the file.
-        file: name of that file.
+        filed: option -> the same, of the strongest file that has it.
+        files: option -> name of that file.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(f"(?:{_NUMBER.pattern})$", re.IGNORECASE)
         self.typed: dict[argparse.Action, list[list[str]]] = {}
         self.filed: dict[argparse.Action, list[list[str]]] = {}
-        self.file: str = ""
+        self.files: dict[argparse.Action, str] = {}
 
     def error(self, message: str) -> NoReturn:
         """Raises what is wrong as a UsageError.
@@ -64,13 +64,15 @@ class Parser(argparse.ArgumentParser):
         return self._option_string_actions.get(f"--{name}")
 
     def read_file(self, namespace: argparse.Namespace, options: Sequence[FileOption]) -> None:
-        """Puts the options of a file into `namespace`, except those that were typed and those that
-        are no options here. Comes after the command line was parsed.
+        """Puts the options of a file into `namespace`, except those that were typed, those of a
+        file that was read before, and those that are no options here. Comes after the command line
+        was parsed.
 
         Raises:
             UsageError: a value cannot be used.
         """
-        typed = {action.dest for action in self.typed}
+        stronger = {action.dest for action in (*self.typed, *self.filed)}
+        seen: set[str] = set()
         for option in options:
             action = self.find(option.name)
             if action is None:
@@ -78,21 +80,23 @@ class Parser(argparse.ArgumentParser):
             if action.dest in _ONLY_TYPED:
                 raise UsageError(f"{option}: this belongs on the command line, not into a file.")
             times = self._read_times(action, option)
-            if times and action.dest in {given.dest for given in self.filed}:
+            if times and action.dest in seen:
                 raise UsageError(f"{option}: another line says so, too. Keep one of them.")
-            if not times or action.dest in typed:
+            if not times:
                 continue
-            self.filed[action], self.file = times, option.file
+            seen.add(action.dest)
+            if action.dest in stronger:
+                continue
+            self.filed[action], self.files[action] = times, option.file
             for words in times:
                 value = self._convert(action, words, option)
                 action(self, namespace, value, f"--{option.name}")
 
     def origin(self, name: str) -> str:
         """Returns where the value of `--NAME` came from: `command line`, the file, or `default`."""
-        for given, where in ((self.typed, "command line"), (self.filed, self.file)):
-            if any(name == a.dest or f"--{name}" in a.option_strings for a in given):
-                return where
-        return "default"
+        given = [*((a, "command line") for a in self.typed), *self.files.items()]
+        found = (where for a, where in given if name == a.dest or f"--{name}" in a.option_strings)
+        return next(found, "default")
 
     def as_given(self, dests: Collection[str]) -> dict[str, Any]:
         """Returns option -> words for options of any kind, such as those that a plugin has added:
