@@ -18,6 +18,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the commands keep about plugins is kept here, and not among the user's own files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRAINER_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """The command sets handlers and levels of the whole process; the next test must not see it."""
@@ -65,7 +73,12 @@ class Site:
         self, *arguments: str, cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(map(str, (self.folder, ROOT / "core" / "src", self._bare)))
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path, **variables}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": path,
+            "TRAINER_CACHE_DIR": os.environ["TRAINER_CACHE_DIR"],
+            **variables,
+        }
         return subprocess.run(
             [sys.executable, "-S", "-W", "error", *arguments],
             capture_output=True,

@@ -15,7 +15,9 @@ from typing import Any, Final
 from .calls.extensions import join_hooks
 from .calls.identity import Plugin
 from .calls.order import arrange
+from .command_line.description import Description
 from .command_line.installed import InstalledPlugin
+from .command_line.plugin_cache import describe_entries, read_descriptions
 from .discovery import Entry, canonical, find_entries
 from .errors import PluginError, closest
 from .hookspecs import TrainerCallback
@@ -24,9 +26,12 @@ __all__ = [
     "SLOW_IMPORT",
     "InstalledPlugin",
     "create",
+    "describe_installed",
     "discover",
     "exclude_unusable",
+    "explain_slow",
     "find_live",
+    "load_used",
     "not_installed",
     "read_one_off",
 ]
@@ -35,6 +40,9 @@ logger: logging.Logger = logging.getLogger("trainer")
 
 SLOW_IMPORT: Final = 3.0
 """Seconds of a plugin's import from which on it is worth a word."""
+
+_NO_TIME: Final = 0.1
+"""Seconds of an import that nobody notices."""
 
 
 def discover(blocked: Iterable[str] = ()) -> list[InstalledPlugin]:
@@ -45,12 +53,85 @@ def discover(blocked: Iterable[str] = ()) -> list[InstalledPlugin]:
     return plugins
 
 
+def describe_installed(entries: Sequence[Entry], *, anew: bool = False) -> list[InstalledPlugin]:
+    """Returns the plugins of `entries`. None is imported here whose description is kept from
+    an earlier call, but those that can be asked in no time: what is broken, or adds options of its
+    own, may answer otherwise than it did.
+
+    Args:
+        anew: none of the descriptions that are kept is used, and nothing is imported here.
+    """
+    usable = [entry for entry in entries if entry.problem is None or entry.is_ambiguous]
+    known = dict(zip(usable, describe_entries(usable, anew=anew), strict=True))
+    plugins = [InstalledPlugin(entry, description=known.get(entry)) for entry in entries]
+    for plugin in plugins:
+        found = plugin.description
+        if found is not None and not anew and _is_asked_again(found):
+            plugin.load()
+    _join_hooks(plugins)
+    return plugins
+
+
+def _join_hooks(plugins: Sequence[InstalledPlugin]) -> None:
+    """Imports those that bring hooks to others, and those others, which are judged together."""
+    known = [(plugin, plugin.description) for plugin in plugins]
+    wanted = any(p.unknown is not None if d is None else d.needs_others for p, d in known)
+    for plugin, found in known:
+        if found is not None and (
+            found.needs_others or (found.brings and (wanted or found.kind == "live"))
+        ):
+            plugin.load()
+    for plugin in plugins:
+        plugin.know_hooks(plugins)
+
+
+def _is_asked_again(found: Description) -> bool:
+    changes = found.kind == "broken" or "add_options" in found.set_up
+    return changes and found.seconds < _NO_TIME and not found.brings_torch
+
+
+def load_used(plugins: Iterable[InstalledPlugin], given: Collection[str], *, runs: bool) -> None:
+    """Imports the plugins that `given` options are of, and those that are asked in every run.
+
+    Args:
+        given: words that somebody has given, `--flag` and others.
+        runs: the command trains, or does all but that.
+    """
+    short = {word[:2] for word in given if word[:1] == "-" and word[1:2] != "-"}
+    for plugin in plugins:
+        known = plugin.description
+        if known is None:
+            continue
+        flags = {flag for action in known.actions for flag in action["flags"]}
+        in_every_run = known.kind != "broken" and (bool(known.set_up) or plugin.is_callback)
+        if plugin.is_named(given) or flags & {*given, *short} or (runs and in_every_run):
+            plugin.load()
+
+
+def explain_slow(plugin: InstalledPlugin) -> str | None:
+    """Returns a sentence where the import of `plugin` takes long, or brings torch, else None."""
+    known = plugin.description
+    torch = known is not None and known.brings_torch
+    if plugin.seconds <= SLOW_IMPORT and not torch:
+        return None
+    return (
+        f"the import of {plugin.label} took {plugin.seconds:.1f} s"
+        f"{' and brings torch' if torch else ''}. Its author can import in the hooks what takes "
+        f"long; --no_plugin {plugin.entry.flag} leaves it out."
+    )
+
+
 def find_live(blocked: Iterable[str] = ()) -> list[Plugin]:
     """Returns the modules and objects that are live in every run; warns of each plugin that could
     not be loaded.
     """
     live = []
-    plugins = discover(blocked)
+    entries = find_entries(blocked)
+    usable = [entry for entry in entries if entry.problem is None or entry.is_ambiguous]
+    known = dict(zip(usable, read_descriptions(usable), strict=True))
+    plugins = [InstalledPlugin(entry, description=known.get(entry)) for entry in entries]
+    load_used(plugins, (), runs=True)
+    _join_hooks(plugins)
     _exclude_live_conflicts(plugins)
     for plugin in plugins:
         if plugin.kind == "broken" and plugin.matters:

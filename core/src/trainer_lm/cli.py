@@ -21,10 +21,11 @@ from trainer_callback import PluginError, RunError, SnapshotError, UsageError
 from trainer_callback.discovery import find_entries, find_version
 from trainer_callback.errors import closest
 from trainer_callback.plugins import (
-    SLOW_IMPORT,
     InstalledPlugin,
-    discover,
+    describe_installed,
     exclude_unusable,
+    explain_slow,
+    load_used,
     read_one_off,
 )
 from trainer_callback.wording import flags_spoken
@@ -49,6 +50,12 @@ _KNOWN_PLUGINS: Final = {
     "throughput": "trainer-plugin-throughput",
 }
 """Start of a flag -> the distribution of this project that brings it."""
+
+_SHOWS_ONLY: Final = frozenset({"-h", "--help", "--version", "--sample"})
+"""Options with which no plugin is used."""
+
+_SHOWS: Final = frozenset({"-h", "--help", "--print_config"})
+"""Options with which is said what is slow, whether it is used or not."""
 
 
 @flags_spoken()
@@ -98,9 +105,12 @@ def _read(arguments: list[str]) -> Settings | None:
         first_parser.read_file(first, options)
     given = {word.partition("=")[0] for word in others}
     given |= {f"--{each.name}" for options in (in_file, *layers) for each in options}
-    show_deprecations(find_entries(first.no_plugin), _warn)
-    plugins = discover(first.no_plugin)
+    entries = find_entries(first.no_plugin)
+    show_deprecations(entries, _warn)
+    plugins = describe_installed(entries)
     _check_names(first.no_plugin, plugins)
+    load_used(plugins, given, runs=given.isdisjoint(_SHOWS_ONLY))
+    shows = not given.isdisjoint(_SHOWS)
     plugins += [read_one_off(value, plugins) for value in first.callback]
     broken = [plugin for plugin in plugins if plugin.kind == "broken"]
     parser = make_parser(plugins, given)
@@ -108,8 +118,8 @@ def _read(arguments: list[str]) -> Settings | None:
         if plugin.kind == "broken" and plugin.matters:
             is_asked_for = plugin.is_requested and plugin not in broken
             _complain(plugin, strict=first.strict_plugins or is_asked_for)
-        elif plugin.seconds > SLOW_IMPORT:
-            _say_slow(plugin)
+        elif (shows or plugin.description is None) and (words := explain_slow(plugin)) is not None:
+            _warn(words)
     usable = [plugin for plugin in plugins if plugin.problem is None]
     namespace, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
@@ -265,14 +275,6 @@ def _complain(plugin: InstalledPlugin, *, strict: bool) -> None:
         advice = f" Remove it, or block it: --no_plugin {name}."
         raise PluginError(problem if "--no_plugin" in problem else problem + advice)
     print(f"train-lm: warning: {problem} The run goes on without {name}.", file=sys.stderr)
-
-
-def _say_slow(plugin: InstalledPlugin) -> None:
-    print(
-        f"train-lm: warning: the import of {plugin.label} took {plugin.seconds:.0f} s. Its author "
-        f"can import in the hooks what takes long; --no_plugin {plugin.entry.flag} leaves it out.",
-        file=sys.stderr,
-    )
 
 
 def _warn(text: str) -> None:

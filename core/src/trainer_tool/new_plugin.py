@@ -22,7 +22,7 @@ from typing import Final
 from trainer.writers.output import write_out
 from trainer_callback import UsageError
 from trainer_callback.discovery import find_entries, find_version
-from trainer_callback.plugins import discover
+from trainer_callback.plugins import describe_installed
 from trainer_lm.cli import read_flags
 
 __all__ = ["main"]
@@ -188,7 +188,7 @@ def _refuse_taken(names: _Names, folder: Path) -> None:
     if os.path.lexists(folder):
         raise UsageError(f"{str(folder)!r} exists already. Remove it, or give --directory.")
 
-    taken = read_flags(discover())
+    taken = read_flags(describe_installed(find_entries()))
     for flag in (names.name, f"no_{names.name}", f"{names.name}_min_delta"):
         if f"--{flag}" in taken:
             raise UsageError(

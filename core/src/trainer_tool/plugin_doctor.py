@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from trainer_callback import PluginError
 from trainer_callback.calls.order import arrange
+from trainer_callback.command_line.describing import describe_apart
 from trainer_callback.discovery import canonical, find_distribution, find_version, read_names
 from trainer_callback.errors import closest
-from trainer_callback.plugins import SLOW_IMPORT, InstalledPlugin
+from trainer_callback.plugins import InstalledPlugin, explain_slow
 from trainer_lm.cli import read_flags
 from trainer_lm.config_file import read_config_file
 
@@ -20,12 +19,6 @@ from .commands import find_added
 __all__ = ["examine"]
 
 _CORE: Final = "trainer-core"
-
-_IMPORT: Final = (
-    "import importlib, sys, time; start = time.perf_counter(); "
-    "importlib.import_module(sys.argv[1]); "
-    "print(time.perf_counter() - start, 'torch' in sys.modules, file=sys.stderr)"
-)
 
 
 def examine(plugins: Sequence[InstalledPlugin], config: str | None = None) -> list[dict[str, str]]:
@@ -93,11 +86,10 @@ def _find_wrong_core(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, s
 
 
 def _find_slow(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
-    """What a plugin's import costs every command, `--help` included, or would have changed."""
-    if "torch" in sys.modules or any(plugin.seconds > SLOW_IMPORT for plugin in plugins):
-        for plugin in plugins:
-            if plugin.problem is None:
-                yield from _time_import(plugin)
+    """What a plugin's import costs a command, or would have changed."""
+    for plugin in plugins:
+        if plugin.problem is None and explain_slow(plugin) is not None:
+            yield _time_import(plugin)
     for plugin in plugins:
         if plugin.changed:
             problem = f"{plugin.label}: its import {', '.join(plugin.changed)}."
@@ -105,21 +97,16 @@ def _find_slow(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
             yield _finding(plugin.entry.name, problem, advice + "the constructor")
 
 
-def _time_import(plugin: InstalledPlugin) -> Iterator[dict[str, str]]:
+def _time_import(plugin: InstalledPlugin) -> dict[str, str]:
     """Imports the plugin in a process of its own, where nothing has been imported before it."""
-    module = plugin.entry.value.partition(":")[0].strip()
-    answer = subprocess.run(
-        [sys.executable, "-c", _IMPORT, module], capture_output=True, text=True, check=False
+    found = next(describe_apart([plugin.entry])).description
+    what = "imports torch, which" if found.brings_torch else "has an import that"
+    problem = (
+        f"{plugin.label} {what} takes {found.seconds:.1f} s of every command that uses it, and of "
+        "the first one behind each change of it, --help included."
     )
-    words = answer.stderr.split()[-2:]
-    if answer.returncode != 0 or len(words) != 2:
-        return
-    seconds, has_torch = float(words[0]), words[1] == "True"
-    if has_torch or seconds > SLOW_IMPORT:
-        what = "imports torch, which" if has_torch else "has an import that"
-        problem = f"{plugin.label} {what} takes {seconds:.1f} s of every command, --help included."
-        advice = "its author can move slow imports into the hooks, or under `if TYPE_CHECKING:`"
-        yield _finding(plugin.entry.name, problem, advice)
+    advice = "its author can move slow imports into the hooks, or under `if TYPE_CHECKING:`"
+    return _finding(plugin.entry.name, problem, advice)
 
 
 def _find_wrong_flags(admitted: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:

@@ -16,10 +16,15 @@ from trainer.snapshots.manifest import to_json_data
 from trainer.writers.output import write_out
 from trainer_callback import PluginError
 from trainer_callback.calls.order import arrange
-from trainer_callback.command_line.options import Option
-from trainer_callback.discovery import Entry, canonical, find_distribution
-from trainer_callback.hints import show
-from trainer_callback.plugins import InstalledPlugin, discover, exclude_unusable, not_installed
+from trainer_callback.command_line.describing import describe
+from trainer_callback.discovery import Entry, canonical, find_distribution, find_entries
+from trainer_callback.plugins import (
+    InstalledPlugin,
+    describe_installed,
+    exclude_unusable,
+    explain_slow,
+    not_installed,
+)
 
 from .commands import find_added
 
@@ -37,7 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parse(arguments)
     with contextlib.redirect_stdout(sys.stderr):  # what plugins print must not get into the JSON
-        plugins = discover()
+        plugins = describe_installed(find_entries(), anew=options.action == "doctor")
+        if options.action == "show":
+            _find(options.name, plugins).load()
         if options.action != "doctor":  # who looks at the command's own options, too
             exclude_unusable(plugins, {})
         if options.action == "show":
@@ -95,6 +102,7 @@ def _in_call_order(plugins: Sequence[InstalledPlugin]) -> list[InstalledPlugin]:
 
 
 def _read_row(plugin: InstalledPlugin) -> dict[str, Any]:
+    known = describe(plugin)
     return {
         "name": plugin.entry.name,
         "distribution": plugin.entry.distribution,
@@ -102,8 +110,11 @@ def _read_row(plugin: InstalledPlugin) -> dict[str, Any]:
         "status": plugin.kind,
         "problem": plugin.problem,
         "hooks": plugin.hooks,
-        "brings": [f"{s.name}({', '.join(s.arguments)})" for s in plugin.brings.values()],
-        "options": [option["flag"] for option in _read_options(plugin)],
+        "brings": known.brings,
+        "options": [option["flag"] for option in known.rows],
+        "import_seconds": round(known.seconds, 3),
+        "imports_torch": known.brings_torch,
+        "slow": explain_slow(plugin),
     }
 
 
@@ -122,41 +133,7 @@ def _read_details(plugin: InstalledPlugin) -> dict[str, Any]:
         "file": _find_file(plugin.target),
         "links": found.links if found is not None else {},
         "state_version": getattr(plugin.target, "state_version", 1),
-        "options": _read_options(plugin),
-    }
-
-
-def _read_options(plugin: InstalledPlugin) -> list[dict[str, Any]]:
-    """Returns the options derived from the constructor, then those of its own `add_options`."""
-    try:
-        actions = plugin.group.actions
-    except PluginError:  # the doctor tells
-        actions = []
-    derived = [_read_option(option) for option in plugin.options]
-    known = {option["flag"] for option in derived} | {f"--{plugin.entry.flag}"}
-    known |= {f"--{old}" for old in plugin.old.flags}
-    known |= {flag.replace("--", "--no_", 1) for flag in known}
-    added = [action for action in actions if action.option_strings[0] not in known]
-    return [*derived, *map(_read_action, added)]
-
-
-def _read_action(action: argparse.Action) -> dict[str, Any]:
-    return {
-        "flag": action.option_strings[0],
-        "type": "" if action.nargs == 0 else str(action.metavar or action.dest.upper()),
-        "default": None if action.required else show(action.default),
-        "required": action.required,
-        "help": action.help or "",
-    }
-
-
-def _read_option(option: Option) -> dict[str, Any]:
-    return {
-        "flag": f"--{option.flag}",
-        "type": option.reader.metavar + " ..." * (option.reader.container is not None),
-        "default": None if option.required else show(option.default),
-        "required": option.required,
-        "help": option.help,
+        "options": describe(plugin).rows,
     }
 
 
@@ -186,6 +163,8 @@ def _write_list(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(_write_row(cell_row, widths))
         if row["problem"]:
             lines += _wrap(f"  {row['problem']}")
+        if row["slow"]:
+            lines += _wrap(f"  slow: {row['slow']}")
         for what in ("hooks", "brings", "options"):
             if row[what]:
                 lines += _wrap(f"  {what}: {', '.join(row[what])}")

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from ..errors import text_of
 from .guard import stdout_to_stderr
 
-__all__ = ["Group", "read_group"]
+__all__ = ["Group", "ShownGroup", "read_group"]
 
 _LONG: Final = re.compile(r"--[^\W_]\w*")
 _SHORT: Final = re.compile(r"-[A-Za-z]")
@@ -34,6 +34,13 @@ class Group:
         self.flags: dict[str, str] = {
             flag: action.dest for action in self.actions for flag in action.option_strings
         }
+
+    def shown(self, prog: str) -> list[dict[str, Any]]:
+        """Returns the options as plain data, as the help of a command called `prog` shows them;
+        `ShownGroup` takes it.
+        """
+        formatter = argparse.HelpFormatter(prog)
+        return [_show_action(formatter, action) for action in self.actions]
 
     def join(self, parser: argparse.ArgumentParser) -> None:
         """Adds the group to `parser`.
@@ -57,6 +64,30 @@ class Group:
             if dest in setters and dest != argparse.SUPPRESS:
                 return setters[dest]
         return None
+
+
+class ShownGroup(Group):
+    """A group that looks as one that was `shown`, and takes no values."""
+
+    def __init__(self, title: str, shown: Sequence[Mapping[str, Any]]) -> None:
+        self._title = title
+        self._shown = shown
+        self.flags = {flag: each["dest"] for each in shown for flag in each["flags"]}
+
+    def join(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the group to `parser`, for its help."""
+        group = parser.add_argument_group(self._title)
+        for each in self._shown:
+            metavar, text = each["metavar"], each["help"]
+            action = argparse.Action(
+                each["flags"],
+                each["dest"],
+                nargs=each["nargs"],
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS if text == argparse.SUPPRESS else text,  # by identity
+                metavar=tuple(metavar) if isinstance(metavar, list) else metavar,
+            )
+            group._add_action(action)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,6 +125,21 @@ def read_group(
     for action in parser._actions:
         _wrap_type(action)
     return Group(parser)
+
+
+def _show_action(formatter: argparse.HelpFormatter, action: argparse.Action) -> dict[str, Any]:
+    text, metavar = action.help, action.metavar
+    if text is not None and text != argparse.SUPPRESS:
+        text = formatter._expand_help(action).replace("%", "%%")
+    if metavar is None and action.choices is not None:
+        metavar = "{" + ",".join(map(str, action.choices)) + "}"
+    return {
+        "flags": list(action.option_strings),
+        "dest": action.dest,
+        "nargs": action.nargs,
+        "help": text,
+        "metavar": list(metavar) if isinstance(metavar, tuple) else metavar,
+    }
 
 
 def _check(parser: argparse.ArgumentParser) -> None:

@@ -5,33 +5,36 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from ..calls.extensions import explain_absent, merge_hooks, read_hooks
 from ..calls.identity import Plugin
 from ..calls.implementation import Implementation, describe, find_implementations
 from ..calls.naming import UnknownHookError
 from ..calls.order import arrange
-from ..discovery import Entry
+from ..discovery import Entry, explain_import
 from ..errors import PluginError, UsageError, text_of
 from ..hookspecs import SPECS, TrainerCallback
 from ..specs import HookSpec
+from .description import Description
 from .groups import Group, read_group
 from .guard import stdout_to_stderr, undo_changes
 from .old_options import OldOptions, read_old_options
-from .options import Option, add_flag, add_options, build, collect_options, read_options
+from .options import (
+    Option,
+    add_flag,
+    add_options,
+    build,
+    collect_options,
+    read_options,
+    read_prefix,
+)
 
 __all__ = ["InstalledPlugin"]
 
 logger: logging.Logger = logging.getLogger("trainer")
-
-_PREFIX: Final = re.compile(r"([^\W_][\w-]*)?")
-
-_LENGTH: Final = 500
-"""Characters of an error of somebody's import that are shown."""
 
 
 class InstalledPlugin:
@@ -52,10 +55,14 @@ class InstalledPlugin:
         unknown: the hook for which it was refused: one that another plugin may bring; or None.
         changed: what its import did to the process and was undone: `set a signal handler`.
         seconds: how long the import took.
+        description: what is known of it where it is not loaded, else None.
     """
 
-    def __init__(self, entry: Entry, *, active: bool = False) -> None:
-        """Loads the plugin unless it is not to be used; what goes wrong is kept in `problem`.
+    def __init__(
+        self, entry: Entry, *, active: bool = False, description: Description | None = None
+    ) -> None:
+        """Loads the plugin unless it is described, or is not to be used; what goes wrong is kept in
+        `problem`.
 
         Args:
             active: a class needs no flag to be used (`--callback MODULE:CLASS`).
@@ -75,13 +82,21 @@ class InstalledPlugin:
         self.is_requested = True
         self.changed: list[str] = []
         self.seconds: float = 0.0
+        self.description = description
         self._active = active
         self._group: Group | None = None
         if self.problem is None or entry.is_ambiguous:
-            self._load_safely()
+            self._load_safely() if description is None else self._read(description)
         if entry.is_ambiguous:
-            self.matters = not isinstance(self.target, type)
+            is_described = getattr(description, "kind", "") == "flag"
+            self.matters = not (isinstance(self.target, type) or is_described)
             self.exclude(str(entry.problem))
+
+    def load(self) -> None:
+        """Imports what was only described, unless it cannot be used for its name."""
+        if self.description is not None and not self.entry.is_ambiguous:
+            self.description = self._group = None
+            self._load_safely()
 
     @property
     def label(self) -> str:
@@ -91,18 +106,22 @@ class InstalledPlugin:
     @property
     def hooks(self) -> list[str]:
         """The run hooks that it implements, in the order of the hooks."""
+        if self.description is not None:
+            return self.description.hooks
         found = [each.hook for each in self.implementations if not each.spec.set_up]
         return list(dict.fromkeys(found))
 
     @property
     def is_callback(self) -> bool:
         """Whether its target is a callback of every run."""
-        return self.kind == "live" and bool(self.hooks or self.brings)
+        known = self.description
+        brings = self.brings if known is None else known.brings
+        return self.kind == "live" and bool(self.hooks or brings)
 
     @property
     def record(self) -> Plugin:
-        """Its target, named."""
-        return self._name(self.target)
+        """Its target, or what stands in for it, named."""
+        return self._name(self.description.stand_in if self.description else self.target)
 
     @property
     def group(self) -> Group:
@@ -112,6 +131,8 @@ class InstalledPlugin:
         Raises:
             PluginError: they cannot be used, or would change more than themselves.
         """
+        if self._group is None and self.description is not None:
+            self._group = self.description.make_group(self.label)
         if self._group is None:
             try:
                 with undo_changes() as changed:
@@ -142,7 +163,7 @@ class InstalledPlugin:
         self._load_safely()
         if self.unknown is not None:
             where, every = "every run with it", [each.record for each in bringers]
-            self.problem = _explain(self.entry, explain_absent(error, every, where))
+            self.problem = explain_import(self.entry, explain_absent(error, every, where))
 
     def exclude(self, problem: str) -> None:
         """Leaves it out, for the reason `problem`."""
@@ -202,6 +223,10 @@ class InstalledPlugin:
             logger.warning(text, self.label, ", ".join(self.changed))
             self.changed = []
 
+    def _read(self, known: Description) -> None:
+        self.kind, self.problem = known.kind, known.problem
+        self.changed, self.seconds = known.changed, known.seconds
+
     def _load_safely(self) -> None:
         start = time.perf_counter()
         self.problem = None
@@ -211,9 +236,13 @@ class InstalledPlugin:
         except KeyboardInterrupt:
             raise
         except UnknownHookError as error:
-            self.kind, self.problem, self.unknown = "broken", _explain(self.entry, error), error
+            self.kind, self.problem, self.unknown = (
+                "broken",
+                explain_import(self.entry, error),
+                error,
+            )
         except BaseException as error:  # SystemExit included: a plugin must not end the command
-            self.kind, self.problem = "broken", _explain(self.entry, error)
+            self.kind, self.problem = "broken", explain_import(self.entry, error)
             self.target, self.implementations, self.options, self.brings = None, [], [], {}
         self.seconds = time.perf_counter() - start
 
@@ -229,22 +258,10 @@ class InstalledPlugin:
         self.kind = "live"
         if isinstance(self.target, type):
             self.kind = "flag"
-            is_builder, prefix = self._implements("make_callbacks"), self._read_prefix()
-            skip = ("state_key",)
+            is_builder = self._implements("make_callbacks")
+            prefix, skip = read_prefix(self.target, self.entry.flag), ("state_key",)
             self.options = read_options(self.target, prefix, skip, may_lack=is_builder)
             self.old = read_old_options(self.record, self.options, prefix)
-
-    def _read_prefix(self) -> str:
-        own = getattr(self.target, "option_prefix", None)
-        if own is None:
-            return f"{self.entry.flag}_"
-        if not isinstance(own, str) or not _PREFIX.fullmatch(own):
-            raise PluginError(
-                f"option_prefix of {describe(self.target)} must be text of letters, digits and "
-                f"underscores such as 'warm_', got {own!r}. Leave it out for the entry point's "
-                "name."
-            )
-        return own.replace("-", "_")
 
     def _implements(self, hook: str) -> bool:
         return any(each.hook == hook for each in self.implementations)
@@ -331,18 +348,3 @@ class InstalledPlugin:
 
     def _name(self, callback: object) -> Plugin:
         return Plugin(callback, self.entry.name, self.entry.distribution, self.entry.version)
-
-
-def _explain(entry: Entry, error: BaseException) -> str:
-    text = " ".join(text_of(error).split())
-    if isinstance(error, PluginError):
-        return f"{entry.label}: {text}"
-    if len(text) > _LENGTH:
-        text = f"{text[:_LENGTH]} ..."
-    what = f"{type(error).__name__}: {text}"
-    if not entry.distribution:
-        return f"{entry.value} could not be imported: {what}."
-    return (
-        f"entry point {entry.name!r} of {entry.distribution} {entry.version} could not be "
-        f"imported: {what}. Its options are missing."
-    )

@@ -6,16 +6,27 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ..calls.implementation import describe
 from ..errors import PluginError
 from ..hints import Reader, find_reader, read_hints, show, to_bool
 from ..hookspecs import OptionParser
 
-__all__ = ["Option", "add_flag", "add_options", "build", "collect_options", "read_options"]
+__all__ = [
+    "Option",
+    "add_flag",
+    "add_options",
+    "build",
+    "collect_options",
+    "read_options",
+    "read_prefix",
+]
+
+_PREFIX: Final = re.compile(r"([^\W_][\w-]*)?")
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,23 @@ def read_options(
                 "no command line can give. Give it a default, or implement make_callbacks."
             )
     return found
+
+
+def read_prefix(target: object, name: str) -> str:
+    """Returns what the flags of `target` begin with, whose plugin is called `name`.
+
+    Raises:
+        PluginError: its own `option_prefix` is no beginning of a flag.
+    """
+    own = getattr(target, "option_prefix", None)
+    if own is None:
+        return f"{name}_"
+    if not isinstance(own, str) or not _PREFIX.fullmatch(own):
+        raise PluginError(
+            f"option_prefix of {describe(target)} must be text of letters, digits and underscores "
+            f"such as 'warm_', got {own!r}. Leave it out for the entry point's name."
+        )
+    return own.replace("-", "_")
 
 
 def add_options(parser: OptionParser, options: Collection[Option]) -> None:
