@@ -42,6 +42,7 @@ def test_the_recorder_keeps_hooks_in_order_with_their_arguments(
 ) -> None:
     tiny_trainer([recorder], epochs=1, batches=1, max_grad_norm=1.0).train()
     assert recorder.hooks == [
+        "on_setup",
         "on_train_start",
         "on_epoch_start",
         "on_batch_start",

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from trainer import Trainer, TrainerConfig
+from trainer.processes.group import join_ranks
 from trainer.processes.points import FixedPointError
-from trainer.processes.ranks import join_ranks
 from trainer_callback import CallbackError, TrainerCallback
 
 

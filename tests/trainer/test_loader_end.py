@@ -189,7 +189,7 @@ def test_a_loader_that_has_more_than_it_promised_is_said_once(caplog, kind):
 @pytest.mark.parametrize("length", [4, 5])
 def test_every_process_brings_its_loader_to_its_end(tiny, tmp_path, in_step, length):
     def work(rank):
-        from trainer.processes.ranks import join_ranks
+        from trainer.processes.group import join_ranks
 
         own = Own(length)
         loader = EpochLoader(own, 0, "train", join_ranks("cpu"), in_step=in_step)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer import Trainer, TrainerConfig
-from trainer.processes.ranks import join_ranks
+from trainer.processes.group import join_ranks
 from trainer.processes.replicas import ReplicaError, check_replicas
 from trainer.snapshots.snapshot import list_snapshots
 from trainer.snapshots.state_file import load_state

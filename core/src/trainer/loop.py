@@ -37,6 +37,7 @@ class Trainer:
     The timeline of a run, with the hooks that are called in it::
 
         on_snapshot_search                where it may go on from the newest one
+        on_setup
         on_snapshot_load                  where it resumes
         on_train_start
             on_epoch_start

@@ -6,7 +6,14 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["CheckpointView", "clone", "copy_mapping", "copy_result", "pick_state"]
+__all__ = [
+    "CheckpointView",
+    "clone",
+    "copy_mapping",
+    "copy_result",
+    "pick_state",
+    "view_checkpoint",
+]
 
 
 class CheckpointView(Mapping[str, Any]):
@@ -43,6 +50,11 @@ class CheckpointView(Mapping[str, Any]):
         states.pop(self._name, None)
         if self._key in states:
             states[self._name] = states[self._key]
+
+
+def view_checkpoint(checkpoint: Mapping[str, Any] | None, key: str, name: str) -> Any:
+    """Returns the callback's own view of a checkpoint, if there is one."""
+    return None if checkpoint is None else CheckpointView(checkpoint, key, name)
 
 
 def clone(tensor: Any, key: str, name: str) -> Any:

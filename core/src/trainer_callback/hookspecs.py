@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 
-from .arguments import CheckpointView, copy_mapping, copy_result, pick_state
+from .arguments import (
+    CheckpointView,
+    copy_mapping,
+    copy_result,
+    pick_state,
+    view_checkpoint,
+)
 from .protocol import TrainerProtocol
 from .records import StopRequest
 from .specs import PROJECT, HookSpec, hookspec, read_spec
@@ -123,6 +129,22 @@ class TrainerCallback:
     def make_callbacks(self, options: Any) -> Sequence[object] | None:
         """After parsing, once per run: `options` is the parsed namespace. Returns the callbacks to
         use. A class implements it as a classmethod.
+        """
+
+    @_hook(may_refuse=True, copies={"checkpoint": view_checkpoint, "state": pick_state})
+    def on_setup(
+        self,
+        trainer: TrainerProtocol,
+        checkpoint: Mapping[str, Any] | None,
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        """In every run, before model, optimizer and scheduler are restored: the place to change the
+        structure of what is trained, such as groups of parameters, modules and what is frozen. It
+        has to come out as it was where the snapshot was taken.
+
+        `checkpoint` is that of `on_snapshot_load`, None at a fresh start; `state` what this
+        callback returned from `on_snapshot_save`, None where there is none. Epoch and step are
+        those of the snapshot. Nobody hears of a run that is refused here but by `close`.
         """
 
     @_hook(may_refuse=True)

@@ -18,7 +18,7 @@ from trainer import Trainer, TrainResult
 from trainer.data.shares import count_batches
 from trainer.engine.memory import OutOfMemoryError
 from trainer.processes.device import choose_precision, find_device
-from trainer.processes.ranks import join_ranks, leave_ranks
+from trainer.processes.group import join_ranks, leave_ranks
 from trainer.processes.rng import seed_rng
 from trainer.writers.output import printing
 from trainer.writers.progress import make_progress

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from trainer import Trainer, TrainerConfig
-from trainer.processes.ranks import join_ranks
+from trainer.processes.group import join_ranks
 
 
 def shard(*modules, **options):

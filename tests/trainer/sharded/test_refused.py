@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trainer import ConfigError, Trainer, TrainerConfig
-from trainer.processes.ranks import join_ranks
+from trainer.processes.group import join_ranks
 from trainer.processes.sharding import check_sharding
 
 

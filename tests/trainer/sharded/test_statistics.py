@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.processes.ranks import join_ranks
+from trainer.processes.group import join_ranks
 from trainer.step.gradients import Gradients
 
 SHAPES = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from trainer import Trainer, TrainerConfig
 from trainer.data.loaders import EmptyLoaderError
-from trainer.processes.ranks import join_ranks
+from trainer.processes.group import join_ranks
 from trainer.processes.replicas import ReplicaError
 from trainer.snapshots.snapshot import list_snapshots
 from trainer.step.losses import NonFiniteError

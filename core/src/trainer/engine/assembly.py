@@ -20,7 +20,8 @@ from trainer_callback.plugins import find_live
 
 from ..config import ConfigError, TrainerConfig
 from ..processes.device import choose_precision, find_device
-from ..processes.ranks import Ranks, join_ranks
+from ..processes.group import join_ranks
+from ..processes.ranks import Ranks
 from ..processes.sharding import check_offload, fsdp_modules, reshard
 from ..snapshots.checkpoint import Checkpoint
 from ..step.buffers import KeptBuffers
@@ -44,7 +45,7 @@ from .decision import StopDecider
 from .hyperparameters import check_hyperparameters, collect_hyperparameters
 from .session import Session
 
-__all__ = ["Setup", "assemble"]
+__all__ = ["Setup", "assemble", "move"]
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Setup:
         fsdp_modules: those on which `fully_shard` was called.
         updaters: optimizer -> its step, in the order of the call; "" is one without a name.
         buffers: those that a skipped update puts back; None where none is skipped.
+        recompute: lets modules compute their activations again, where that is asked for.
     """
 
     view: View
@@ -75,6 +77,7 @@ class Setup:
     trained: Any
     evaluated: Any
     fsdp_modules: Sequence[Any]
+    recompute: Callable[[], None]
 
     @property
     def first(self) -> Updater:
@@ -162,8 +165,8 @@ def assemble(
     ranks = join_ranks(device.type)
     config = _choose(config, device, ranks)
     _check_needs(manager.plugins, config)
-    compiler = _change(_by_name(plain), config, device)
-    _move(whole, optimizers, device)
+    compiler, again = _change(_by_name(plain), config, device)
+    move(whole, optimizers, device)
     precision = Precision(config.precision, device, several=several)
     if accelerator is not None:
         precision = AcceleratedPrecision(accelerator)
@@ -197,6 +200,7 @@ def assemble(
         buffers=buffers,
         called=called,
         artifacts=artifacts,
+        again=again,
     )
 
 
@@ -209,6 +213,7 @@ def _surround(
     buffers: KeptBuffers | None,
     called: tuple[Any, Any],
     artifacts: Mapping[str, bytes],
+    again: Callable[[], None],
 ) -> Setup:
     """Puts what saves, decides and ends a run round what trains."""
     checkpoint = Checkpoint(
@@ -220,6 +225,8 @@ def _surround(
         config=view.config,
         ranks=view.ranks,
     )
+    if "on_setup" not in view.manager.used:  # which may freeze what is to be left out
+        checkpoint.begin(repeats=False)
     setup = Setup(
         view=view,
         session=Session(view, checkpoint, artifacts),
@@ -234,6 +241,7 @@ def _surround(
         trained=called[0],
         evaluated=called[1],
         fsdp_modules=[*fsdp_modules(view.model)],
+        recompute=again,
     )
     setup.know_hyperparameters({})
     return setup
@@ -255,15 +263,16 @@ def _check(
 
 def _change(
     models: Mapping[str, nn.Module], config: TrainerConfig, device: torch.device
-) -> Callable[[nn.Module], nn.Module] | None:
+) -> tuple[Callable[[nn.Module], nn.Module] | None, Callable[[], None]]:
     """Lets modules compute their activations again where that is asked for; returns what compiles
-    a model, or None.
+    a model, or None, and what does the first again.
     """
     compiler = make_compiler(config, device)
     plain = {name: plain_model(each) for name, each in models.items()}
     compiled = compiler is not None or [*plain.values()] != [*models.values()]
-    recompute(plain, config.checkpoint_activations, compiled=compiled)
-    return compiler
+    again = partial(recompute, plain, config.checkpoint_activations, compiled=compiled)
+    again()
+    return compiler, again
 
 
 def _core_callbacks(config: TrainerConfig, progress: bool | None) -> list[Plugin]:
@@ -302,7 +311,7 @@ def _check_needs(plugins: Sequence[Plugin], config: TrainerConfig) -> None:
             )
 
 
-def _move(
+def move(
     whole: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device
 ) -> None:
     """Moves the model to its device, and what the optimizers remember of it."""

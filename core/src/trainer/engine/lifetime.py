@@ -16,6 +16,7 @@ from .call_order import RunOrderError, refuse
 from .memory import explain_memory
 from .passes import Passes
 from .session import Resume
+from .structure import follow_structure
 
 __all__ = ["Lifetime", "RunContext"]
 
@@ -43,7 +44,7 @@ class Lifetime:
         return self._held is not None
 
     def start(self, resume: Resume) -> None:
-        """Starts a run: directory, signals, snapshot, `on_train_start`."""
+        """Starts a run: directory, signals, `on_setup`, snapshot, `on_train_start`."""
         refuse(self.is_open, "start()", "this run has started already, and has not ended")
         setup, view, passes = self._setup, self._setup.view, self._passes
         with contextlib.ExitStack() as stack:
@@ -57,9 +58,14 @@ class Lifetime:
             setup.reset()
             self._boundary.scheduling.start(view.metric_names, validates=view.validates)
             self.result = self._boundary.stop = None
-            resumed = setup.session.restore(resume)
+            found = setup.session.find(resume)
+            resumed, repeats = found is not None, setup.session.set_up(found)
+            if repeats:
+                follow_structure(setup)
+            setup.checkpoint.begin(repeats=repeats)
+            setup.session.restore(found)
             for updater in setup.updaters.values():
-                updater.gradients.start()
+                updater.start()
                 updater.reach.start()
                 stack.callback(updater.reach.end)
             passes.start(resumed=resumed)

@@ -285,7 +285,7 @@ class Passes:
         self.in_epoch = self.is_begun = True
         self.hook.on_epoch_start(trainer=self._view, epoch=position.epoch)
         for updater in self._setup.updaters.values():
-            updater.gradients.start()
+            updater.start()
         self._checkpoint.start_epoch(resumed=self._resumes and position.batch > 0)
 
     def _finish_resume(self) -> None:

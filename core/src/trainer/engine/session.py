@@ -28,12 +28,14 @@ from ..snapshots.checkpoint import Checkpoint
 from ..snapshots.durable import save_bytes
 from ..snapshots.facts import describe_run, log_differences
 from ..snapshots.final import describe_unsaveable, save_safetensors
-from ..snapshots.place import Place, Resume, refusing
+from ..snapshots.place import Place, Resume, reading, refusing
 from ..snapshots.state_table import CallbackStates, load_states
 from ..snapshots.store import Found
 from ..step.losses import NonFiniteError
 from ..view.view import View
+from .changes import describe_changes, naming_changes
 from .final_weights import describe_weights, noting_changes
+from .outcome import make_result
 from .search import find_search
 
 __all__ = ["Resume", "Session"]
@@ -75,16 +77,14 @@ class Session:
         finally:
             self.is_open = False
 
-    def restore(self, resume: Resume) -> bool:
-        """Loads the snapshot that `resume` means and lets every callback load its state.
-
-        Returns:
-            Whether there was one; a fresh start has its generators seeded.
+    def find(self, resume: Resume) -> Found | None:
+        """Returns the snapshot that `resume` means, at whose position the run is then; None for a
+        fresh start.
 
         Raises:
             ConfigError: there is nothing to resume.
-            SnapshotError: the snapshot cannot be trusted or does not fit.
-            PluginError: a callback refuses its state.
+            SnapshotError: the snapshot cannot be trusted.
+            PluginError: a callback cannot read its state.
         """
         view = self._view
         view.queue.start()
@@ -100,14 +100,46 @@ class Session:
             self._check_fresh(resume)
             view.position.load()
             view.journal.start({})
-            seed_rng(view.config.seed + view.rank)  # as for dropout, not twice the same
         else:
+            self._go_to(found)
+        seed_rng(view.config.seed + view.rank)  # as for dropout, not twice the same
+        return found
+
+    def _go_to(self, found: Found) -> None:
+        view, (path, state, manifest) = self._view, found
+        with reading(path):
+            view.position.load(state["progress"])
+            saved, writers = state["callback_state"], manifest.get("plugins", {})
+        self._states = load_states(saved, writers, self._callbacks, view.step)
+        view.journal.start(saved)
+        if "events" not in state["progress"]:  # of an older version
+            view.position.events = self._ranks.on_main(view.journal.count, "log events")
+
+    def set_up(self, found: Found | None) -> bool:
+        """Lets callbacks change the structure of what is trained; returns whether one may have, in
+        any process.
+        """
+        used = "on_setup" in self._callbacks.used
+        if used:
+            checkpoint = None if found is None else self._describe(found)
+            hook, states = self._callbacks.hook.on_setup, self._states.loaded
+            hook(trainer=self._view, checkpoint=checkpoint, state=states)
+        return bool(self._ranks.highest(used, "on_setup"))
+
+    def restore(self, found: Found | None) -> None:
+        """Loads a snapshot, and lets every callback load its state.
+
+        Raises:
+            SnapshotError: it does not fit.
+            PluginError: a callback refuses its state.
+        """
+        view = self._view
+        if found is not None:
             self._load(found)
         self._store.finite.start(view.model, self._checkpoint.optimizer_state(), self._ranks)
         self._checkpoint.check_schedule(view.position)
         if found is not None:
             self._load_callbacks(found)
-        return found is not None
 
     def _check_fresh(self, resume: Resume) -> None:
         """Refuses a learning rate for a resume where none can be."""
@@ -123,36 +155,29 @@ class Session:
         logger.info("%s has no effect: there is nothing to resume.", option)
 
     def _load(self, found: Found) -> None:
-        """Puts the objects of the run, and its position, into the state of a snapshot."""
-        position, (path, state, _) = self._view.position, found
-        with refusing():
-            try:
-                self._checkpoint.load(state, path)
-                position.load(state["progress"])
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                raise SnapshotError(f"{path} is no snapshot of such a run: {error!r}.") from error
-        self._view.journal.start(state["callback_state"])
-        if "events" not in state["progress"]:  # of an older version
-            position.events = self._ranks.on_main(self._view.journal.count, "log events")
+        """Puts the objects of the run into the state of a snapshot."""
+        position, (path, state, manifest) = self._view.position, found
+        with reading(path), naming_changes(manifest):
+            self._checkpoint.load(state, path)
         self._checkpoint.change_rate(state)
         self._checkpoint.check_optimizer_devices()
         logger.info(
             "resumed from %s: %d epochs done, update %d.", path, position.epochs_done, position.step
         )
 
+    def _describe(self, found: Found) -> dict[str, Any]:
+        """Returns a snapshot as callbacks see it."""
+        position = self._view.position
+        own = {"epoch": position.epoch, "step": position.step}
+        return {**found[1], **own, "callback_state": self._states.loaded}
+
     def _load_callbacks(self, found: Found) -> None:
         """Gives the callbacks their states of a snapshot."""
-        view, position, (path, state, manifest) = self._view, self._view.position, found
+        view, position, (path, _, manifest) = self._view, self._view.position, found
         log_differences(manifest, view.config, self._callbacks.plugins, position, view.model)
-        writers = manifest.get("plugins", {})
-        saved = state["callback_state"]
-        self._states = load_states(saved, writers, self._callbacks, position.step)
-        loaded = self._states.loaded
-        checkpoint = {**state, "epoch": position.epoch, "step": position.step}
-        checkpoint["callback_state"] = loaded
-        hook = self._callbacks.hook.on_snapshot_load
+        hook, loaded = self._callbacks.hook.on_snapshot_load, self._states.loaded
         try:
-            hook(trainer=view, checkpoint=checkpoint, state=loaded)
+            hook(trainer=view, checkpoint=self._describe(found), state=loaded)
         except BaseException as error:  # the others have loaded, and must hear of the end
             self.end(None, error)
             raise
@@ -195,6 +220,7 @@ class Session:
         state = self._collect()
         facts = describe_run(position, view.config, self._callbacks.plugins, view.model)
         facts["plugins"] = {**facts["plugins"], **self._states.carried_writers}
+        facts.update(describe_changes(self._checkpoint.changed, self._callbacks.plugins))
         if view.is_main_process:
             report = partial(self._report_saved, position.epoch, position.step)
             self._store.save(position.step, state, facts, report, self._files)
@@ -226,7 +252,7 @@ class Session:
         error = self._finish_write(stop, error or unsent)
         if error is None:
             error = self._attempt(self._check_finite)
-        result = self._make_result(stop, error)
+        result = make_result(view.position, self._callbacks, stop, error)
         with noting_changes(view) if error is None else contextlib.nullcontext():
             late = self._attempt(lambda: hook.on_train_end(trainer=view, result=result))
         undone = self._attempt(view.senders.wait)
@@ -273,31 +299,6 @@ class Session:
             failed = {each.state_key for each in self._callbacks.plugins if each.name in off}
             match_sharded(states, failed, self._ranks)
         return cast(dict[str, Any], gather_state(state, keep=self._ranks.is_main))
-
-    def _make_result(self, stop: Stop | None, error: BaseException | None) -> TrainResult:
-        position = self._view.position
-        stop = stop or Stop("finished", "epochs")
-        if isinstance(error, KeyboardInterrupt):
-            stop = Stop("interrupted", "SIGINT")
-        elif (plugin := self._callbacks.passed_by(error)) is not None:
-            assert error is not None
-            stop = Stop("stopped", type(error).__name__, text_of(error), plugin.name)
-        elif error is not None:
-            stop = Stop("failed", type(error).__name__, text_of(error))
-        return TrainResult(
-            status=stop.status,
-            stop_reason=stop.reason,
-            stop_detail=stop.detail,
-            stopped_by=stop.by,
-            epochs=position.epochs_done,
-            steps=position.step,
-            train_loss=position.metrics.get("train_loss"),
-            val_loss=position.metrics.get("val_loss"),
-            history=[dict(entry) for entry in position.history],
-            callback_costs=self._callbacks.costs(),
-            switched_off=tuple(self._callbacks.switched_off),
-            weights=describe_weights(position),
-        )
 
     def _check_finite(self) -> None:
         """Refuses to call a run finished whose weights, or learning rates, have become NaN or

@@ -9,10 +9,7 @@ Letters: W processes.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import gc
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
@@ -22,17 +19,14 @@ from torch import nn
 
 from trainer_callback import RunError
 
-from ..config import ConfigError
 from .points import MOST_VALUES, FixedPointError, FixedPoints
 from .sharding import check_sharding, share_copies, whole_tensors
 
-__all__ = ["ALONE", "Ranks", "join_ranks", "leave_ranks"]
+__all__ = ["ALONE", "Ranks"]
 
 T = TypeVar("T")
 
 Compiler: TypeAlias = Callable[[nn.Module], nn.Module]
-
-_NEEDED: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Ranks:
@@ -229,6 +223,16 @@ class Ranks:
             self._notes_calls = True
         return _compile(self._parallel, own), evaluated
 
+    def follow_structure(self, model: nn.Module) -> None:
+        """Does for a model that has been changed since `prepare` what that does."""
+        if self._parallel is not None:
+            given, devices = self._parallel.module, self._parallel.device_ids
+            self._parallel.__init__(given, device_ids=devices)  # type: ignore[misc]
+            if self._notes_calls:
+                self._parallel.register_forward_pre_hook(self._note_call)
+        elif self._group is not None:
+            self._share_start(model, several=self._plain is not None)
+
     def _share_start(self, model: nn.Module, *, several: bool) -> bool:
         """Gives all processes the main one's weights; returns whether the model is trained without
         DistributedDataParallel, which else does it.
@@ -308,41 +312,3 @@ def _compile(module: nn.Module, compiler: Compiler | None) -> nn.Module:
 
 ALONE: Final = Ranks()
 """A run of one process."""
-
-
-def join_ranks(device_type: str) -> Ranks:
-    """Returns this process's place among those that `torchrun` started, or in the process group
-    that is there already; `ALONE` where there is neither.
-
-    Raises:
-        ConfigError: WORLD_SIZE promises others, and nothing says how to find them.
-    """
-    if not dist.is_available():
-        return ALONE
-    if not dist.is_initialized():
-        count = os.environ.get("WORLD_SIZE", "1")
-        if not count.isdecimal() or int(count) < 2:
-            return ALONE
-        missing = [name for name in _NEEDED if name not in os.environ]
-        if missing:
-            raise ConfigError(
-                f"this is one of {count} processes (WORLD_SIZE={count}), and {missing[0]} is not "
-                "set, which says how to find the others. Start it with torchrun, or unset "
-                "WORLD_SIZE."
-            )
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-    atexit.unregister(leave_ranks)
-    atexit.register(leave_ranks)  # also where somebody else, as fully_shard does, has opened it
-    if dist.get_world_size() < 2:
-        return ALONE
-    return Ranks(dist.new_group(backend="gloo"))
-
-
-def leave_ranks() -> None:
-    """Ends the process group, if there is one: the trainers that used it have to be gone.
-
-    Its threads must not outlive the interpreter, whose end would abort the process in them.
-    """
-    if dist.is_initialized():
-        gc.collect()  # DistributedDataParallel is in a circle, and holds the group
-        dist.destroy_process_group()

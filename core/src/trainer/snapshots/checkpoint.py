@@ -4,7 +4,6 @@ callback.
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +29,9 @@ from .facts import describe_data, log_other_data
 from .final import describe_unsaveable
 from .frozen import Frozen, fill_in
 from .kept import check_kept, load_kept, read_kept
-from .model_state import check_model_state, load_model_state
+from .model_state import check_model_state, is_expanded, load_model_state
 from .optimizer_state import change_rate, load_updater, read_updaters
+from .packing import pack, unpack
 from .unkept import UnsavedChanges
 
 __all__ = ["Checkpoint", "UnsaveableError"]
@@ -74,8 +74,7 @@ class Checkpoint:
 
     def reset(self) -> None:
         """Forgets the snapshot that was loaded; looks what is frozen before any callback."""
-        self._frozen.start()
-        self._unkept.start()
+        self._frozen.look()
         self._rng: dict[str, Any] | None = None
         self._epoch_rng: dict[str, Any] | None = None
         self._loader_state: dict[str, Any] | None = None
@@ -84,6 +83,20 @@ class Checkpoint:
         self._other_schedule = False
         self._unchecked: Position | None = None
         self._resumed_rate: float | None = None
+
+    def begin(self, *, repeats: bool) -> None:
+        """Remembers what a snapshot has to fit, when callbacks have set the run up.
+
+        Args:
+            repeats: callbacks do again, at a resume, what they change later.
+        """
+        self._frozen.start()
+        self._unkept.start(repeats=repeats)
+
+    @property
+    def changed(self) -> str | None:
+        """What is new in model or optimizer since the run began, for people; None: nothing."""
+        return self._unkept.changed
 
     def keep(self, name: str, thing: Any) -> None:
         """Adds a thing with `state_dict` and `load_state_dict` to what each process saves.
@@ -144,7 +157,7 @@ class Checkpoint:
         except StateError as error:
             raise UnsaveableError(str(error)) from error
         for name, value in model.items():
-            if isinstance(value, torch.Tensor) and _is_expanded(value):
+            if isinstance(value, torch.Tensor) and is_expanded(value):
                 raise UnsaveableError(
                     f"model.{name} is expanded: several of its elements are one place in memory, "
                     "and nothing can be loaded into it. Make it with .expand(...).clone()."
@@ -185,7 +198,7 @@ class Checkpoint:
         if not self._ranks.is_alone:
             mine = {name: state[name] for name in own}
             state["other_ranks"] = [
-                _unpack(each) for each in self._ranks.gather(_pack(mine), "state")[1:]
+                unpack(each) for each in self._ranks.gather(pack(mine), "state")[1:]
             ]
         return state
 
@@ -331,20 +344,3 @@ def _check_names(own: Mapping[str, Any], saved: Mapping[str, Any], path: Path) -
             f"{path} has {first!r}: it was written with the names of a compiled model, before they "
             "became those of the plain model. Start a run of its own from its weights."
         )
-
-
-def _is_expanded(tensor: torch.Tensor) -> bool:
-    if tensor.layout != torch.strided:
-        return False
-    sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    return any(size > 1 and stride == 0 for size, stride in sizes)
-
-
-def _pack(state: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _unpack(packed: bytes) -> Any:
-    return torch.load(io.BytesIO(packed), weights_only=True)

@@ -36,25 +36,29 @@ class Frozen:
         self.names: list[str] = []
         self._digests: dict[str, str] = {}
 
+    def look(self) -> None:
+        """Looks what is frozen, before any callback."""
+        self.names = name_frozen(self._model)
+
     def start(self) -> None:
-        """A run begins: looks what is frozen, before any callback.
+        """Remembers what could be left out of snapshots, when callbacks have set the run up.
 
         Raises:
             ConfigError: nothing is frozen that could be left out, or no process has it whole.
         """
-        self.names = name_frozen(self._model)
         self._digests = {}
         if not self._leaves_out:
             return
+        names = name_frozen(self._model)
         no = option_text("snapshot_frozen", value=False)
-        if not self.names:
+        if not names:
             raise ConfigError(f"{no} leaves out frozen parameters, and none is. Leave it out.")
         if self._ranks.is_sharded:
             raise ConfigError(
                 f"{no} needs the model whole in each process, and it is sharded. Leave it out."
             )
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
-        first = {id(parameters[name]) for name in self.names}
+        first = {id(parameters[name]) for name in names}
         tied = [name for name, each in parameters.items() if id(each) in first]
         self._start = dict(zip(tied, sum_bits([parameters[name] for name in tied]), strict=True))
 

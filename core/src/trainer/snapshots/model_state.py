@@ -14,7 +14,7 @@ from trainer_callback import SnapshotError
 
 from ..processes.sharding import scatter_state
 
-__all__ = ["check_model_state", "describe_form", "load_model_state", "same_bits"]
+__all__ = ["check_model_state", "describe_form", "is_expanded", "load_model_state", "same_bits"]
 
 
 def check_model_state(
@@ -122,3 +122,11 @@ def describe_form(value: object) -> str:
     if value.is_nested:  # which has no shape
         return "a nested tensor"
     return f"of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
+
+
+def is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether several elements of `tensor` are one place in memory."""
+    if tensor.layout != torch.strided:
+        return False
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in sizes)

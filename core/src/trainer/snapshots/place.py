@@ -20,7 +20,7 @@ from .run_record import METRICS, RunRecord, make_run_id
 from .rundir import RunDirectory
 from .store import Found, SnapshotStore, load_named
 
-__all__ = ["Place", "Resume", "refusing"]
+__all__ = ["Place", "Resume", "reading", "refusing"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -45,6 +45,20 @@ def refusing() -> Iterator[None]:
         yield
     except SnapshotError as error:
         raise ResumeError(str(error)) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Refuses the run where a snapshot is not of its form.
+
+    Raises:
+        ResumeError: in place of what reading it has raised.
+    """
+    with refusing():
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise SnapshotError(f"{path} is no snapshot of such a run: {error!r}.") from error
 
 
 class Place:

@@ -94,7 +94,8 @@ def load_states(
     saved, writers = rename_states(callbacks.plugins, saved, writers)
     present = {plugin.state_key: plugin for plugin in callbacks.plugins}
     keeping = callbacks.implementers("on_snapshot_save")  # the table has no others
-    reading = callbacks.askers("on_snapshot_load", {"checkpoint", "state"})
+    wanted = {"checkpoint", "state"}
+    reading = callbacks.askers("on_snapshot_load", wanted) | callbacks.askers("on_setup", wanted)
     states = CallbackStates()
     rows: list[tuple[str, str]] = []
     refusals: list[PluginError] = []

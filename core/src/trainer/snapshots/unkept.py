@@ -42,9 +42,14 @@ class UnsavedChanges:
         self._epochs = 0
         self._looks = 0
 
-    def start(self) -> None:
-        """Remembers what a snapshot has to fit, before any callback is called."""
-        self._built = _list_parts(self._model, self._optimizers)
+    def start(self, *, repeats: bool) -> None:
+        """Remembers what a snapshot has to fit, when callbacks have set it up.
+
+        Args:
+            repeats: what they change later, they do again at a resume.
+        """
+        self._built, self._repeats = _list_parts(self._model, self._optimizers), repeats
+        self.changed: str | None = None
 
     def use(self, loader: Iterable[Any]) -> None:
         """Looks at `loader` from here on."""
@@ -96,11 +101,12 @@ class UnsavedChanges:
         if new:
             names = f"{new[0]}{f' (and {len(new) - 1} more)' if len(new) > 1 else ''}"
             was, is_now = (each.get(new[0], "not there") for each in (self._built, now))
-            self._built = None
-            logger.warning(
+            self._built, self.changed = None, f"{names} was {was} and became {is_now}"
+            logger.log(
+                logging.INFO if self._repeats else logging.WARNING,
                 "snapshots from here on fit no model and optimizer as this run was given them: %s "
-                "was %s then, and is %s. A resume loads the snapshot before it calls a callback: "
-                "do that before the run is built, or, to resume, build them as they are now.",
+                "was %s then, and is %s. Let the callback do that again in on_setup, which comes "
+                "before a snapshot is loaded; or do it before the run is built.",
                 *(names, was, is_now),
             )
 

@@ -73,8 +73,8 @@ class Gradients:
         self._are_few = True
         self._look_up()
         self._told = {*self._left_out()}  # by the look at the parts of the run
-        if fixed:
-            self._agreed = {name: p.requires_grad for name, p in self._model_parameters.items()}
+        self._fixed = fixed
+        self.agree()
 
     @property
     def own(self) -> list[nn.Parameter]:
@@ -86,6 +86,12 @@ class Gradients:
     def names(self) -> tuple[str, ...]:
         """Every name of what is trained, tied ones once, in the order of `named_parameters`."""
         return tuple(self._parameters)
+
+    def agree(self) -> None:
+        """Takes the parameters as they are now, in all processes, for those that are trained."""
+        self._look_up()
+        if self._fixed:
+            self._agreed = {name: p.requires_grad for name, p in self._model_parameters.items()}
 
     def start(self) -> None:
         """Looks the parameters up and drops what gradients there are: they belong to no update."""

@@ -75,8 +75,13 @@ def check_together(
     whole: nn.Module,
     optimizers: Mapping[str, torch.optim.Optimizer],
     schedulers: Mapping[str, object],
+    *,
+    tells: bool = True,
 ) -> None:
     """Looks whether the optimizers are over parameters of `whole`, and the schedulers of theirs.
+
+    Args:
+        tells: say what they leave out.
 
     Raises:
         ConfigError: they do not belong together.
@@ -91,7 +96,9 @@ def check_together(
         _check_steps(optimizer)
         check_optimized(whole.parameters(), optimizer)
         _check_scheduler(schedulers.get(name), optimizer)
-    _check_frozen(whole, optimizers)
+    left_out, count = _check_frozen(whole, optimizers)
+    if left_out and tells:
+        warn_left_out(left_out, count)
 
 
 def check_optimized(parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -248,9 +255,11 @@ def _check_initialised(model: nn.Module) -> None:
             )
 
 
-def _check_frozen(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Refuses an optimizer that has nothing to train, or what another one trains, and says what all
-    of them leave out.
+def _check_frozen(
+    model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]
+) -> tuple[list[str], int]:
+    """Refuses an optimizer that has nothing to train, or what another one trains; returns what all
+    of them leave out, and the number of parameters that require a gradient.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     ids = {id(parameter): name for name, parameter in trained.items()}
@@ -271,8 +280,7 @@ def _check_frozen(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimiz
             )
         owners.update(dict.fromkeys(known, name))
     left_out = [name for name, parameter in trained.items() if id(parameter) not in owners]
-    if left_out:
-        warn_left_out(left_out, len(trained))
+    return left_out, len(trained)
 
 
 def _check_scheduler(scheduler: object, optimizer: torch.optim.Optimizer) -> None:

@@ -5,11 +5,13 @@ and their steps.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any, Final
 
+from torch import Tensor
 from torch.optim import lr_scheduler
 
 from trainer_callback import RunError
@@ -19,6 +21,7 @@ __all__ = [
     "ScheduleError",
     "compare_functions",
     "describe_schedule",
+    "extend_schedule",
     "fixed_settings",
     "follows_metric",
     "list_unused",
@@ -28,9 +31,24 @@ __all__ = [
     "step_schedule",
 ]
 
+logger: logging.Logger = logging.getLogger("trainer")
+
 _DERIVED: Final = ("max_lrs", "total_size", "step_ratio", "base_momentums", "max_momentums")
 """What torch's schedulers make of their arguments, and never change. `base_lrs` is not among them:
 the optimizer's groups have it as `initial_lr`."""
+
+
+_BY_GROUP: Final = (
+    *(lr_scheduler.StepLR, lr_scheduler.MultiStepLR, lr_scheduler.ExponentialLR),
+    *(lr_scheduler.ConstantLR, lr_scheduler.LinearLR, lr_scheduler.PolynomialLR),
+)
+"""Those that compute each group's next rate from its last one."""
+
+_EXTENDED: Final = (
+    *(lr_scheduler.LambdaLR, lr_scheduler.MultiplicativeLR, lr_scheduler.ReduceLROnPlateau),
+    *(lr_scheduler.CosineAnnealingLR, lr_scheduler.CosineAnnealingWarmRestarts),
+)
+"""Those that have a list with a value for each group."""
 
 
 class ScheduleError(RunError):
@@ -199,3 +217,37 @@ def step_schedule(scheduler: Any, *metric: float, unit: str = "update") -> None:
             f"{unit}s as the run has, or end the run before with "
             f"{'max_steps' if unit == 'update' else 'epochs'}."
         ) from error
+
+
+def extend_schedule(scheduler: Any, groups: Sequence[dict[str, Any]]) -> None:
+    """Lets a scheduler take those of the optimizer's `groups` that have come since it was built:
+    the rate of a new one is what its schedule is built on. Says so where it cannot.
+    """
+    for part in parts_of(scheduler):
+        known = len(getattr(part, "base_lrs", None) or getattr(part, "min_lrs", None) or ())
+        if not known or known >= len(groups) or isinstance(part, _BY_GROUP):
+            continue
+        functions: Any = getattr(part, "lr_lambdas", ())
+        if type(part) in _EXTENDED and all(each is functions[0] for each in functions):
+            for group in groups[known:]:
+                _extend(part, group, sets_rate=part is scheduler)
+        else:
+            logger.warning(
+                "%s was built over %d of the %d groups of the optimizer: the learning rate of the "
+                "others stays as it is, or its step fails. Where a callback adds a group, let it "
+                "add that to the lists of trainer.scheduler as well.",
+                *(type(part).__name__, known, len(groups)),
+            )
+
+
+def _extend(part: Any, group: dict[str, Any], *, sets_rate: bool) -> None:
+    if isinstance(part, lr_scheduler.ReduceLROnPlateau):
+        part.min_lrs.append(part.min_lrs[-1])
+        return
+    rate = group["lr"]
+    base = group.setdefault("initial_lr", rate.clone() if isinstance(rate, Tensor) else rate)
+    part.base_lrs.append(base)
+    if hasattr(part, "lr_lambdas"):
+        part.lr_lambdas.append(part.lr_lambdas[0])
+    if isinstance(part, lr_scheduler.LambdaLR) and sets_rate and not isinstance(rate, Tensor):
+        group["lr"] = base * part.lr_lambdas[0](part.last_epoch)

@@ -19,7 +19,7 @@ from .losses import LossMeter, NonFiniteError
 from .parts import check_closure, describe_bad_rate
 from .precision import Precision
 from .reach import Reach
-from .schedules import follows_metric, step_schedule
+from .schedules import extend_schedule, follows_metric, step_schedule
 from .weights import Weights
 
 __all__ = ["Updater"]
@@ -79,8 +79,21 @@ class Updater:
         """Forgets the updates of an earlier run."""
         self.rate: float | None = None
         self.total_norm: Tensor | None = None
+        self._groups = 1
         self._has_told_empty = False
         self.weights.reset()
+
+    def start(self) -> None:
+        """Looks, where an epoch or the run begins, what there is to train."""
+        self.gradients.start()
+        self.follow_groups()
+
+    def follow_groups(self) -> None:
+        """Lets the scheduler take groups that the optimizer has got."""
+        count = len(self.optimizer.param_groups)
+        if count > self._groups:
+            self._groups = count
+            extend_schedule(self.scheduler, self.optimizer.param_groups)
 
     def step(self, position: Position, verdict: Tensor | float | None) -> bool:
         """Takes the optimizer's step in the update of `position`; returns whether it was skipped.
