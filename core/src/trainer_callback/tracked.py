@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 from .records import CallbackInfo, LogRecord
@@ -97,5 +99,21 @@ class TrackedRun(Protocol):
         Raises:
             TypeError: `function` cannot be called, or `callback` is none of this run's.
             RuntimeError: the run is over, or this is another process.
+        """
+        ...
+
+    def hold_snapshot(self, path: str | Path) -> AbstractContextManager[Path]:
+        """Keeps retention away from a snapshot of this run, from this call to the exit of the
+        context, in whose `with` it is the path: for whoever copies it elsewhere.
+
+        Without it a path that `on_snapshot_saved` is called with lives until `keep_snapshots` newer
+        ones are durable. It may be called in any thread, several times for one path, and handed on:
+        `trainer.submit(self, self.upload, trainer.hold_snapshot(path))`. What is held at the end of
+        the run is removed by its next resume; what was of a history that a resume has left, at the
+        next snapshot.
+
+        Raises:
+            SnapshotError: it is gone, is no snapshot of this run, or the run has no `output_dir`.
+            RuntimeError: this is not the main process, or one that was forked off.
         """
         ...

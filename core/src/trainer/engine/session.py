@@ -75,6 +75,7 @@ class Session:
                 self._view.run_id = self._place.run_id
                 yield
         finally:
+            self._store.end()
             self.is_open = False
 
     def find(self, resume: Resume) -> Found | None:

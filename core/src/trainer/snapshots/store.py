@@ -17,6 +17,7 @@ from ..step.losses import NonFiniteError
 from .durable import FileWriter
 from .finite import FiniteCheck
 from .frozen import fill_in
+from .holds import Hold, Holds
 from .manifest import MANIFEST
 from .model_state import check_model_state
 from .snapshot import (
@@ -61,6 +62,8 @@ class SnapshotStore:
         self.finite: FiniteCheck = FiniteCheck()
         self._failures = 0
         self._postponed: Exception | None = None
+        self._holds = Holds()
+        self._newest: Path | None = None
 
     @property
     def can_write(self) -> bool:
@@ -151,10 +154,37 @@ class SnapshotStore:
             raise error
 
     def remove_oldest(self, newest: Path) -> None:
-        """Removes the oldest snapshots up to `newest`, which is sound, beyond those to keep."""
+        """Removes the oldest snapshots up to `newest`, which is sound, beyond those to keep, but
+        for those that somebody holds.
+        """
+        self._newest = newest
         known = list_snapshots(newest.parent)
         for path in [path for path in known if step_of(path) <= step_of(newest)][self._keep :]:
-            remove_snapshot(path)
+            self._holds.remove_unread(path)
+
+    def hold(self, path: Path) -> Hold:
+        """Keeps a snapshot from retention; see `TrackedRun.hold_snapshot`."""
+        place = self._directory.resolve()
+        if path.resolve().parent != place or step_of(path) < 0:
+            raise SnapshotError(
+                f"{path} is no snapshot of this run, whose snapshots are in {self._directory}. "
+                "Give the path that on_snapshot_saved was called with."
+            )
+        try:
+            return self._holds.take(self._directory / path.name, self._catch_up)
+        except FileNotFoundError:
+            raise SnapshotError(
+                f"{path} is gone: {self._keep} newer snapshots are durable. Hold it in "
+                "on_snapshot_saved, or raise keep_snapshots."
+            ) from None
+
+    def end(self) -> None:
+        """Leaves what is held to the next run: this one has given its directory back."""
+        self._newest = None
+
+    def _catch_up(self) -> None:
+        if (newest := self._newest) is not None:
+            self.remove_oldest(newest)
 
     def remove_newer_than(self, newest: Path) -> None:
         """Removes snapshots of later updates than `newest`, which is durable: damaged ones, or ones

@@ -5,6 +5,7 @@ drives nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -148,6 +149,15 @@ class View(Logs, Data, Weights):
     def hook(self) -> Any:
         self.queue.check_thread()
         return self.manager.extensions
+
+    def hold_snapshot(self, path: str | Path) -> AbstractContextManager[Path]:
+        self.queue.check_process()
+        if not self.ranks.is_main:
+            raise RuntimeError(
+                "hold_snapshot: the main process alone keeps and removes snapshots, and this is "
+                f"process {self.ranks.rank}. Ask for trainer.is_main_process first."
+            )
+        return self.store.hold(Path(path))
 
     def submit(self, callback: object, function: Callable[..., object], *arguments: Any) -> bool:
         return self.senders.submit(callback, function, arguments)
