@@ -53,7 +53,9 @@ def recorder() -> type[Recorder]:
 def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
     """Makes a run of two epochs with two updates each, with a snapshot at each update."""
 
-    def make(*callbacks: object, writes: bool = True, **options: Any) -> Trainer:
+    def make(
+        *callbacks: object, writes: bool = True, trace_hooks: Any = False, **options: Any
+    ) -> Trainer:
         torch.manual_seed(0)
         model = nn.Linear(4, 1)
         options = {"epochs": 2, "device": "cpu", "max_grad_norm": 1.0, "log_interval": 1, **options}
@@ -70,6 +72,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
             config=TrainerConfig(**options),
             callbacks=callbacks,
             discover=False,
+            trace_hooks=trace_hooks,
         )
 
     return make

@@ -88,6 +88,7 @@ class Trainer:
         discover: bool = True,
         artifacts: Mapping[str, bytes] | None = None,
         progress: bool | None = None,
+        trace_hooks: str | bool = False,
         hyperparameters: Mapping[str, object] | None = None,
     ) -> None:
         """Checks everything that can be checked before the first step.
@@ -116,6 +117,8 @@ class Trainer:
                 snapshot, and beside the finished model in `final/`.
             progress: None: a bar in a terminal and in a notebook, elsewhere lines on standard
                 error. True: a bar also where no terminal is seen. False: nothing.
+            trace_hooks: True, or a pattern of names of hooks such as `on_epoch_*`: a line on
+                standard error for each call: arguments, whom it reached, times, answers.
             hyperparameters: name -> number, text, truth value, None, or a list of these, beside
                 those of the run that trackers get.
 
@@ -132,6 +135,7 @@ class Trainer:
             discover=discover,
             artifacts=artifacts,
             progress=progress,
+            trace_hooks=trace_hooks,
         )
         self.run.setup.know_hyperparameters(hyperparameters or {})
         check_loss_fn(loss_fn)

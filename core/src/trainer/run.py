@@ -65,6 +65,7 @@ class Run:
         artifacts: Mapping[str, bytes] | None = None,
         accelerator: Any = None,
         progress: bool | None = None,
+        trace_hooks: str | bool = False,
     ) -> None:
         """Checks everything that can be checked before the first step.
 
@@ -83,6 +84,7 @@ class Run:
             accelerator: the `accelerate.Accelerator` that has prepared model, optimizer, scheduler
                 and loaders; its processes, device, precision and accumulation are the run's.
             progress: None: a bar in a terminal and in a notebook, lines elsewhere; see `Trainer`.
+            trace_hooks: True, or a pattern of names of hooks: print their calls; see `Trainer`.
 
         Raises:
             ConfigError: an unknown device, a part of the wrong kind.
@@ -95,6 +97,7 @@ class Run:
             artifacts=artifacts or {},
             accelerator=accelerator,
             progress=progress,
+            trace_hooks=trace_hooks,
         )
         setup = self.setup
         self.view: View = setup.view
@@ -128,8 +131,7 @@ class Run:
         replay buffer, an environment, a counter. To be called before `start`.
 
         Raises:
-            ConfigError: it has no such methods, or the name is taken.
-            RunOrderError: the run has started.
+            ConfigError: no such methods, or the name is taken; RunOrderError: after `start`.
         """
         refuse(self._lifetime.is_open, "keep()", "call it before start()")
         self.setup.checkpoint.keep(name, thing)
@@ -201,8 +203,7 @@ class Run:
         if limit is not None and not is_count(limit, 1):
             raise ConfigError(f"batches: limit must be an integer of at least 1, got {limit!r}.")
         passes = self._passes
-        way = "call it inside `for epoch in run.epochs():`"
-        refuse(not passes.in_epoch, "batches()", way)
+        refuse(not passes.in_epoch, "batches()", "call it inside `for epoch in run.epochs():`")
         way = "an epoch has one pass over one loader: chain loaders, or begin another epoch"
         refuse(passes.loader is not None, "batches()", way)
         return map(passes.next_batch, repeat(passes.begin(loader, limit)))
@@ -320,8 +321,7 @@ class Run:
             detail: one sentence for people.
 
         Raises:
-            UsageError: the reason is no text.
-            RunOrderError: outside `start`.
+            UsageError: the reason is no text; RunOrderError: outside `start`.
         """
         refuse(not self._lifetime.is_open, "stop()", "call it inside `with run.start():`")
         if not isinstance(reason, str) or not reason:

@@ -242,6 +242,14 @@ def _add_command_options(group: argparse._ArgumentGroup) -> None:
         "--sample_tokens", type=int, default=200, metavar="N", help="length of a sample"
     )
     group.add_argument(
+        "--trace_hooks",
+        nargs="?",
+        const="*",
+        default=False,
+        metavar="GLOB",
+        help="print each call of the hooks whose names match GLOB, or of all hooks",
+    )
+    group.add_argument(
         "--plugin_costs", action="store_true", help="print the time that each plugin took"
     )
     group.add_argument("--quiet", action="store_true", help="print the summary only")

@@ -137,6 +137,7 @@ def _make_trainer(
         },
         discover=False,
         progress=False,  # it is among `own`
+        trace_hooks=settings.trace_hooks,
         hyperparameters=settings.hyperparameters,
     )
 

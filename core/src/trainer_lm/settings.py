@@ -35,7 +35,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 _COMMAND: Final = frozenset(
     {
         "config", "no_plugin", "callback", "strict_plugins", "resume", "print_config", "quiet",
-        "sample", "prompt", "sample_tokens", "plugin_costs",
+        "sample", "prompt", "sample_tokens", "plugin_costs", "trace_hooks",
     }
 )  # fmt: skip
 """What tells the command what to do, and is no setting of a run."""
@@ -74,6 +74,7 @@ class Settings:
         resume: what `Trainer.train` takes.
         quiet: print the summary only.
         plugin_costs: print what each plugin cost at the end.
+        trace_hooks: as `Trainer` takes it.
     """
 
     text: TextOptions
@@ -89,6 +90,7 @@ class Settings:
     resume: bool | str
     quiet: bool
     plugin_costs: bool
+    trace_hooks: str | bool
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +143,7 @@ class Settings:
             resume={None: False, "newest": True}.get(resume, resume),
             quiet=namespace.quiet,
             plugin_costs=namespace.plugin_costs,
+            trace_hooks=namespace.trace_hooks,
         )
 
     def with_precision(self, precision: Any) -> Settings:

@@ -145,6 +145,7 @@ def assemble(
     artifacts: Mapping[str, bytes],
     accelerator: Any = None,
     progress: bool | None = None,
+    trace_hooks: str | bool = False,
 ) -> Setup:
     """Checks everything that can be checked before the first step, and puts it together.
 
@@ -163,6 +164,8 @@ def assemble(
     manager = CallbackManager(callbacks, [*live, *_core_callbacks(config, progress)])
     device = find_device(config.device)
     ranks = join_ranks(device.type)
+    if trace_hooks is not False:
+        manager.trace(trace_hooks, "" if ranks.is_alone else f"rank {ranks.rank}: ")
     config = _choose(config, device, ranks)
     _check_needs(manager.plugins, config)
     compiler, again = _change(_by_name(plain), config, device)

@@ -5,7 +5,7 @@ answers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import pluggy
@@ -14,7 +14,7 @@ from ..discovery import find_entries
 from ..errors import CallbackError, PluginError, UsageError, text_of
 from ..hookspecs import HOOKS, TrainerCallback
 from ..protocol import TrainerProtocol
-from ..specs import PROJECT, HookSpec
+from ..specs import HookSpec
 from .costs import CostMeter
 from .dispatch import Answer, Owned, find_shared, make_call
 from .extensions import ExtensionHooks, explain_absent, join_hooks, warn_deprecated
@@ -22,41 +22,13 @@ from .identity import Plugin, identify, list_callbacks
 from .implementation import Implementation, find_implementations, find_late, find_unmarked
 from .naming import UnknownHookError
 from .order import arrange
+from .registry import Registry
+from .tracing import Tracer, check_glob
 from .wrappers import wrap
 
 __all__ = ["CallbackManager", "Plugin"]
 
 logger: logging.Logger = logging.getLogger("trainer")
-
-
-class _Functions:
-    """Hook functions as attributes: what pluggy is shown of a callback."""
-
-    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
-        vars(self).update(functions)
-
-
-class _Registry(pluggy.PluginManager):
-    """pluggy's part: it checks what is registered, and knows who is."""
-
-    def __init__(self) -> None:
-        super().__init__(PROJECT)
-        self.add_hookspecs(TrainerCallback)
-        self._options: dict[str, dict[str, Any]] = {}
-
-    def add(self, name: str, found: Sequence[Implementation]) -> None:
-        """Registers the implementations of a plugin under its name."""
-        self._options = {each.attribute: dict(each.options) for each in found}
-        self.register(_Functions({each.attribute: each.function for each in found}), name)
-
-    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
-        """As pluggy, but `warn_deprecated` is who warns."""
-        options = super().parse_hookspec_opts(module_or_class, name)
-        return options and {**options, "warn_on_impl": None, "warn_on_impl_args": None}
-
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        """As pluggy, but overrides of a `TrainerCallback` need no marker."""
-        return self._options.get(name)
 
 
 class CallbackManager:
@@ -98,15 +70,30 @@ class CallbackManager:
         brought = [spec for name, spec in self.specs.items() if name not in HOOKS]
         self.extensions: ExtensionHooks = ExtensionHooks(brought, self.hook)
         self._costs = CostMeter()
+        self._tracer: Tracer | None = None
         self._is_timed = False
         self._failures: list[BaseException] = []
         self._passed: tuple[BaseException, Plugin] | None = None
         self._refusal: BaseException | None = None
-        self._registry = _Registry()
+        self._registry = Registry()
         self._found: dict[str, list[Implementation]] = {}
         self._check_states()
         for plugin in self.plugins:
             self._register(plugin)
+        self._bind()
+
+    def trace(self, glob: str | bool | None, start: str = "") -> None:
+        """Has a line written for each call of the hooks whose names match `glob`.
+
+        Args:
+            glob: True for all hooks; None or False for none.
+            start: what each line begins with.
+
+        Raises:
+            PluginError: it matches no hook.
+        """
+        pattern = check_glob(glob, [name for name, spec in self.specs.items() if not spec.set_up])
+        self._tracer = None if pattern is None else Tracer(pattern, start)
         self._bind()
 
     def ask_stop(self, *, trainer: TrainerProtocol) -> list[Answer]:
@@ -322,12 +309,15 @@ class CallbackManager:
         shared = find_shared(spec, [each for _, each in found])
         wrappers = [own for own in found if own[1].has("wrapper")]
         others = [own for own in found if not own[1].has("wrapper")]
+        tracer = self._tracer if self._tracer and self._tracer.follows(spec) else None
+        if tracer is not None:
+            others = [tracer.follow(own) for own in others]
         call: Callable[..., Any] = getattr(TrainerCallback(), spec.name, _do_nothing)
         if others:
             call = make_call(spec, others, self, costs, shared)
         for wrapper in reversed(wrappers):
             call = wrap(spec, call, wrapper, self, costs=costs, shared=shared)
-        return call
+        return call if tracer is None else tracer.wrap(spec, call)
 
 
 def _do_nothing(**arguments: Any) -> None:
