@@ -10,13 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 
-from .arguments import (
-    CheckpointView,
-    copy_mapping,
-    copy_result,
-    pick_state,
-    view_checkpoint,
-)
+from .arguments import CheckpointView, copy_mapping, copy_result, pick_state, view_checkpoint
 from .protocol import TrainerProtocol
 from .records import StopRequest
 from .specs import PROJECT, HookSpec, hookspec, read_spec
@@ -72,6 +66,8 @@ class TrainerCallback:
             where it was not in the run for a while, it is handed none, and starts fresh.
         critical: False means that a failure is reported once and the callback is switched off,
             while the run goes on.
+        state_per_process: True means that of several processes each gets its own state back; else
+            all get that of the main one.
         needs_output_dir: True means that a run without `output_dir` is refused before its first
             step.
         passes: exception classes that reach the caller of `train()` as they are, such as
@@ -92,6 +88,7 @@ class TrainerCallback:
     state_version: int = 1
     needs_every_update: bool = False
     critical: bool = True
+    state_per_process: bool = False
     needs_output_dir: bool = False
     passes: tuple[type[BaseException], ...] = ()
     logs_metrics: tuple[str, ...] | None = None

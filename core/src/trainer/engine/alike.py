@@ -183,7 +183,7 @@ def _describe_callbacks(callbacks: CallbackManager) -> dict[str, dict[str, Any]]
         plugin.state_key: {
             "label": f"{type(plugin.callback).__name__} of {plugin.label}",
             "options": {k: repr(v) for k, v in describe_callback(plugin)["options"].items()},
-            "keeps": plugin.name in keeping,
+            "keeps": plugin.name in keeping and not plugin.state_per_process,
         }
         for plugin in callbacks.plugins
     }

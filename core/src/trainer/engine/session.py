@@ -19,16 +19,20 @@ from trainer_callback import (
 )
 from trainer_callback.errors import text_of
 
-from ..config import ConfigError
 from ..processes.rng import seed_rng
 from ..processes.sharding import gather_state, gather_weights
 from ..result import ModelWeights, Stop, TrainResult
-from ..snapshots.agreement import check_same, match_sharded
+from ..snapshots.agreement import (
+    check_same,
+    keep_own_states,
+    match_sharded,
+    pick_own_states,
+)
 from ..snapshots.checkpoint import Checkpoint
 from ..snapshots.durable import save_bytes
 from ..snapshots.facts import describe_run, log_differences
 from ..snapshots.final import describe_unsaveable, save_safetensors
-from ..snapshots.place import Place, Resume, reading, refusing
+from ..snapshots.place import Place, Resume, check_fresh, reading, refusing
 from ..snapshots.state_table import CallbackStates, load_states
 from ..snapshots.store import Found
 from ..step.losses import NonFiniteError
@@ -98,7 +102,9 @@ class Session:
             names = ", ".join(plugin.label for plugin in self._callbacks.plugins)
             logger.info("callbacks in call order: %s.", names)
         if found is None:
-            self._check_fresh(resume)
+            check_fresh(view.config, resume)
+            own = (each.state_key for each in self._callbacks.plugins if each.state_per_process)
+            self._own = {*own}
             view.position.load()
             view.journal.start({})
         else:
@@ -110,7 +116,8 @@ class Session:
         view, (path, state, manifest) = self._view, found
         with reading(path):
             view.position.load(state["progress"])
-            saved, writers = state["callback_state"], manifest.get("plugins", {})
+            saved, self._own = pick_own_states(state, self._callbacks.plugins, self._ranks)
+        writers = manifest.get("plugins", {})
         self._states = load_states(saved, writers, self._callbacks, view.step)
         view.journal.start(saved)
         if "events" not in state["progress"]:  # of an older version
@@ -141,19 +148,6 @@ class Session:
         self._checkpoint.check_schedule(view.position)
         if found is not None:
             self._load_callbacks(found)
-
-    def _check_fresh(self, resume: Resume) -> None:
-        """Refuses a learning rate for a resume where none can be."""
-        rate = self._view.config.resume_learning_rate
-        if rate is None:
-            return
-        option = option_text("resume_learning_rate")
-        if resume is False:
-            raise ConfigError(
-                f"{option} is {rate!r}, and this run does not resume. Set the learning rate of the "
-                "optimizer, or resume."
-            )
-        logger.info("%s has no effect: there is nothing to resume.", option)
 
     def _load(self, found: Found) -> None:
         """Puts the objects of the run into the state of a snapshot."""
@@ -295,6 +289,7 @@ class Session:
         states = self._states.collect(self._callbacks, self._view)
         self._ranks.meet("the states of the callbacks")  # where the others hear of a failure
         state["callback_state"] = states
+        keep_own_states(state, self._own, self._ranks)
         if self._ranks.is_sharded:
             off = self._callbacks.switched_off
             failed = {each.state_key for each in self._callbacks.plugins if each.name in off}

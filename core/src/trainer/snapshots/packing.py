@@ -19,5 +19,5 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(packed: bytes) -> Any:
-    """Returns what was packed; no code is read."""
-    return torch.load(io.BytesIO(packed), weights_only=True)
+    """Returns what was packed, on the host; no code is read."""
+    return torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)

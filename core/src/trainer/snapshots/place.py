@@ -20,7 +20,7 @@ from .run_record import METRICS, RunRecord, make_run_id
 from .rundir import RunDirectory
 from .store import Found, SnapshotStore, load_named
 
-__all__ = ["Place", "Resume", "reading", "refusing"]
+__all__ = ["Place", "Resume", "check_fresh", "reading", "refusing"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -59,6 +59,24 @@ def reading(path: Path) -> Iterator[None]:
             yield
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise SnapshotError(f"{path} is no snapshot of such a run: {error!r}.") from error
+
+
+def check_fresh(config: TrainerConfig, resume: Resume) -> None:
+    """Refuses a learning rate for a resume where a run starts anew.
+
+    Raises:
+        ConfigError: it was not to resume.
+    """
+    rate = config.resume_learning_rate
+    if rate is None:
+        return
+    option = option_text("resume_learning_rate")
+    if resume is False:
+        raise ConfigError(
+            f"{option} is {rate!r}, and this run does not resume. Set the learning rate of the "
+            "optimizer, or resume."
+        )
+    logger.info("%s has no effect: there is nothing to resume.", option)
 
 
 class Place:

@@ -96,6 +96,11 @@ class Plugin:
         return bool(getattr(self.callback, "needs_output_dir", False))
 
     @property
+    def state_per_process(self) -> bool:
+        """Whether each process gets its own state back."""
+        return bool(getattr(self.callback, "state_per_process", False))
+
+    @property
     def critical(self) -> bool:
         """Whether its failure ends the run."""
         return getattr(self.callback, "critical", True) is not False
@@ -150,7 +155,7 @@ class Plugin:
         ):  # whose properties check them
             if not isinstance(getattr(self.callback, name, None), property):
                 getattr(self, name)
-        for name in ("critical", "needs_every_update", "needs_output_dir"):
+        for name in ("critical", "needs_every_update", "needs_output_dir", "state_per_process"):
             value = getattr(self.callback, name, False)
             if not isinstance(value, (bool, property)):
                 raise PluginError(
