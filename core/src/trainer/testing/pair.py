@@ -138,6 +138,7 @@ def _work(place: Path) -> Report:
     try:
         whole = play(contract.make, place / "run", also=[DiskCopy(_CUT, place / "cut")], **settings)
         difference = None
+        (place / f"read-{rank}").touch()
         if whole.decisions["steps"] > _CUT:
             difference = whole.find_difference(_resume(contract, place, settings), contract.varying)
     except pytest.skip.Exception as skipped:
@@ -151,15 +152,20 @@ def _work(place: Path) -> Report:
 def _resume(contract: Clauses, place: Path, settings: dict[str, Any]) -> Outcome:
     """Resumes the copy where the run was, for paths are part of what is compared."""
     if os.environ["RANK"] == "0":
+        _wait_for(place / "read-1", "the other process has not come to the end of its run")
         shutil.rmtree(place / "run")
         (place / "cut").rename(place / "run")
         (place / "ready").touch()
-    end = time.monotonic() + _PATIENCE
-    while not (place / "ready").exists():
-        if time.monotonic() > end:
-            fail("the main process has left no snapshot to resume from")
-        time.sleep(0.01)
+    _wait_for(place / "ready", "the main process has left no snapshot to resume from")
     return play(contract.make, place / "run", resume=True, **settings)
+
+
+def _wait_for(file: Path, otherwise: str) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not file.exists():
+        if time.monotonic() > end:
+            fail(otherwise)
+        time.sleep(0.01)
 
 
 def _note_writes(place: Path) -> list[str]:

@@ -103,7 +103,7 @@ def train_if_it_suits(make: Callable[[], object], place: Path | None, **settings
     callback = fresh(make)
     try:
         trainer = make_tiny_trainer([callback], output_dir=place, **settings)
-    except PluginError:
+    except UsageError:
         return
     train(trainer, may_refuse=True)
 
