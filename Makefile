@@ -22,7 +22,8 @@ test: $(VENV)/.dev  ## run every test
 
 try: $(VENV)/.run  ## a short run with every plugin: does this Python do?
 	$(BIN)/train-lm --max_steps 20 --early_stopping --gradient_monitor --ema --throughput \
-		--tensorboard --snapshot_interval 10 --output_dir $(VENV)/tried --overwrite
+		--tensorboard --mirror --mirror_url memory://tried --snapshot_interval 10 \
+		--output_dir $(VENV)/tried --overwrite
 
 oldest:  ## the tests with the oldest Python and the oldest libraries that are declared
 	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/.dev

@@ -46,6 +46,7 @@ _KNOWN_PLUGINS: Final = {
     "gradient_": "trainer-plugin-grad-monitor",
     "tensorboard": "trainer-plugin-tensorboard",
     "ema": "trainer-plugin-ema",
+    "mirror": "trainer-plugin-mirror",
     "profiler": "trainer-plugin-profiler",
     "throughput": "trainer-plugin-throughput",
 }
