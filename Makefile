@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PACKAGES := core $(sort $(wildcard plugins/*))
 PROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 
-.PHONY: help train test try oldest check docs bench wheels clean
+.PHONY: help train test try oldest check levels docs bench wheels clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*##/make \1 \t/p' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(addsuffix /src,$(PACKAGES))
 	$(BIN)/python tests/check_types.py
+
+levels: $(VENV)/.dev  ## the level of each plugin: all of ours are gold; half a minute each
+	for name in $$($(BIN)/trainer plugins --json | $(BIN)/python -c \
+		"import json, sys; print(*(p['name'] for p in json.load(sys.stdin) if p['status'] in ('flag', 'live')))"); do \
+		$(BIN)/trainer plugins check $$name --require gold || exit 1; \
+	done
 
 docs: $(VENV)/.docs  ## build the pages into docs/build; a warning is an error
 	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/build

@@ -39,7 +39,7 @@ FLOORS = {
     ],
     "trainer_tool": [
         {"new_plugin", "snapshot_report", "place", "table", "run_files", "commands"},
-        {"plugin_doctor"},
+        {"plugin_check", "plugin_doctor"},
         {"plugin_report", "snapshot_command", "run_curves"},
         {"run_pictures", "run_table"},
         {"run_page"},

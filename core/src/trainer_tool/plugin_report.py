@@ -35,7 +35,8 @@ _MEANING: Final = {"live": "in every run", "blocked": "no, blocked", "broken": "
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs `trainer plugins`; returns 0, or 1 where the doctor has found something.
+    """Runs `trainer plugins`; returns 0, or 1 where the doctor has found something, or a
+    plugin is below the level that it has to have.
 
     Raises:
         UsageError: there is no such plugin.
@@ -49,6 +50,11 @@ def main(arguments: Sequence[str]) -> int:
             exclude_unusable(plugins, {})
         if options.action == "show":
             found: Any = _read_details(_find(options.name, plugins))
+        elif options.action == "check":
+            from .plugin_check import check
+
+            _find(options.name, plugins)
+            found = check(options.name, options.flags, options.require)
         elif options.action == "doctor":
             from .plugin_doctor import examine
 
@@ -59,6 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     write = _WRITERS[options.action]
     found = to_json_data(found) if options.json else found
     write_out(json.dumps(found, indent=2) + "\n" if options.json else write(found))
+    if options.action == "check":
+        return int(not found["suffices"])
     return int(options.action == "doctor" and bool(found))
 
 
@@ -75,6 +83,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     actions.add_parser("list", parents=[common], help="all, in call order (the default)")
     details = actions.add_parser("show", parents=[common], help="one, with its hooks and options")
     details.add_argument("name", metavar="NAME")
+    check = actions.add_parser(
+        "check", parents=[common], help="how much of the contract one keeps: bronze, silver, gold"
+    )
+    check.add_argument("name", metavar="NAME")
+    check.add_argument(
+        "--flags", default="", metavar="WORDS", help='its options, such as "--ema_decay 0.5"'
+    )
+    check.add_argument(
+        "--require",
+        choices=("bronze", "silver", "gold"),
+        default="bronze",
+        help="exit with 1 below this level (default: bronze)",
+    )
     doctor = actions.add_parser(
         "doctor", parents=[common], help="what is wrong, and what to do; exit code 1 if anything is"
     )
@@ -207,10 +228,27 @@ def _write_findings(findings: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _write_check(found: Mapping[str, Any]) -> str:
+    label = f"{found['name']} ({found['distribution']} {found['version']})"
+    level = "below bronze" if found["level"] == "none" else found["level"]
+    count = sum(clause["outcome"] == "passed" for clause in found["clauses"])
+    lines = [f"{label}: {level}, {count} clauses hold"]
+    for clause in found["clauses"]:
+        name = clause["clause"].removeprefix("test_")
+        if clause["outcome"] == "failed":
+            lines += ["", f"{clause['level']}: {name}"]
+            for line in clause["message"].splitlines():
+                lines += _wrap(f"  {line}", 2)
+        elif clause["outcome"] == "waived":
+            lines += _wrap(f"waived: {name}: {clause['message']}", 2)
+    return "\n".join(lines) + "\n"
+
+
 _WRITERS: Final[Mapping[str, Callable[[Any], str]]] = {
     "list": _write_list,
     "show": _write_details,
     "doctor": _write_findings,
+    "check": _write_check,
 }
 
 

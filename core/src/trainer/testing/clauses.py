@@ -45,9 +45,23 @@ class Clauses:
             UsageError: there is no such clause, or no reason.
         """
         super().__init_subclass__()
-        for name, reason in vars(cls).get("waived_clauses", {}).items():
+        for clause, reason in cls._read_waived(vars(cls).get("waived_clauses", {})).items():
+            setattr(cls, clause, _waive(getattr(cls, clause), reason))
+
+    def read_waived(self) -> dict[str, str]:
+        """Returns the waived clauses by the names of their tests.
+
+        Raises:
+            UsageError: there is no such clause, or no reason.
+        """
+        return self._read_waived(self.waived_clauses)
+
+    @classmethod
+    def _read_waived(cls, waived: Mapping[str, str]) -> dict[str, str]:
+        known = [each for each in dir(cls) if each.startswith("test_")]
+        found = {}
+        for name, reason in waived.items():
             clause = name if name.startswith("test_") else f"test_{name}"
-            known = [each for each in dir(cls) if each.startswith("test_")]
             if clause not in known:
                 raise UsageError(
                     f"{cls.__name__}.waived_clauses names {name!r}, and there is no such clause."
@@ -58,7 +72,8 @@ class Clauses:
                     f"{cls.__name__}.waived_clauses has no reason for {name!r}. Say in a sentence "
                     "why it does not hold for this callback."
                 )
-            setattr(cls, clause, _waive(getattr(cls, clause), reason))
+            found[clause] = reason
+        return found
 
     def make(self) -> object:
         """Returns a new callback, or the module with the hooks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,8 @@ import pytest
 from trainer_callback import PluginError, TrainerCallback
 from trainer_callback.calls.implementation import brings_hooks, describe
 from trainer_callback.calls.manager import CallbackManager
+from trainer_callback.command_line.describing import describe_apart
+from trainer_callback.plugins import SLOW_IMPORT
 
 from .batch_clauses import BatchClauses
 from .compare import find_difference
@@ -158,6 +161,35 @@ class CallbackContract(BatchClauses, TidyClauses, TogetherClauses):
         if not plugin.entry.version:
             fail(f"{plugin.label} has no version.")
 
+    def test_its_import_is_quick_and_needs_no_torch(self) -> None:
+        plugin = find_plugin(self._entry_point())
+        found = next(describe_apart([plugin.entry])).description
+        if not found.brings_torch and found.seconds > SLOW_IMPORT:  # the machine may be busy
+            found = next(describe_apart([plugin.entry])).description
+        if found.brings_torch or found.seconds > SLOW_IMPORT:
+            what = "torch" if found.brings_torch else f"what takes {found.seconds:.1f} s"
+            fail(
+                f"{plugin.entry.value} imports {what}, and every command that uses it waits for "
+                "that. Import what takes long inside of the hooks, or under `if TYPE_CHECKING:`."
+            )
+
+    def test_its_options_have_types_and_help(self) -> None:
+        plugin = find_plugin(self._entry_point())
+        for option in plugin.options:
+            if not option.help:
+                fail(
+                    f"--{option.flag} has no help. Describe {option.parameter!r} below `Args:` in "
+                    "the docstring of the class."
+                )
+        if isinstance(plugin.target, type):
+            parameters = inspect.signature(plugin.target).parameters
+            bare = [o for o in plugin.options if not _is_typed(parameters.get(o.parameter))]
+            if bare:
+                fail(
+                    f"{bare[0].parameter!r} has no type, so --{bare[0].flag} takes any text. "
+                    f"Annotate it, such as {bare[0].parameter}: int."
+                )
+
     def test_its_flags_stand_in_a_group_of_their_own(self) -> None:
         plugin = find_plugin(self._entry_point())
         group, text = read_group(plugin)
@@ -191,3 +223,7 @@ class CallbackContract(BatchClauses, TidyClauses, TogetherClauses):
                 "do not reset it in on_train_start(resumed=True). What no two runs have in common "
                 "belongs into `varying` of this test."
             )
+
+
+def _is_typed(parameter: inspect.Parameter | None) -> bool:
+    return parameter is None or parameter.annotation is not parameter.empty

@@ -19,6 +19,9 @@ __all__ = ["TidyClauses"]
 _THREADS: Final = "started a thread"
 """What the process is said to have done by whoever leaves one running, which has its own clause."""
 
+_TORCH_CACHE: Final = "torchinductor_"
+"""A folder for temporary files that torch itself makes and shares between processes."""
+
 
 class TidyClauses(Clauses):
     """A callback gives back what it has taken, and writes where it may."""
@@ -73,7 +76,8 @@ class TidyClauses(Clauses):
                 if place is None:
                     settings.update(snapshot_interval=None, snapshot_epochs=False)
                 train_if_it_suits(self.make, place, **settings)
-            left = [path.name for folder in folders for path in folder.iterdir()]
+            found = [path.name for folder in folders for path in folder.iterdir()]
+            left = [name for name in found if not name.startswith(_TORCH_CACHE)]
             if left:
                 fail(
                     f"it leaves {_list(left)} in the current directory, or in that of temporary "

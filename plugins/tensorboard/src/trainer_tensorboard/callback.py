@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from trainer_callback import (
     TrainerCallback,
@@ -43,6 +43,10 @@ class TensorBoardCallback(TrainerCallback):
 
     critical = False
     logs_metrics: tuple[str, ...] | None = ()
+    contract: ClassVar[Mapping[str, object]] = {
+        "passive": True,
+        "varying": ("files", "self._lengths"),
+    }
 
     def __init__(self, histogram_epochs: int = 0) -> None:
         """Keeps each option as the attribute of its name.

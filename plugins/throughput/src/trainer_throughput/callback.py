@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl, option_text
 from trainer_callback.checks import option_error
@@ -52,6 +52,10 @@ class ThroughputCallback(TrainerCallback):
 
     critical = False
     logs_metrics: tuple[str, ...] | None = ("throughput/*",)
+    contract: ClassVar[Mapping[str, object]] = {
+        "passive": True,
+        "varying": ("throughput/*", "*.step_ms", "self._watch.*"),
+    }
 
     def __init__(
         self,

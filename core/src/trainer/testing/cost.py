@@ -1,0 +1,107 @@
+"""What a callback costs of an update, as a share: seconds mean little on a busy machine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from trainer import Trainer, TrainerConfig
+from trainer_callback import hookimpl
+
+from .batch_watch import BatchWatch
+from .runs import fresh, train
+
+__all__ = ["measure_share"]
+
+_UPDATES: Final = 14
+_WARM_UP: Final = 4
+_REPEATS: Final = 3
+
+_WIDTH: Final = 256
+_ROWS: Final = 1024
+"""Items of a batch: with them the ratio of arithmetic to weights is that of a language model that
+sees a thousand tokens in an update, which is few.
+"""
+
+
+def measure_share(make: Callable[[], object], place: Path) -> tuple[float, str]:
+    """Returns the share of an update that the callback takes, in hooks of the batch, in `on_log`
+    and in hooks of the model, and where most of it goes. The smallest of several runs: what else
+    the machine does only adds.
+    """
+    watches = [_measure(make, place / f"run-{number}") for number in range(_REPEATS)]
+    best = min(watches, key=lambda watch: watch.share)
+    most = sorted(best.seconds, key=lambda hook: -best.seconds[hook])
+    where = ", ".join(most[:2])
+    return best.share, where
+
+
+class _CostWatch(BatchWatch):
+    """Times the others, and the updates.
+
+    Attributes:
+        seconds: hook -> seconds, behind the warm-up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._moments: list[float] = []
+
+    @property
+    def share(self) -> float:
+        """Of the time of an update without the callback."""
+        cost = sum(self.seconds.values())
+        return cost / (self._moments[-1] - self._moments[_WARM_UP] - cost)
+
+    def start_batch(self) -> None:
+        self._moments.append(time.perf_counter())
+
+    def on_train_end(self) -> None: ...  # type: ignore[override]
+
+    @contextlib.contextmanager
+    def around(self, place: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if _WARM_UP < len(self._moments) < _UPDATES:  # the last one has no end
+                self.seconds[place] += time.perf_counter() - start
+
+    @hookimpl(wrapper=True)
+    def on_log(self) -> Generator[None, Any, Any]:  # type: ignore[override]
+        with self.around("on_log"):
+            answer = yield
+        return answer
+
+
+def _measure(make: Callable[[], object], place: Path) -> _CostWatch:
+    watch = _CostWatch()
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Linear(_WIDTH, _WIDTH) for _ in range(6)]
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.GELU())))
+    data = TensorDataset(torch.randn(_ROWS, _WIDTH, generator=generator))
+    batch = next(iter(DataLoader(data, batch_size=_ROWS)))
+    trainer = Trainer(
+        model,
+        torch.optim.AdamW(model.parameters(), lr=1e-4),
+        [batch] * _UPDATES,
+        [batch],
+        loss_fn=lambda model, batch: (model(batch[0]) - batch[0]).square().mean(),
+        config=TrainerConfig(
+            epochs=1, device="cpu", output_dir=place, log_interval=10, max_grad_norm=1.0
+        ),
+        callbacks=[watch, fresh(make)],
+        discover=False,
+        progress=False,
+    )
+    train(trainer)
+    return watch

@@ -1,0 +1,58 @@
+"""`trainer plugins check`: the contract of the test kit, over an installed plugin."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trainer_callback import UsageError
+
+__all__ = ["check"]
+
+
+def check(name: str, flags: str, required: str) -> dict[str, Any]:
+    """Returns what was found: `name`, `distribution`, `version`, `level`, `suffices`, and `clauses`
+    with `clause`, `level`, `outcome` and `message`.
+
+    Args:
+        flags: options of the plugin, as they are typed.
+        required: the level that suffices.
+
+    Raises:
+        UsageError: pytest is not installed, or the plugin cannot be built with `flags`.
+    """
+    if importlib.util.find_spec("pytest") is None:
+        raise UsageError(
+            "trainer plugins check needs pytest, which is not installed. Run: pip install "
+            "'trainer-core[testing]'"
+        )
+    from trainer.testing.level import LEVELS, find_level
+
+    try:
+        words = shlex.split(flags)
+    except ValueError as error:
+        raise UsageError(f"--flags {flags!r}: {error}. Quote as in a shell.") from error
+    logging.getLogger().addHandler(logging.NullHandler())  # what the runs say is not asked for
+    with tempfile.TemporaryDirectory() as folder:
+        report = find_level(name, words, Path(folder))
+    clauses = [
+        {"clause": r.clause, "level": level, "outcome": r.outcome, "message": r.message}
+        for level, results in report.results.items()
+        for r in results
+    ]
+    clauses += [
+        {"clause": clause, "level": "", "outcome": "waived", "message": reason}
+        for clause, reason in report.waived.items()
+    ]
+    return {
+        "name": report.entry.name,
+        "distribution": report.entry.distribution,
+        "version": report.entry.version,
+        "level": report.level,
+        "suffices": LEVELS.index(report.level) >= LEVELS.index(required),
+        "clauses": clauses,
+    }

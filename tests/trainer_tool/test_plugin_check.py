@@ -1,0 +1,109 @@
+"""`trainer plugins check`: the level of an installed plugin, and what is in the way of the next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer_tool.cli import main
+from trainer_tool.plugin_check import check
+
+SOUND = '''
+"""One that is right."""
+from trainer_callback import TrainerCallback
+
+
+class Sound(TrainerCallback):
+    """Counts.
+
+    Args:
+        interval: updates between two looks
+    """
+
+    contract = {"waived_clauses": {"it_keeps_no_batches": "it is a test"}}
+
+    def __init__(self, interval: int = 2) -> None:
+        self.interval = interval
+
+    def on_epoch_end(self) -> None:
+        pass
+'''
+
+TORCH = SOUND.replace("from trainer_callback", "import torch\nfrom trainer_callback")
+UNTYPED = SOUND.replace("interval: int = 2", "interval=2")
+SILENT = SOUND.replace("        interval: updates between two looks\n", "")
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Installs a plugin called NAME of one module, which this process and others can import."""
+
+    def write(name: str, source: str) -> None:
+        info = tmp_path / f"trainer_plugin_{name}-1.0.dist-info"
+        info.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: trainer-plugin-{name}", "Version: 1.0"]
+        (info / "METADATA").write_text("\n".join(lines) + "\n")
+        entry = f"[trainer.callbacks]\n{name} = trainer_{name}:Sound\n"
+        (info / "entry_points.txt").write_text(entry)
+        (tmp_path / f"trainer_{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # it starts some processes that import torch
+def test_a_sound_plugin_is_gold(install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("sound", SOUND)
+    assert main(["plugins", "check", "sound", "--require", "gold", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["level"], found["suffices"]) == ("gold", True)
+    outcomes = {each["clause"]: each["outcome"] for each in found["clauses"]}
+    assert outcomes["test_two_processes_train_one_model"] == "passed"
+    assert outcomes["test_it_takes_less_than_a_hundredth_of_an_update"] == "passed"
+    assert outcomes["test_it_keeps_no_batches"] == "waived"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "clause", "words"),
+    [
+        (
+            "heavy",
+            TORCH,
+            "its_import_is_quick_and_needs_no_torch",
+            "trainer_heavy:Sound imports ",
+        ),
+        ("untyped", UNTYPED, "its_options_have_types_and_help", "'interval' has no type"),
+        ("silent", SILENT, "its_options_have_types_and_help", "--silent_interval has no help"),
+    ],
+)
+def test_what_keeps_a_plugin_from_bronze_is_named(
+    install, tmp_path: Path, name: str, source: str, clause: str, words: str
+) -> None:
+    from trainer.testing.level import InstalledContract
+    from trainer.testing.runner import run_clauses
+
+    install(name, source)
+    only = ["test_its_import_is_quick_and_needs_no_torch", "test_its_options_have_types_and_help"]
+    results = run_clauses(lambda: InstalledContract(name), tmp_path / "runs", only)
+    failures = {each.clause: each.message for each in results if each.outcome == "failed"}
+    assert [*failures] == [f"test_{clause}"]
+    assert words in failures[f"test_{clause}"]
+
+
+def test_options_that_the_plugin_does_not_have_are_refused(install) -> None:
+    from trainer_callback import UsageError
+
+    install("unknowing", SOUND)
+    with pytest.raises(UsageError, match="--flags: unrecognized arguments: --nonsense"):
+        check("unknowing", "--nonsense 3", "bronze")
+    with pytest.raises(UsageError, match="No closing quotation"):
+        check("unknowing", "'", "bronze")
+
+
+def test_a_plugin_that_is_not_installed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "check", "nowhere"]) == 2
+    assert "no plugin 'nowhere' is installed" in capsys.readouterr().err
