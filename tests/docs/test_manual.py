@@ -26,7 +26,9 @@ def drawing(manual: list[Any], name: str) -> str:
 
 def test_every_hook_is_a_heading_with_its_exact_arguments_in_the_order_of_a_run(manual):
     headings = [each.title for each in manual if HOOK.match(each.title.strip("`"))]
-    headings += [each.title for each in manual if each.title.startswith(("`add_", "`make_"))]
+    headings += [
+        each.title for each in manual if each.title.startswith(("`add_", "`make_", "`offer_"))
+    ]
     expected = {f"`{name}({', '.join(SPECS[name].arguments)})`" for name in HOOKS}
     assert set(headings) == expected
     assert len(headings) == len(expected)
@@ -90,7 +92,7 @@ def record(world: Any, **settings: Any) -> list[str]:
 
         return note
 
-    run_hooks = [hook for hook in HOOKS if hook not in ("add_options", "make_callbacks")]
+    run_hooks = [hook for hook in HOOKS if not SPECS[hook].set_up]
     recorder = type("Recorder", (TrainerCallback,), {hook: make(hook) for hook in run_hooks})
     made = world.make_namespace()
     config = TrainerConfig(

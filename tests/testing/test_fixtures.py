@@ -76,7 +76,7 @@ def test_the_recorder_refuses_a_hook_that_does_not_exist(recorder: Recorder) -> 
 
 
 def test_the_recorder_implements_every_hook_of_a_run() -> None:
-    hooks = set(HOOKS) - {"add_options", "make_callbacks"}
+    hooks = set(HOOKS) - {"add_options", "make_callbacks", "offer_defaults"}
     assert hooks == set(HOOKS) & set(vars(Recorder))
 
 

@@ -101,3 +101,79 @@ def test_a_team_can_block_a_plugin(place: Place) -> None:
     done = place.run("--warm")
     assert done.returncode == 2
     assert "--warm cannot be used: blocked by --no_plugin" in done.stderr
+
+
+LIVE = "from trainer_callback import hookimpl\n@hookimpl\ndef offer_defaults(): return {offer}\n"
+
+
+def offer(place: Place, value: str, name: str = "lab") -> None:
+    modules = {f"m_{name}": LIVE.format(offer=value)}
+    place.site.install(f"dist-{name}", plugins={name: f"m_{name}"}, modules=modules)
+
+
+def test_what_a_live_plugin_offers_has_its_name_as_the_origin_and_gives_way_to_files(
+    place: Place,
+) -> None:
+    offer(place, "{'seed': 8, 'epochs': 8, 'warm': True, 'warm_limit': 4.5}")
+    place.user.write_text("epochs: 2\n")
+    values = place.show()
+    assert values["seed"] == "8  # lab (dist-lab 1.0)"
+    assert values["epochs"] == f"2  # {place.user}"
+    assert values["warm_limit"] == "4.5  # lab (dist-lab 1.0)"
+    assert place.show("--seed", "1")["seed"] == "1  # command line"
+    assert "warm_limit" not in place.show("--no_warm")
+
+
+@pytest.mark.parametrize(
+    ("offered", "message"),
+    [
+        ("{'seed': 'many'}", "lab (dist-lab 1.0), seed: many: "),
+        ("{'sead': 1}", "there is no such option here, so it has no effect. Did you mean 'seed'?"),
+        ("{'no_plugin': ['warm']}", "this cannot be offered"),
+        ("{'seed': {1: 2}}", "the value of 'seed' is a mapping"),
+        ("['seed']", "offer_defaults must return a dict of options or None, got ['seed']"),
+        ("1 / 0", "failed in offer_defaults: ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_offer_is_a_warning_that_names_the_plugin(
+    place: Place, offered: str, message: str
+) -> None:
+    offer(place, offered)
+    done = place.run()
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "lab (dist-lab 1.0)" in done.stderr
+    assert message in done.stderr
+
+
+def test_of_two_offers_the_first_holds_and_the_other_is_said(place: Place) -> None:
+    offer(place, "{'seed': 1}", "a")
+    offer(place, "{'seed': 2}", "b")
+    done = place.run()
+    assert "seed: 1  # a (dist-a 1.0)" in done.stdout
+    assert "b (dist-b 1.0), seed: 2: this has no effect" in done.stderr
+
+
+MAKES = """from trainer_callback import hookimpl
+from m_warm import Warm
+@hookimpl
+def make_callbacks(options): return [Warm(limit=9)]
+"""
+NAMES = """
+from trainer_lm.cli import _read
+print([p.callback.__class__.__name__ + " " + p.name for p in _read(sys.argv[1:]).plugins])
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "made"), [((), ["Warm lab"]), (("--warm",), ["Warm warm"]), (("--no_warm",), [])]
+)
+def test_what_a_live_plugin_makes_gives_way_to_a_flag_of_the_user(
+    place: Place, words: tuple[str, ...], made: list[str]
+) -> None:
+    place.site.install("dist-lab", plugins={"lab": "m_lab"}, modules={"m_lab": MAKES})
+    done = place.site.python("-c", "import sys" + NAMES, *words, **place.variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{made}\n"
+    said = "lab (dist-lab 1.0) makes a Warm of its own, which gives way to what was said of --warm."
+    assert (said in done.stderr) == bool(words)

@@ -15,10 +15,10 @@ from .errors import (
     StateError,
     UsageError,
 )
-from .hookspecs import HOOKS, OptionParser, TrainerCallback
+from .hookspecs import HOOKS, TrainerCallback
 from .protocol import TrainerProtocol
 from .records import CallbackInfo, GradientStats, LogRecord, StopRequest
-from .specs import hookimpl, hookspec
+from .specs import OptionParser, hookimpl, hookspec
 from .wording import option_text
 
 __all__ = [

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from .arguments import CheckpointView, copy_mapping, copy_result, pick_state, view_checkpoint
 from .protocol import TrainerProtocol
 from .records import StopRequest
-from .specs import PROJECT, HookSpec, hookspec, read_spec
+from .specs import PROJECT, HookSpec, OptionParser, hookspec, read_spec
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["HOOKS", "SPECS", "OptionParser", "TrainerCallback"]
+__all__ = ["HOOKS", "SPECS", "TrainerCallback"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -36,16 +36,6 @@ def _hook(**properties: Any) -> Callable[[_Function], _Function]:
         return function if hasattr(function, f"{PROJECT}_spec") else hookspec(function)
 
     return mark
-
-
-class OptionParser(Protocol):
-    """The part of `argparse` that `add_options` is handed: the plugin's own group of the command's
-    help.
-    """
-
-    def add_argument(self, *names: str, **settings: Any) -> object:
-        """As `argparse.ArgumentParser.add_argument`."""
-        ...
 
 
 class TrainerCallback:
@@ -126,6 +116,13 @@ class TrainerCallback:
     def make_callbacks(self, options: Any) -> Sequence[object] | None:
         """After parsing, once per run: `options` is the parsed namespace. Returns the callbacks to
         use. A class implements it as a classmethod.
+        """
+
+    @_hook(set_up=True, read_only=True)
+    def offer_defaults(self) -> Mapping[str, object] | None:
+        """After the command line is parsed, for every installed plugin that is not blocked. Returns
+        option, without dashes -> the value that it is to have where neither the command line nor a
+        file says otherwise. A class implements it as a classmethod.
         """
 
     @_hook(may_refuse=True, copies={"checkpoint": view_checkpoint, "state": pick_state})

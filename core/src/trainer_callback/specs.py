@@ -7,11 +7,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import pluggy
 
-__all__ = ["PROJECT", "HookSpec", "hookimpl", "hookspec", "read_spec"]
+__all__ = ["PROJECT", "HookSpec", "OptionParser", "hookimpl", "hookspec", "read_spec"]
 
 PROJECT: Final = "trainer"
 
@@ -60,6 +60,16 @@ class HookSpec:
     copies: Mapping[str, _Copy] = field(default_factory=dict)
     deprecated: str = ""
     deprecated_arguments: Mapping[str, str] = field(default_factory=dict)
+
+
+class OptionParser(Protocol):
+    """The part of `argparse` that `add_options` is handed: the plugin's own group of the command's
+    help.
+    """
+
+    def add_argument(self, *names: str, **settings: Any) -> object:
+        """As `argparse.ArgumentParser.add_argument`."""
+        ...
 
 
 def read_spec(function: Callable[..., Any], **properties: Any) -> HookSpec:

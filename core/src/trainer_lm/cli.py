@@ -31,26 +31,15 @@ from trainer_callback.plugins import (
 from trainer_callback.wording import flags_spoken
 
 from .config_file import FileOption, find_owner, read_config_file
-from .defaults import put_defaults, read_default_files
+from .defaults import put_defaults, put_offers, read_default_files, read_offers
 from .deprecations import show_deprecations
 from .old_options import check_old_options
 from .parser import Parser
 from .settings import Settings
-from .spelling import find_our_name
 from .threads import shorten_spinning
+from .unknown import explain_unknown
 
 __all__ = ["main", "make_parser", "read_flags"]
-
-_KNOWN_PLUGINS: Final = {
-    "early_stop": "trainer-plugin-early-stopping",
-    "gradient_": "trainer-plugin-grad-monitor",
-    "tensorboard": "trainer-plugin-tensorboard",
-    "ema": "trainer-plugin-ema",
-    "mirror": "trainer-plugin-mirror",
-    "profiler": "trainer-plugin-profiler",
-    "throughput": "trainer-plugin-throughput",
-}
-"""Start of a flag -> the distribution of this project that brings it."""
 
 _SHOWS_ONLY: Final = frozenset({"-h", "--help", "--version", "--sample"})
 """Options with which no plugin is used."""
@@ -111,24 +100,25 @@ def _read(arguments: list[str]) -> Settings | None:
     plugins = describe_installed(entries)
     _check_names(first.no_plugin, plugins)
     load_used(plugins, given, runs=given.isdisjoint(_SHOWS_ONLY))
+    offers, said = read_offers(plugins)
+    load_used(plugins, {f"--{name}" for name in offers}, runs=False)
     shows = not given.isdisjoint(_SHOWS)
     plugins += [read_one_off(value, plugins) for value in first.callback]
     broken = [plugin for plugin in plugins if plugin.kind == "broken"]
     parser = make_parser(plugins, given)
     for plugin in plugins:
-        if plugin.kind == "broken" and plugin.matters:
-            is_asked_for = plugin.is_requested and plugin not in broken
-            _complain(plugin, strict=first.strict_plugins or is_asked_for)
-        elif (shows or plugin.description is None) and (words := explain_slow(plugin)) is not None:
-            _warn(words)
+        is_asked_for = plugin.is_requested and plugin not in broken
+        _tell_problem(plugin, strict=first.strict_plugins or is_asked_for, shows=shows)
     usable = [plugin for plugin in plugins if plugin.problem is None]
     namespace, unknown = parser.parse_known_args(arguments)
     for argument in unknown:
         owner = find_owner(argument, getattr(namespace, "output_dir", None))
-        raise UsageError(_explain_unknown(argument, parser, plugins, owner))
+        raise UsageError(explain_unknown(argument, parser, plugins, owner))
     _check_file(in_file, parser, plugins)
     parser.read_file(namespace, in_file)
-    said = [text for each in layers for text in put_defaults(parser, namespace, usable, each)]
+    for options in layers:
+        said += put_defaults(parser, namespace, usable, options)
+    said += put_offers(parser, namespace, usable, offers)
     in_files = [*chain(*reversed(layers), in_file)]
     for text in (*said, *check_old_options(parser, namespace, usable, in_files)):
         _warn(text)
@@ -136,6 +126,8 @@ def _read(arguments: list[str]) -> Settings | None:
         _print_sample(namespace)
         return None
     settings = Settings.read(namespace, usable, parser)
+    for text in settings.notes:
+        _warn(text)
     if namespace.print_config:
         with printing():
             print(settings.as_yaml(with_origin=True), end="")
@@ -148,7 +140,7 @@ def _check_file(
 ) -> None:
     for option in in_file:
         if parser.find(option.name) is None:
-            why = _explain_unknown(f"--{option.name}", parser, plugins, option.distribution)
+            why = explain_unknown(f"--{option.name}", parser, plugins, option.distribution)
             raise UsageError(f"{option.file}, line {option.line}: {why}")
 
 
@@ -278,6 +270,13 @@ def _check_names(names: Sequence[str], plugins: Sequence[InstalledPlugin]) -> No
             )
 
 
+def _tell_problem(plugin: InstalledPlugin, *, strict: bool, shows: bool) -> None:
+    if plugin.kind == "broken" and plugin.matters:
+        _complain(plugin, strict=strict)
+    elif (shows or plugin.description is None) and (words := explain_slow(plugin)) is not None:
+        _warn(words)
+
+
 def _complain(plugin: InstalledPlugin, *, strict: bool) -> None:
     problem, name = f"{str(plugin.problem).rstrip('.: ')}.", plugin.entry.flag
     if strict:
@@ -288,60 +287,3 @@ def _complain(plugin: InstalledPlugin, *, strict: bool) -> None:
 
 def _warn(text: str) -> None:
     print(f"train-lm: warning: {text}", file=sys.stderr)
-
-
-def _may_have(plugin: InstalledPlugin, flag: str) -> bool:
-    """Whether `flag` is, or looks like, an option of a plugin that is not used."""
-    own = f"{plugin.entry.flag}_"
-    if f"{flag.removeprefix('--').removeprefix('no_')}_".startswith(own):
-        return True
-    try:
-        return plugin.kind == "broken" and flag in plugin.group.flags
-    except PluginError:
-        return False
-
-
-def _explain_owner(flag: str, owner: str, plugins: Sequence[InstalledPlugin]) -> str | None:
-    """Returns why there is no `flag`, if it is one of a distribution that is not used here."""
-    name = flag.lstrip("-").removeprefix("no_")
-    ours = (each for start, each in _KNOWN_PLUGINS.items() if name.startswith(start))
-    distribution = owner or next(ours, "")
-    plugin = next((each for each in plugins if each.entry.distribution == distribution), None)
-    if plugin is not None and plugin.problem is not None:
-        return f"{flag} cannot be used: {plugin.label} is {plugin.problem}."
-    if not distribution or plugin is not None or find_version(distribution):
-        return None
-    return f"{flag} belongs to a plugin that is not installed: pip install {distribution}"
-
-
-def _explain_unknown(
-    argument: str, parser: Parser, plugins: Sequence[InstalledPlugin], owner: str = ""
-) -> str:
-    """Returns what would have worked in place of an unknown argument.
-
-    Args:
-        owner: the distribution that it belonged to in an earlier run, if that is known.
-    """
-    flag = argument.partition("=")[0]
-    name = flag.lstrip("-")
-    for plugin in plugins:
-        if plugin.problem is not None and _may_have(plugin, flag):
-            return f"{flag} cannot be used: {plugin.problem}"
-        if plugin.kind == "live" and name == plugin.entry.flag:
-            return (
-                f"{flag} is no option: {plugin.label} is live in every run. Leave {flag} out; "
-                f"--no_plugin {name} is a run without it."
-            )
-    if (gone := _explain_owner(flag, owner, plugins)) is not None:
-        return gone
-    flags = [text for action in parser._actions for text in action.option_strings]
-    usual = f"--{find_our_name(name)}"
-    if usual in flags:
-        hint = f" Here it is {usual}."
-    else:
-        hint = closest(
-            flag,
-            [text for text in flags if not text.startswith("--no_") or flag.startswith("--no_")],
-        )
-    what = f"there is no option {flag}." if flag.startswith("-") else f"what is {argument!r}?"
-    return f"{what}{hint} See train-lm --help, and trainer plugins for what is installed."

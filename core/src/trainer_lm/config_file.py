@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,14 @@ from trainer_callback import UsageError
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["FileOption", "find_owner", "owner_comment", "read_config_file", "write_value"]
+__all__ = [
+    "FileOption",
+    "find_owner",
+    "owner_comment",
+    "read_config_file",
+    "read_mapping",
+    "write_value",
+]
 
 _TAG: Final = "tag:yaml.org,2002:"
 _KINDS: Final = frozenset({"seq", "str", "int", "float", "bool", "null", "timestamp"})
@@ -28,7 +36,7 @@ class FileOption:
 
     Attributes:
         file: name of the file.
-        line: 1-based.
+        line: 1-based; 0 where there is no file.
         name: of the option, with underscores.
         words: its values as written; None is a null.
         several: it is a list.
@@ -48,7 +56,8 @@ class FileOption:
         """Returns where it stands and what it says, for a message."""
         words = ["null" if word is None else word for word in self.words]
         value = f"[{', '.join(words)}]" if self.several else words[0]
-        return f"{self.file}, line {self.line}, {self.name}: {value}"
+        line = f", line {self.line}" if self.line else ""
+        return f"{self.file}{line}, {self.name}: {value}"
 
 
 def read_config_file(path: str, called: str = "--config") -> list[FileOption]:
@@ -57,9 +66,29 @@ def read_config_file(path: str, called: str = "--config") -> list[FileOption]:
     Raises:
         UsageError: it cannot be read, or it is no plain mapping of options to values.
     """
+    text = _read_text(path, called)
+    if not text.strip():
+        raise UsageError(f"{called} {path} is empty. {_FORM}")
+    return _read_options(path, text)
+
+
+def read_mapping(origin: str, values: Mapping[str, object]) -> list[FileOption]:
+    """Returns options that were given as plain data, each as if it stood in a file.
+
+    Raises:
+        UsageError: a name or a value cannot stand in a file.
+    """
+    try:
+        text = "".join(f"{write_value(k)}: {write_value(v)}\n" for k, v in values.items())
+    except Exception as error:  # whatever yaml makes of somebody's object
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{origin}: this is no plain value: {reason}. {_FORM}") from error
+    return [replace(each, line=0) for each in _read_options(origin, text)]
+
+
+def _read_options(path: str, text: str) -> list[FileOption]:
     import yaml
 
-    text = _read_text(path, called)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
@@ -120,8 +149,6 @@ def _read_text(path: str, called: str) -> str:
         raise UsageError(f"{called} {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise UsageError(f"{called} {path} is not UTF-8. Convert it, or write it anew.") from error
-    if not text.strip():
-        raise UsageError(f"{called} {path} is empty. {_FORM}")
     return text
 
 

@@ -1,24 +1,29 @@
-"""Defaults of a team and of a user, from files: below the command line and `--config`, above those
-of the command itself.
+"""Defaults of a team and of a user, from files, and those that plugins offer: below the command
+line and `--config`, above those of the command itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from trainer_callback.errors import closest
+from trainer_callback import UsageError
+from trainer_callback.command_line.guard import stdout_to_stderr
+from trainer_callback.errors import closest, show, text_of
 from trainer_callback.plugins import InstalledPlugin
 
-from .config_file import FileOption, read_config_file
+from .config_file import FileOption, read_config_file, read_mapping
 from .parser import Parser
 
-__all__ = ["put_defaults", "read_default_files"]
+__all__ = ["put_defaults", "put_offers", "read_default_files", "read_offers"]
 
 _VARIABLE: Final = "TRAINER_CONFIG"
+
+_TOO_LATE: Final = frozenset({"no_plugin", "callback", "strict_plugins"})
+"""What has had its effect before plugins are asked."""
 
 
 def read_default_files() -> list[list[FileOption]]:
@@ -68,6 +73,78 @@ def put_defaults(
         for each in options
         if parser.find(each.name) is None
     ]
+
+
+def read_offers(
+    plugins: Sequence[InstalledPlugin],
+) -> tuple[dict[str, FileOption], list[str]]:
+    """Returns option -> what the first of `plugins` offers that offers it; and a warning for what
+    is wrong with an offer: nobody has asked for it.
+    """
+    said: list[str] = []
+    offered: dict[str, FileOption] = {}
+    for plugin in plugins:
+        try:
+            options = read_mapping(plugin.label, _ask(plugin))
+        except UsageError as error:
+            said.append(str(error))
+            continue
+        for option in options:
+            if option.name in _TOO_LATE:
+                said.append(f"{option}: this cannot be offered: it comes before plugins are asked.")
+            elif (first := offered.setdefault(option.name, option)).words != option.words:
+                said.append(f"{option}: this has no effect, for there is also {first}.")
+    return offered, said
+
+
+def put_offers(
+    parser: Parser,
+    namespace: argparse.Namespace,
+    plugins: Sequence[InstalledPlugin],
+    offers: Mapping[str, FileOption],
+) -> list[str]:
+    """Puts into `namespace` what plugins offer and nothing stronger has said; returns a warning for
+    what has no effect.
+    """
+    switches = [each.entry.flag for each in plugins]  # before the options of their plugins
+    names = sorted(offers, key=lambda name: name not in switches)
+    return [text for name in names for text in _put(parser, namespace, plugins, offers[name])]
+
+
+def _put(
+    parser: Parser,
+    namespace: argparse.Namespace,
+    plugins: Sequence[InstalledPlugin],
+    option: FileOption,
+) -> list[str]:
+    try:
+        return put_defaults(parser, namespace, plugins, [option])
+    except UsageError as error:
+        return [str(error)]
+
+
+def _ask(plugin: InstalledPlugin) -> Mapping[str, object]:
+    """Returns what a plugin offers.
+
+    Raises:
+        UsageError: it fails, or answers something else.
+    """
+    found = next((e for e in plugin.implementations if e.hook == "offer_defaults"), None)
+    if found is None:
+        return {}
+    try:
+        with stdout_to_stderr():
+            answer: object = found.function()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        what = f"{type(error).__name__}: {text_of(error)}"
+        raise UsageError(f"{plugin.label} failed in offer_defaults: {what}.") from error
+    if answer is None or isinstance(answer, Mapping):
+        return answer or {}
+    raise UsageError(
+        f"{plugin.label}: offer_defaults must return a dict of options or None, got {show(answer)}."
+    )
 
 
 def _is_switch(option: FileOption, owners: dict[str, InstalledPlugin]) -> bool:

@@ -75,6 +75,7 @@ class Settings:
         quiet: print the summary only.
         plugin_costs: print what each plugin cost at the end.
         trace_hooks: as `Trainer` takes it.
+        notes: a sentence for each thing that a person may not expect.
     """
 
     text: TextOptions
@@ -91,6 +92,7 @@ class Settings:
     quiet: bool
     plugin_costs: bool
     trace_hooks: str | bool
+    notes: Sequence[str] = ()
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +123,7 @@ class Settings:
             if "output_dir" in known:  # as it was given: the trainer makes it absolute
                 values["output_dir"] = known["output_dir"]
         made = {plugin: plugin.make_callbacks(namespace) for plugin in plugins}
+        notes = _give_way(made, namespace)
         for plugin, callbacks in made.items():
             if callbacks and plugin.kind == "flag":
                 values.update(_read_values(plugin, namespace))
@@ -144,6 +147,7 @@ class Settings:
             quiet=namespace.quiet,
             plugin_costs=namespace.plugin_costs,
             trace_hooks=namespace.trace_hooks,
+            notes=notes,
         )
 
     def with_precision(self, precision: Any) -> Settings:
@@ -206,6 +210,26 @@ def _own_options() -> dict[str, list[Option]]:
         ]
         for title, target in _GROUPS.items()
     }
+
+
+def _give_way(
+    made: Mapping[InstalledPlugin, list[Plugin]], namespace: argparse.Namespace
+) -> list[str]:
+    """Takes out what a live plugin has made and the user has said yes or no to by a flag of its
+    own; returns a sentence for each.
+    """
+    notes = []
+    said = [each for each in made if each.kind == "flag" and hasattr(namespace, each.entry.flag)]
+    for plugin, callbacks in made.items():
+        for own in [*callbacks] if plugin.kind == "live" else ():
+            rival = next((each for each in said if each.target is type(own.callback)), None)
+            if rival is not None:
+                callbacks.remove(own)
+                notes.append(
+                    f"{plugin.label} makes a {type(own.callback).__name__} of its own, which gives "
+                    f"way to what was said of --{rival.entry.flag}."
+                )
+    return notes
 
 
 def _read_values(plugin: InstalledPlugin, namespace: argparse.Namespace) -> dict[str, Any]:

@@ -356,7 +356,7 @@ def _overriding(hook):
 
 
 for _hook in HOOKS:
-    if _hook not in ("add_options", "make_callbacks"):
+    if _hook not in ("add_options", "make_callbacks", "offer_defaults"):
         setattr(Striker, _hook, _overriding(_hook))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ..calls.implementation import describe
 from ..errors import PluginError
 from ..hints import Reader, find_reader, read_hints, show, to_bool
-from ..hookspecs import OptionParser
+from ..specs import OptionParser
 
 __all__ = [
     "Option",
