@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 from ..processes.signals import SignalFlags
 from ..result import TrainResult
 from .assembly import Setup
+from .blame import blame_hook
 from .boundary import Boundary
 from .call_order import RunOrderError, refuse
 from .memory import explain_memory
@@ -95,6 +96,7 @@ class Lifetime:
                     error = caught
                 if error is not None:
                     error = explain_memory(error, position.epoch, position.step)
+                    error = blame_hook(error, setup.view.manager.plugins)
                 passes.close_loader()
                 stop, final = self._boundary.stop, passes.is_begun
                 self.result, error = setup.session.end(stop, error, final=final)
