@@ -98,3 +98,28 @@ def test_a_pattern_that_matches_no_hook_is_refused(
 ) -> None:
     with pytest.raises(PluginError, match=re.escape(words)):
         make_trainer(Reader(), trace_hooks=glob)
+
+
+def test_a_hook_without_a_call_is_in_the_result_with_the_reason(make_trainer: Any) -> None:
+    class Hopeful(TrainerCallback):
+        def on_gradients_clipped(self) -> None:
+            pass
+
+        def on_snapshot_save(self) -> None:
+            pass
+
+        def on_log_text(self) -> None:
+            pass
+
+        def on_epoch_end(self) -> None:
+            pass
+
+        def on_train_end(self) -> None:
+            pass
+
+    result = make_trainer(Hopeful(), writes=False, max_grad_norm=None).train()
+    assert result.uncalled_hooks["Hopeful"] == {
+        "on_gradients_clipped": "nothing is clipped: max_grad_norm is not set",
+        "on_snapshot_save": "no snapshot is written without an output_dir",
+        "on_log_text": "nobody logged a text",
+    }

@@ -81,6 +81,7 @@ class TrainResult:
         history: one mapping of metrics per validation or epoch end, with `epoch` and `step`.
         callback_costs: plugin -> hook -> `calls` and `seconds` in this process; hooks of the batch
             are sampled and scaled up.
+        uncalled_hooks: plugin -> hook -> why it was not called in this process.
         switched_off: plugins that failed and were not critical.
         weights: whose weights the model has; in `on_train_end`, before callbacks change them there.
     """
@@ -95,6 +96,7 @@ class TrainResult:
     val_loss: float | None
     history: list[dict[str, Any]] = field(default_factory=list)
     callback_costs: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    uncalled_hooks: dict[str, dict[str, str]] = field(default_factory=dict)
     switched_off: tuple[str, ...] = ()
     weights: ModelWeights = field(default_factory=lambda: ModelWeights("last", 0, 0))
 

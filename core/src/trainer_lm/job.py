@@ -253,6 +253,9 @@ def _costs(result: TrainResult) -> Table:
             calls, seconds = cost["calls"], cost["seconds"]
             each = f"{seconds / calls * 1e6:,.1f}"
             table.add_row(plugin, hook, f"{calls:,.0f}", f"{seconds:.3f}", each)
+    for plugin, reasons in result.uncalled_hooks.items():
+        for hook, reason in reasons.items():
+            table.add_row(plugin, f"{hook}: {reason}", "0")
     return table
 
 

@@ -247,7 +247,7 @@ class Session:
         error = self._finish_write(stop, error or unsent)
         if error is None:
             error = self._attempt(self._check_finite)
-        result = make_result(view.position, self._callbacks, stop, error)
+        result = make_result(view, self._callbacks, stop, error)
         with noting_changes(view) if error is None else contextlib.nullcontext():
             late = self._attempt(lambda: hook.on_train_end(trainer=view, result=result))
         undone = self._attempt(view.senders.wait)

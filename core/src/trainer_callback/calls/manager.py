@@ -131,6 +131,16 @@ class CallbackManager:
         """
         return self._costs.totals()
 
+    def find_uncalled(self) -> list[tuple[str, str]]:
+        """Returns name of the plugin and name of the hook, of those that nobody has called yet."""
+        called = self.costs()
+        return [
+            (plugin.name, each.hook)
+            for plugin in self.plugins
+            for each in self._found[plugin.name]
+            if not each.spec.set_up and each.hook not in called.get(plugin.name, {})
+        ]
+
     def caught(self, plugin: Plugin, hook: str, error: BaseException) -> int:
         """Notes that `plugin` raised in `hook`; one that is not critical is switched off instead.
 
