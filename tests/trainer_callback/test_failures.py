@@ -26,7 +26,10 @@ NOT_FRESH = ("on_snapshot_search", "on_snapshot_load", "on_exception")
 DURING = [hook for hook in RUN_HOOKS if hook not in NOT_FRESH]
 
 
-ENDS = {"on_train_end": ["on_train_end"]}
+ENDS = {"on_train_end": ["on_train_end"], "on_final_saved": ["on_train_end"]}
+"""Hooks whose run has ended already, and is told of the end once."""
+
+WRITING = [hook for hook in DURING if "snapshot" in hook or hook == "on_final_saved"]
 
 
 class Odd(BaseException):
@@ -59,7 +62,7 @@ def test_plugin_misbehaves_so_the_run_ends_and_the_neighbours_hear_of_everything
     callbacks, neighbours = place(position, faulty, recorder)
     results = []
     with pytest.raises(CallbackError) as caught:
-        make_trainer(*callbacks, Listener(results), writes="snapshot" in hook).train()
+        make_trainer(*callbacks, Listener(results), writes=hook in WRITING).train()
     assert str(caught.value) == (
         f"faulty (dist-faulty 1.2) failed in {hook}: {error.__name__}: why"
     )
@@ -69,7 +72,7 @@ def test_plugin_misbehaves_so_the_run_ends_and_the_neighbours_hear_of_everything
         assert hook in neighbour.calls
         assert end_of(neighbour) == ENDS.get(hook, ["on_exception", "on_train_end"])
     assert [result.status for result in results] == (
-        ["finished"] if hook == "on_train_end" else ["failed"]
+        ["finished"] if hook in ENDS else ["failed"]
     )
 
 
@@ -98,8 +101,8 @@ def test_ctrl_c_in_a_hook_is_the_users(
 ) -> None:
     callbacks, neighbours = place(position, make_faulty(hook, KeyboardInterrupt()), recorder)
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(*callbacks, Listener([]), writes="snapshot" in hook).train()
-    if hook != "on_train_end":
+        make_trainer(*callbacks, Listener([]), writes=hook in WRITING).train()
+    if hook not in ENDS:
         assert all(end_of(each) == ["on_exception", "on_train_end"] for each in neighbours)
 
 
@@ -128,7 +131,7 @@ def test_a_callback_that_is_not_critical_is_switched_off_and_changes_no_bit(
     faulty = make_faulty(hook, error, critical=False)
     without = make_trainer(writes=False)
     without.train()
-    trainer = make_trainer(faulty, Listener([]), writes="snapshot" in hook)
+    trainer = make_trainer(faulty, Listener([]), writes=hook in WRITING)
     result = trainer.train()
     assert result.status == "finished"
     assert result.switched_off == ("Faulty",)
