@@ -144,6 +144,7 @@ class Trainer:
         self._loader = self.run.use_loader(train_loader)
         self._loader.sizes = None if batch_size is None else BatchSizes(batch_size)
         self._loss_of = setup.precision.wrap(partial(loss_of, setup.trained))
+        self.run.view.loss_of = self._loss_of
         measured = Metrics(metrics, metric_inputs, setup.ranks)
         if measured:
             self._loss_of = partial(self._answer_first, self._loss_of, measured)

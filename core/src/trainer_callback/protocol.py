@@ -216,6 +216,20 @@ class TrainerProtocol(TrackedRun, Protocol):
         """
         ...
 
+    def compute_loss(self, batch: Any) -> torch.Tensor:
+        """Returns the loss of a batch as the training computes it, 0-dim, with a graph; of a `Loss`
+        its mean. Buffers and random numbers change. All processes have to call it; `backward()`
+        averages over them. Raises a UsageError in a loop of one's own.
+        """
+        ...
+
+    def change_base_rate(self, rate: float) -> str:
+        """Makes `rate` the one on which the first group and the schedule are built, in all
+        processes; others follow by the same factor. Returns a sentence; raises a UsageError where
+        the schedule does not say what it is built on.
+        """
+        ...
+
     def total(self, values: Mapping[str, float]) -> dict[str, float]:
         """Returns the sums of named numbers over all processes, the same bits in each; alone, the
         numbers themselves, as floats.

@@ -21,6 +21,7 @@ _KNOWN_PLUGINS: Final = {
     "tensorboard": "trainer-plugin-tensorboard",
     "ema": "trainer-plugin-ema",
     "mirror": "trainer-plugin-mirror",
+    "lr_finder": "trainer-plugin-lr-finder",
     "profiler": "trainer-plugin-profiler",
     "throughput": "trainer-plugin-throughput",
 }

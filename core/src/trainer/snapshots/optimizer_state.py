@@ -101,7 +101,8 @@ def change_rate(
         )
         return rate
     for name, updater in updaters.items():
-        text = change_base_rate(updater.optimizer, updater.scheduler, rate)
+        option = option_text("resume_learning_rate", rate)
+        text = change_base_rate(updater.optimizer, updater.scheduler, rate, option=option)
         logger.info("%s%s", f"{name}: " if name else "", text)
     return rate
 

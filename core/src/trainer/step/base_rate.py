@@ -8,8 +8,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from trainer_callback import option_text
-
 from ..config import ConfigError
 from .schedules import follows_metric, parts_of
 
@@ -21,22 +19,24 @@ _IN_GROUP: Final = (*RATES, "min_lr", "swa_lr")
 _IN_SCHEDULE: Final = ("base_lrs", "max_lrs", "eta_min", "_last_lr")
 
 
-def change_base_rate(optimizer: torch.optim.Optimizer, scheduler: Any, rate: float) -> str:
+def change_base_rate(
+    optimizer: torch.optim.Optimizer, scheduler: Any, rate: float, *, option: str
+) -> str:
     """Makes `rate` the one that the optimizer's first group, and its schedule, is built on. All
     other rates, those of other groups and those on the way of the schedule (`eta_min`), are
-    multiplied by the same factor. Returns a sentence that says so.
+    multiplied by the same factor. Returns a sentence that says so. `option` is what has asked for
+    it, for messages.
 
     Raises:
         ConfigError: the rate is 0, or the schedule does not say what it is built on.
     """
-    option = option_text("resume_learning_rate", rate)
     inner = getattr(scheduler, "scheduler", scheduler)  # of one that Accelerate has prepared
     first = optimizer.param_groups[0]
     key = next((name for name in RATES if name in first), "lr")
     before, now = (float(first.get(name, 0.0)) for name in (key, "lr"))
     if not before:
         raise ConfigError(
-            f"{option}: the rate of the snapshot is 0, of which nothing is a multiple. Set it in a "
+            f"{option}: the rate so far is 0, of which nothing is a multiple. Set it in a "
             "callback's on_train_start."
         )
     scale = _make_scale(before, rate)

@@ -1,20 +1,24 @@
-"""The training data of a run, as callbacks use it."""
+"""The training data of a run, and what is made of it beside the run, as callbacks use it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from trainer_callback import UsageError
 
 from ..data.batches import move_to_device
+from ..step.answers import read_answer
+from ..step.base_rate import change_base_rate
 from .parts import Parts
 
 __all__ = ["Data"]
 
 
 class Data(Parts):
-    """How long the run goes through its data, and passes over them beside it."""
+    """How long the run goes through its data; passes over them, and losses, beside it; the rate."""
 
     __slots__ = ()
 
@@ -47,3 +51,21 @@ class Data(Parts):
             )
         batches = self.training.pass_apart(self.position.epoch)
         return (move_to_device(batch, self._device) for batch in batches)
+
+    def compute_loss(self, batch: Any) -> Tensor:
+        self.queue.check_thread()
+        if self.loss_of is None:
+            raise UsageError(
+                "compute_loss: this run has a loop of its own, which alone knows its losses. Use "
+                "it with a Trainer."
+            )
+        loss, _ = read_answer(self.loss_of(batch))
+        if isinstance(loss, Tensor):
+            return loss
+        return loss.total / max(float(loss.count), 1.0)
+
+    def change_base_rate(self, rate: float) -> str:
+        self.queue.check_thread()
+        updater = self.updater
+        option = f"change_base_rate({rate!r})"
+        return change_base_rate(updater.optimizer, updater.scheduler, rate, option=option)

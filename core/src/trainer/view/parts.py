@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -44,13 +44,15 @@ class Parts:
         metric_names: those that the run will have; see the protocol.
         training: what the run goes through for training, or went through last; None: not known.
         has_epochs: its loop counts them.
+        loss_of: batch -> what the loss function answers; None: the loop computes its own losses.
     """
 
     __slots__ = (  # and no others: nobody would read a `trainer.stop` that a callback sets
         *("_config", "_device", "_logs_within", "_model", "_precision", "_reported_buffers"),
         *("collect_hyperparameters", "journal", "manager", "position", "queue", "ranks", "run_id"),
         *("senders", "snapshot_requested"),
-        *("has_epochs", "metric_names", "store", "training", "updater", "validates", "__weakref__"),
+        *("has_epochs", "loss_of", "metric_names", "store", "training", "updater", "validates"),
+        "__weakref__",
     )
 
     def __init__(
@@ -85,6 +87,7 @@ class Parts:
         self.metric_names: Sequence[str] | None = None
         self.training: EpochLoader | None = None
         self.has_epochs: bool = True
+        self.loss_of: Callable[[Any], Any] | None = None
 
     @property
     def _as_trainer(self) -> TrainerProtocol:

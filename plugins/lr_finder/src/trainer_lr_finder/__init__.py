@@ -1,0 +1,5 @@
+"""Looks for a learning rate before the run begins."""
+
+from .callback import LRFinderCallback
+
+__all__ = ["LRFinderCallback"]
