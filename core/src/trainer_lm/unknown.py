@@ -22,6 +22,7 @@ _KNOWN_PLUGINS: Final = {
     "ema": "trainer-plugin-ema",
     "mirror": "trainer-plugin-mirror",
     "lr_finder": "trainer-plugin-lr-finder",
+    "notify": "trainer-plugin-notify",
     "profiler": "trainer-plugin-profiler",
     "throughput": "trainer-plugin-throughput",
 }

@@ -1,0 +1,5 @@
+"""Sends messages about a run."""
+
+from .callback import NotifyCallback
+
+__all__ = ["NotifyCallback"]
