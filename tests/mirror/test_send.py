@@ -92,6 +92,7 @@ def test_a_slow_store_is_sent_the_newest_and_that_is_said_once(
     assert caplog.text.count("is slower than the snapshots come") == 1
 
 
+@pytest.mark.slow  # the end of a run waits 15 seconds for what was submitted
 def test_training_never_waits_for_a_store_that_hangs(make, url, faults, tmp_path, caplog):
     faults.gate = threading.Event()
     try:
@@ -102,6 +103,25 @@ def test_training_never_waits_for_a_store_that_hangs(make, url, faults, tmp_path
     finally:
         faults.gate.set()
     assert "is without the snapshot of update 8 and final/ (no time was left)" in caplog.text
+
+
+def test_the_newest_snapshot_goes_before_the_finished_model(make, url, store, faults, tmp_path):
+    faults.delay = 0.05
+    make(MirrorCallback(url, wait=0.0), place=tmp_path / "run").train()
+    ends = [path.rpartition("/")[2] for path in faults.writes if path.endswith(".json")]
+    named = [each for each in ends if each.startswith(("step-00000008", "final"))]
+    assert [each.partition("-")[0] for each in named] == ["step", "final.json"]
+
+
+def test_a_look_that_comes_late_is_said_and_nothing_is_sent(
+    make, url, store, tmp_path, monkeypatch, caplog
+):
+    make(MirrorCallback(url), place=tmp_path / "one").train()
+    before = sorted(store.iterdir())
+    monkeypatch.setattr("trainer_mirror.callback._LOOK_SECONDS", 0.0)
+    make(MirrorCallback(url), place=tmp_path / "two", pause=0.05).train()
+    assert caplog.text.count("Nothing more is sent.") == 1
+    assert sorted(store.iterdir()) == before
 
 
 def test_the_end_of_a_run_waits_for_the_newest(make, url, store, copies, faults, tmp_path, caplog):

@@ -81,22 +81,23 @@ class _Progress:
 
     Attributes:
         run_id: of the run.
-        load: the newest that nobody has begun to send.
+        loads: `snapshot` and `final` -> the newest of it that nobody has begun to send.
         unsent: `snapshot` and `final` -> what of them is not there yet, in words.
         newest: the snapshot that is there, in words.
         error: why the last try failed.
         refusal: the mirror is another run's.
-        is_behind, is_failing: it has been said.
+        is_behind, is_failing, is_told: this, or the refusal, has been said.
     """
 
     run_id: str = ""
-    load: _Load | None = None
+    loads: dict[str, _Load] = field(default_factory=dict)
     unsent: dict[str, str] = field(default_factory=dict)
     newest: str = "no snapshot"
     error: Exception | None = None
     refusal: UsageError | None = None
     is_behind: bool = False
     is_failing: bool = False
+    is_told: bool = False
 
 
 class MirrorCallback(TrainerCallback):
@@ -177,6 +178,7 @@ class MirrorCallback(TrainerCallback):
         trainer.submit(self, self._send)  # which looks whose mirror it is
         self._is_idle.wait(_LOOK_SECONDS)
         if self._progress.refusal is not None:
+            self._progress.is_told = True
             raise self._progress.refusal
 
     def on_snapshot_saved(
@@ -197,8 +199,11 @@ class MirrorCallback(TrainerCallback):
     def close(self) -> None:
         self._is_closed.set()
         store, self._store, progress = self._store, None, self._progress
-        self._take()
-        if store is None or progress.refusal is not None:
+        with self._lock:
+            for load in progress.loads.values():
+                load.held.close()
+            progress.loads.clear()
+        if store is None or self._is_refused():
             return
         if not progress.unsent:
             logger.info("%s has %s.", self.url, progress.newest)
@@ -207,29 +212,31 @@ class MirrorCallback(TrainerCallback):
         text = "%s is without %s (%s). It has %s, and the output directory all."
         logger.warning(text, self.url, missing, why, progress.newest)
 
-    def _put(self, trainer: TrainerProtocol, load: _Load) -> None:
-        """Has `load` sent, in place of what waits still."""
+    def _is_refused(self) -> bool:
+        """Whether the mirror is another run's, which is said once."""
         progress = self._progress
-        if self._store is None or progress.refusal is not None:
+        if progress.refusal is not None and not progress.is_told:
+            progress.is_told = True
+            logger.warning("%s Nothing more is sent.", progress.refusal)
+        return progress.refusal is not None
+
+    def _put(self, trainer: TrainerProtocol, load: _Load) -> None:
+        """Has `load` sent, in place of one of its kind that waits still."""
+        progress = self._progress
+        if self._store is None or self._is_refused():
             load.held.close()
             return
-        left_out = self._take(load)
-        if left_out is not None and not progress.is_behind:
-            progress.is_behind = True
-            text = "%s is slower than the snapshots come: %s is left out. Later ones may be, too."
-            logger.warning(text, self.url, left_out.text)
-        trainer.submit(self, self._send)
-
-    def _take(self, load: _Load | None = None) -> _Load | None:
-        """Returns what waits to be sent, closed, and puts `load` in its place."""
         with self._lock:
-            taken, self._progress.load = self._progress.load, load
-            if load is not None:
-                self._progress.unsent[load.kind] = load.text
-                self._is_idle.clear()
-        if taken is not None:
-            taken.held.close()
-        return taken
+            left_out = progress.loads.pop(load.kind, None)
+            progress.loads[load.kind], progress.unsent[load.kind] = load, load.text
+            self._is_idle.clear()
+        if left_out is not None:
+            left_out.held.close()
+            if not progress.is_behind:
+                progress.is_behind = True
+                text = "%s is slower than the snapshots come: %s is left out, and others may be."
+                logger.warning(text, self.url, left_out.text)
+        trainer.submit(self, self._send)
 
     def _wait(self) -> None:
         """Waits for what is still to be sent, at both ends of a run together as long as `wait`; a
@@ -248,11 +255,12 @@ class MirrorCallback(TrainerCallback):
         progress = self._progress
         while True:
             with self._lock:
-                load, progress.load = progress.load, None
+                kind = next(iter(sorted(progress.loads, reverse=True)), "")  # the snapshot first
+                load = progress.loads.pop(kind, None)
             with load.held if load is not None else contextlib.nullcontext():
                 self._try(load)
             with self._lock:
-                if progress.load is None:
+                if not progress.loads:
                     self._is_idle.set()
                     return
 
@@ -260,19 +268,19 @@ class MirrorCallback(TrainerCallback):
         progress = self._progress
         for attempt in range(1 if load is None else self.retries + 1):
             waited = attempt > 0 and self._is_closed.wait(FIRST_PAUSE * 2 ** (attempt - 1))
-            if waited or (attempt > 0 and progress.load is not None):
+            if waited:
+                return
+            if attempt > 0 and progress.loads:
                 break
             try:
                 self._send_once(load)
                 return
             except UsageError as refusal:
                 progress.refusal = refusal
-                if load is not None:
-                    logger.warning("%s Nothing more is sent.", refusal)
                 return
             except Exception as error:
                 progress.error = error
-        if not progress.is_failing:
+        if not progress.is_failing and not self._is_closed.is_set():
             progress.is_failing = True
             text = "%s fails: %s: %s. The run goes on, and each snapshot is tried."
             logger.warning(text, self.url, type(progress.error).__name__, progress.error)
@@ -283,6 +291,8 @@ class MirrorCallback(TrainerCallback):
             return
         copies = store.copies()
         check_owner(copies, progress.run_id, self.url)
+        if copies:
+            progress.newest = f"the snapshot of update {copies[0].step}"
         if load is None:
             return
         if load.name not in [copy.name for copy in copies]:
