@@ -59,6 +59,8 @@ def test_the_trial_knows_its_run_and_its_best_value(make, study, tmp_path):
     make(callback, seen, output_dir=tmp_path / "run").train()
     attributes = study.trials[0].user_attrs
     assert attributes["output_dir"] == str(tmp_path / "run")
+    assert len(attributes["run_id"]) == 12
+    assert attributes["hyperparameters"]["optimizer.lr"] == 0.1
     assert attributes["best_value"] == callback.best == min(loss for _, loss in seen.losses)
 
 

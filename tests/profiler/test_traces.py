@@ -176,7 +176,7 @@ def test_a_trace_that_cannot_be_written_costs_the_run_nothing(make, tmp_path, ca
 
 
 def test_a_run_that_writes_nowhere_is_refused(make):
-    with pytest.raises(UsageError, match="no output directory for its traces"):
+    with pytest.raises(UsageError, match="needs an output directory"):
         make(ProfilerCallback(), output_dir=None).train()
 
 

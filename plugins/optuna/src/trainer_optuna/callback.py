@@ -205,11 +205,8 @@ class OptunaCallback(TrainerCallback):
         """Tells the trial which run is its own: also one that is killed can be found then."""
         where = trainer.output_dir
         self._trial.set_user_attr("output_dir", None if where is None else str(where))
-        for name in ("run_id", "hyperparameters"):
-            value = getattr(trainer, name, None)
-            if value is not None:
-                plain = dict(value) if isinstance(value, Mapping) else value
-                self._trial.set_user_attr(name, plain)
+        self._trial.set_user_attr("run_id", trainer.run_id)
+        self._trial.set_user_attr("hyperparameters", dict(trainer.hyperparameters))
         logger.info("optuna: trial %d, %s.", self._trial.number, self._trial.params)
 
     def _unknown(self, where: str, names: Iterable[str]) -> UsageError:

@@ -27,7 +27,6 @@ _TWO: Final = (
     "ProfilerCallback: another profiler is on in this process, and torch has one at a time: a "
     "second one would end it silently. Leave one of them out."
 )
-_NOWHERE: Final = "ProfilerCallback: the run has no output directory for its traces."
 _NOTHING: Final = (
     "profiler: nothing is recorded in updates %d to %s: the first recording begins behind update "
     "%d, and the last one ends with update %d. Use another %s or %s."
@@ -57,6 +56,7 @@ class ProfilerCallback(TrainerCallback):
     """
 
     critical = False
+    needs_output_dir = True
     logs_metrics: tuple[str, ...] | None = ()
     _in_use: ClassVar[ProfilerCallback | None] = None
 
@@ -99,13 +99,11 @@ class ProfilerCallback(TrainerCallback):
 
         if ProfilerCallback._in_use is not None or profiler._is_profiler_enabled:
             raise UsageError(_TWO)
-        if trainer.output_dir is None:
-            raise UsageError(f"{_NOWHERE} Use {option_text('output_dir', 'runs/a')}.")
         ProfilerCallback._in_use = self
         self._plain, self._slow, self._last = [], [], 0.0
         self._stepped = self._wrote = False
         self._stem: str = f"rank-{trainer.rank}"
-        self._folder: Path = trainer.output_dir / "profiler"
+        self._folder: Path = Path(trainer.output_dir or ".") / "profiler"
         self._folder.mkdir(exist_ok=True)
         for path in [] if resumed else self._folder.glob(f"{self._stem}-updates-*.json"):
             path.unlink()  # of the run that this one takes the place of
