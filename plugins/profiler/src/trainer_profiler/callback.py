@@ -35,6 +35,18 @@ _WRITTEN: Final = "profiler: the trace of updates %d to %d is %s (%.1f MB).%s"
 _COST: Final = " They took %.1f ms each, and others %.1f ms without the profiler."
 
 
+class _Seen:
+    """What this process has seen of the run: seconds of updates without the profiler and with it,
+    when the last one ended, whether a trace was written, and whether it is said that none will be.
+    """
+
+    def __init__(self) -> None:
+        self.plain: list[float] = []
+        self.slow: list[float] = []
+        self.last: float = 0.0
+        self.wrote = self.is_told = False
+
+
 class ProfilerCallback(TrainerCallback):
     """Records some updates with torch.profiler: a trace for https://ui.perfetto.dev, and a table
     of the operators that took longest.
@@ -90,8 +102,7 @@ class ProfilerCallback(TrainerCallback):
         self.profile_memory = profile_memory
         self.memory_snapshot = memory_snapshot
         self._recording: Recording | None = None
-        self._plain: list[float] = []
-        self._slow: list[float] = []
+        self._seen = _Seen()
 
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         import torch
@@ -100,8 +111,8 @@ class ProfilerCallback(TrainerCallback):
         if ProfilerCallback._in_use is not None or profiler._is_profiler_enabled:
             raise UsageError(_TWO)
         ProfilerCallback._in_use = self
-        self._plain, self._slow, self._last = [], [], 0.0
-        self._stepped = self._wrote = False
+        self._seen = _Seen()
+        self._stepped = False
         self._stem: str = f"rank-{trainer.rank}"
         self._folder: Path = Path(trainer.output_dir or ".") / "profiler"
         self._folder.mkdir(exist_ok=True)
@@ -109,8 +120,8 @@ class ProfilerCallback(TrainerCallback):
             path.unlink()  # of the run that this one takes the place of
         lead, steps = self.wait + self.warmup, trainer.max_steps
         end = (lead + self.active) * self.repeat
-        self._says_nothing = trainer.step >= end or (steps is not None and steps <= lead)
-        if self._says_nothing:
+        self._seen.is_told = trainer.step >= end or (steps is not None and steps <= lead)
+        if self._seen.is_told:
             options = [option_text(name, prefix=_PREFIX) for name in ("wait", "repeat")]
             until = "the end" if steps is None else steps
             logger.warning(_NOTHING, trainer.step + 1, until, lead, end, *options)
@@ -150,10 +161,12 @@ class ProfilerCallback(TrainerCallback):
         self._enter(None)
         if not self._stepped:
             return
-        before, self._last, self._stepped = self._last, time.perf_counter(), False
+        before, self._seen.last, self._stepped = self._seen.last, time.perf_counter(), False
         recording = self._recording
         if before and (recording is None or recording.records):
-            (self._plain if recording is None else self._slow).append(self._last - before)
+            (self._seen.plain if recording is None else self._seen.slow).append(
+                self._seen.last - before
+            )
         if recording is not None:
             is_last = self._place(trainer.step) <= 0
             recording.end_update(trainer.step, is_last=is_last)
@@ -167,7 +180,7 @@ class ProfilerCallback(TrainerCallback):
     @hookimpl(trylast=True)
     def on_validation_end(self, trainer: TrainerProtocol) -> None:  # type: ignore[override]
         self._enter(None)
-        self._last = 0.0
+        self._seen.last = 0.0
 
     def on_exception(self, trainer: TrainerProtocol, exception: BaseException) -> None:
         import torch
@@ -182,7 +195,7 @@ class ProfilerCallback(TrainerCallback):
 
     def on_train_end(self, trainer: TrainerProtocol, result: Any) -> None:
         self._finish(trainer)
-        if not (self._wrote or self._says_nothing):
+        if not (self._seen.wrote or self._seen.is_told):
             logger.warning("profiler: the run ended before an update was recorded.")
 
     def close(self) -> None:
@@ -218,9 +231,11 @@ class ProfilerCallback(TrainerCallback):
         first, last = recording.updates[0], recording.updates[-1]
         path = self._folder / f"{self._stem}-updates-{first}-{last}.json"
         recording.write(path)
-        self._wrote = True
-        known = self._plain and self._slow
-        cost = _COST % (median(self._slow) * 1e3, median(self._plain) * 1e3) if known else ""
+        self._seen.wrote = True
+        known = self._seen.plain and self._seen.slow
+        cost = (
+            _COST % (median(self._seen.slow) * 1e3, median(self._seen.plain) * 1e3) if known else ""
+        )
         logger.info(_WRITTEN, first, last, path, path.stat().st_size / 1e6, cost)
         if trainer.is_main_process:
             by = "device" if trainer.device.type == "cuda" else "cpu"
