@@ -88,7 +88,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     check.add_argument("name", metavar="NAME")
     check.add_argument(
-        "--flags", default="", metavar="WORDS", help='its options, such as "--ema_decay 0.5"'
+        "--flags",
+        default="",
+        metavar="WORDS",
+        help='its options, such as "--ema_decay 0.5"; {new} in them is another text for each run '
+        "that begins",
     )
     check.add_argument(
         "--require",

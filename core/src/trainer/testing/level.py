@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,9 @@ class InstalledContract(CallbackContract):
         vars(self).update(declared, entry_point=name, flags=tuple(flags))
 
     def make(self) -> object:
-        return _make(str(self.entry_point), tuple(self.flags))[1]
+        new = secrets.token_hex(4)  # for what belongs to one run, as the place of an upload
+        flags = tuple(each.replace("{new}", new) for each in self.flags)
+        return _make(str(self.entry_point), flags)[1]
 
     def test_it_takes_less_than_a_hundredth_of_an_update(self, tmp_path: Path) -> None:
         share, where = measure_share(self.make, tmp_path)

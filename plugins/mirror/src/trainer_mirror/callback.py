@@ -9,11 +9,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, ClassVar, Final
 
 from trainer_callback import OptionError, TrainerCallback, TrainerProtocol, UsageError
 from trainer_callback.checks import option_error
@@ -116,6 +116,14 @@ class MirrorCallback(TrainerCallback):
     critical = False
     needs_output_dir = True
     logs_metrics: tuple[str, ...] | None = ()
+    contract: ClassVar[Mapping[str, object]] = {
+        "passive": True,
+        "varying": ("self._progress.*", "self._left"),
+        "waived_clauses": {
+            "a_second_run_of_the_same_object_starts_clean": "a mirror belongs to one run, and "
+            "refuses the second by its id"
+        },
+    }
 
     def __init__(self, url: str, *, keep: int = 2, retries: int = 5, wait: float = 60.0) -> None:
         """Keeps each option as the attribute of its name.
