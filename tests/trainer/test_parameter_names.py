@@ -180,3 +180,13 @@ def test_a_parameter_that_is_frozen_or_freed_at_a_resume_is_told(
     texts = [each for each in caplog.messages if "trained" in each]
     assert len(texts) == (told is not None)
     assert all(told in text for text in texts)
+
+
+def test_a_group_that_is_empty_and_too_many_is_refused_with_both_numbers(tmp_path):
+    def in_groups(*empty):
+        return lambda model: [{"params": [*model.parameters()]}, *empty]
+
+    make(tmp_path, in_groups()).train()
+    resumed = make(tmp_path, in_groups({"params": []}), steps=6)
+    with pytest.raises(SnapshotError, match="it had 1 groups of parameters, and has 2 in this run"):
+        resumed.train(resume=True)

@@ -71,9 +71,7 @@ def test_plugin_misbehaves_so_the_run_ends_and_the_neighbours_hear_of_everything
     for neighbour in neighbours:
         assert hook in neighbour.calls
         assert end_of(neighbour) == ENDS.get(hook, ["on_exception", "on_train_end"])
-    assert [result.status for result in results] == (
-        ["finished"] if hook in ENDS else ["failed"]
-    )
+    assert [result.status for result in results] == (["finished"] if hook in ENDS else ["failed"])
 
 
 def end_of(recorder: Any) -> list[str]:
@@ -395,14 +393,14 @@ def test_an_exception_that_passes_reaches_the_caller_as_itself(
     assert caught.value is original
     assert trainer.run.result is not None
     ended = (trainer.run.result.status, trainer.run.result.stop_reason)
-    if hook != "on_train_end":  # which is behind the decision
+    if hook not in ENDS:  # which are behind the decision
         assert ended == ("stopped", "PrunedError")
         assert trainer.run.result.stop_detail == "at 3"
         assert trainer.run.result.stopped_by == "Faulty"
         for each in neighbours:
             assert end_of(each) == ["on_exception", "on_train_end"]
     assert trainer.output_dir is not None
-    assert not (trainer.output_dir / "final").exists()
+    assert (trainer.output_dir / "final").exists() == (hook == "on_final_saved")
 
 
 def test_an_exception_that_passes_gives_way_to_a_failure(

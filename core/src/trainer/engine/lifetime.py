@@ -28,16 +28,16 @@ _open: Final[weakref.WeakKeyDictionary[Lifetime, int]] = weakref.WeakKeyDictiona
 
 
 class Lifetime:
-    """Starts and ends the runs of one `Run`, one after the other.
-
-    Attributes:
-        result: how the last one ended, also where it failed; None before its end.
-    """
+    """Starts and ends the runs of one `Run`, one after the other."""
 
     def __init__(self, setup: Setup, boundary: Boundary, passes: Passes) -> None:
         self._setup, self._boundary, self._passes = setup, boundary, passes
         self._held: contextlib.ExitStack | None = None
-        self.result: TrainResult | None = None
+
+    @property
+    def result(self) -> TrainResult | None:
+        """How the last run ended, also where it failed; None before its end."""
+        return self._setup.session.result
 
     @property
     def is_open(self) -> bool:
@@ -58,7 +58,7 @@ class Lifetime:
             stack.callback(view.senders.close)
             setup.reset()
             self._boundary.scheduling.start(view.metric_names, validates=view.validates)
-            self.result = self._boundary.stop = None
+            self._boundary.stop = None
             found = setup.session.find(resume)
             resumed, repeats = found is not None, setup.session.set_up(found)
             if repeats:
@@ -99,7 +99,7 @@ class Lifetime:
                     error = blame_hook(error, setup.view.manager.plugins)
                 passes.close_loader()
                 stop, final = self._boundary.stop, passes.is_begun
-                self.result, error = setup.session.end(stop, error, final=final)
+                error = setup.session.end(stop, error, final=final)
                 if error is not None:
                     raise error
         finally:

@@ -52,6 +52,7 @@ class Session:
 
     Attributes:
         is_open: a run has begun, and is not over with all that its end does.
+        result: how the last run ended, also where it failed; None before its end.
     """
 
     def __init__(self, view: View, checkpoint: Checkpoint, artifacts: Mapping[str, bytes]) -> None:
@@ -66,6 +67,7 @@ class Session:
         self._saved: tuple[int, bool, bool] | None = None
         self._report_resumed: Callable[[], None] | None = None
         self.is_open: bool = False
+        self.result: TrainResult | None = None
 
     @contextlib.contextmanager
     def open(self, resume: Resume) -> Iterator[None]:
@@ -94,7 +96,7 @@ class Session:
         view = self._view
         view.queue.start()
         self._states = CallbackStates()
-        self._saved = self._report_resumed = None
+        self._saved = self._report_resumed = self.result = None
         with refusing():
             found = self._place.find(resume)
             check_same(found, self._ranks)
@@ -131,7 +133,8 @@ class Session:
         if used:
             checkpoint = None if found is None else self._describe(found)
             hook, states = self._callbacks.hook.on_setup, self._states.loaded
-            hook(trainer=self._view, checkpoint=checkpoint, state=states)
+            with self._ending():
+                hook(trainer=self._view, checkpoint=checkpoint, state=states)
         return bool(self._ranks.highest(used, "on_setup"))
 
     def restore(self, found: Found | None) -> None:
@@ -171,11 +174,8 @@ class Session:
         view, position, (path, _, manifest) = self._view, self._view.position, found
         log_differences(manifest, view.config, self._callbacks.plugins, position, view.model)
         hook, loaded = self._callbacks.hook.on_snapshot_load, self._states.loaded
-        try:
+        with self._ending():
             hook(trainer=view, checkpoint=self._describe(found), state=loaded)
-        except BaseException as error:  # the others have loaded, and must hear of the end
-            self.end(None, error)
-            raise
         self._place.note_resume(position.step)
         if self._place.found_is_own:
             self._saved = position.boundary
@@ -183,6 +183,15 @@ class Session:
                 report = partial(self._report_saved, position.epoch, position.step, path)
                 self._report_resumed = report
                 self._store.remove_oldest(path)
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Ends the run where a callback fails before `on_train_start`: the others have begun."""
+        try:
+            yield
+        except BaseException as error:
+            self.end(None, error)
+            raise
 
     def save(self, *, due: bool) -> None:
         """Reports a finished write; collects the state of everything and starts the next write.
@@ -229,17 +238,14 @@ class Session:
 
     def end(
         self, stop: Stop | None, error: BaseException | None, *, final: bool = True
-    ) -> tuple[TrainResult, BaseException | None]:
+    ) -> BaseException | None:
         """Tells every callback how the run ended, waits for the disk, writes the final model and
-        tells of that.
+        tells of that. Returns what is to be raised: KeyboardInterrupt after Ctrl-C.
 
         Args:
             stop: why it ends; None: the epochs are over.
             error: what ends it, if that is an exception.
             final: the finished model may be written.
-
-        Returns:
-            The result, and what is to be raised: KeyboardInterrupt after Ctrl-C.
         """
         view, hook = self._view, self._callbacks.hook
         view.queue.check_process()
@@ -258,12 +264,12 @@ class Session:
             error = self._attempt(partial(self._save_final, result.weights))
             undone = self._attempt(view.senders.wait)  # what was submitted in on_final_saved
             error = error or undone
-        result = replace(result, switched_off=tuple(self._callbacks.switched_off))
+        self.result = replace(result, switched_off=tuple(self._callbacks.switched_off))
         if isinstance(error, SnapshotError):
             saving = SaveError(str(error))
             saving.__cause__ = error
             error = saving
-        return result, error
+        return error
 
     def _finish_write(self, stop: Stop | None, error: BaseException | None) -> BaseException | None:
         """Tells the callbacks of an exception, and waits for the write under way; returns what ends

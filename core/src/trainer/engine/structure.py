@@ -4,6 +4,8 @@ have changed that in `on_setup`.
 
 from __future__ import annotations
 
+import torch
+
 from ..config import ConfigError
 from ..processes.sharding import check_sharding
 from ..step.parts import check_parts, check_together
@@ -45,7 +47,17 @@ def follow_structure(setup: Setup) -> None:
     setup.recompute()
     ranks.follow_structure(whole)
     for updater in updaters.values():
+        _forget_removed(updater.optimizer)
         updater.gradients.agree()
         updater.follow_groups()
     if view.output_dir is not None:
         setup.checkpoint.check_saveable()
+
+
+def _forget_removed(optimizer: torch.optim.Optimizer) -> None:
+    """Drops what an optimizer remembers of parameters that it has no longer: torch saves none of it
+    and fails.
+    """
+    own = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    for parameter in [each for each in optimizer.state if id(each) not in own]:
+        del optimizer.state[parameter]

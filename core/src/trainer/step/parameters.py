@@ -114,6 +114,13 @@ def _check_groups(saved: Sequence[Sequence[str]], own: Sequence[Sequence[str]], 
             "groups as the run that wrote it did."
         )
 
+    if len(saved) != len(own):  # some are empty
+        raise SnapshotError(
+            f"{path} does not fit the optimizer: it had {len(saved)} groups of parameters, and has "
+            f"{len(own)} in this run, which is {len(own) - len(saved):+d} without a parameter. "
+            "Divide the parameters into groups as the run that wrote it did."
+        )
+
 
 def _quote(names: Sequence[str]) -> str:
     return f"{names[0]!r}{_count_others(names)}"
