@@ -7,9 +7,10 @@ TESTS ?= tests
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PACKAGES := core $(sort $(wildcard plugins/*))
+TRACKERS := $(addprefix plugins/,mlflow trackio wandb)
 PROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 
-.PHONY: help train test try oldest check levels docs bench wheels clean
+.PHONY: help train test trackers try oldest check levels docs bench wheels clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*##/make \1 \t/p' $(MAKEFILE_LIST)
@@ -19,6 +20,9 @@ train: $(VENV)/.run  ## train a small language model: early stopping, gradient m
 
 test: $(VENV)/.dev  ## run every test
 	$(BIN)/python -m pytest -n 2 $(TESTS)
+
+trackers: .venv-trackers/.trackers  ## the tests of MLflow, trackio and W&B, with their own clients
+	timeout 900 .venv-trackers/bin/python -m pytest -n 2 tests/trackers
 
 try: $(VENV)/.run  ## a short run with every plugin: does this Python do?
 	$(BIN)/train-lm --max_steps 20 --early_stopping --gradient_monitor --ema --throughput \
@@ -37,9 +41,9 @@ check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/mypy $(addsuffix /src,$(PACKAGES))
 	$(BIN)/python tests/check_types.py
 
-levels: $(VENV)/.dev  ## the level of each plugin: all of ours are gold; half a minute each
+levels: $(VENV)/.dev  ## the level of each plugin: all of ours but trackers (their clients are elsewhere) are gold; half a minute each
 	for name in $$($(BIN)/trainer plugins --json | $(BIN)/python -c \
-		"import json, sys; print(*(p['name'] for p in json.load(sys.stdin) if p['status'] in ('flag', 'live')))"); do \
+		"import json, sys; print(*(p['name'] for p in json.load(sys.stdin) if p['status'] in ('flag', 'live') and 'plugins/' + p['name'] not in '$(TRACKERS)'.split()))"); do \
 		$(BIN)/trainer plugins check $$name --require gold || exit 1; \
 	done
 
@@ -60,7 +64,16 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
-	$(PIP) $(addprefix -e ./,$(PACKAGES)) -e "./core[hf,report]"
+	$(PIP) $(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES))) -e "./core[hf,report]"
+	$(PIP) --no-deps $(addprefix -e ./,$(TRACKERS))
+	touch $@
+
+# The clients of trackers want other versions than constraints.txt has: MLflow an importlib-metadata
+# before 10, for which pip would take an MLflow of years ago.
+.venv-trackers/.trackers: $(PROJECTS) tests/trackers/constraints.txt
+	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/python -m pip install --quiet -c tests/trackers/constraints.txt \
+		$(addprefix -e ./,core $(TRACKERS)) pytest pytest-timeout pytest-xdist
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
@@ -77,7 +90,8 @@ $(VENV)/.docs: $(VENV)/.dev
 # may be built for another torch; none of the benchmarks needs one.
 $(PEERS)/.peers: benchmarks/peers.txt $(PROJECTS) constraints.txt
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt $(addprefix -e ./,$(PACKAGES))
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt \
+		$(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES)))
 	for peer in $$(sed '/^#/d' benchmarks/peers.txt); do \
 		$(PEERS)/bin/python -m pip install --quiet -c constraints.txt -c benchmarks/peers.txt \
 			$$peer || echo "left out: $$peer"; \

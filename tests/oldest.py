@@ -14,7 +14,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
-LEFT_OUT = ("torch", "trainer-core")
+LEFT_OUT = ("torch", "trainer-core", "mlflow", "trackio", "wandb")  # trackers: `make trackers`
 
 
 def main() -> None:

@@ -16,9 +16,12 @@ from .errors import (
     UsageError,
 )
 from .hookspecs import HOOKS, TrainerCallback
+from .outbox import Outbox, Tracker
 from .protocol import TrainerProtocol
 from .records import CallbackInfo, GradientStats, LogRecord, StopRequest
 from .specs import OptionParser, hookimpl, hookspec
+from .tracker_process import TrackerProcess, serve_tracker
+from .tracking import TrackerCallback
 from .wording import option_text
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "LogRecord",
     "OptionError",
     "OptionParser",
+    "Outbox",
     "PluginError",
     "ResumeError",
     "RunError",
@@ -37,6 +41,9 @@ __all__ = [
     "SnapshotError",
     "StateError",
     "StopRequest",
+    "Tracker",
+    "TrackerCallback",
+    "TrackerProcess",
     "TrainerCallback",
     "TrainerProtocol",
     "UsageError",
@@ -44,6 +51,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "option_text",
+    "serve_tracker",
 ]
 
 SPEC_VERSION: Final[tuple[int, int]] = (1, 1)

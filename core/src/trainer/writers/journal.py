@@ -22,13 +22,17 @@ _MOST_IN_MEMORY: Final = 10_000
 
 
 class Journal:
-    """The log events of a run so far."""
+    """The log events of a run so far.
+
+    Of the file it keeps one place: the number of an event, of its line, and of the first byte.
+    """
 
     def __init__(self, file: MetricsFile | None) -> None:
         """Reads from `file`; None: keeps in memory what `add` is given."""
         self._file = file
         self._kept: deque[LogRecord] = deque(maxlen=_MOST_IN_MEMORY)
         self._dropped = False
+        self._mark = (0, 0, 0)
 
     @property
     def is_in_memory(self) -> bool:
@@ -42,7 +46,7 @@ class Journal:
             states: state key -> state of each callback, of the snapshot; empty at a fresh start.
         """
         self._kept.clear()
-        self._dropped = False
+        self._dropped, self._mark = False, (0, 0, 0)
         if self._file is not None:
             state = states.get(MetricsFile.__name__)  # its state key
             self._file.rewind(state if isinstance(state, Mapping) else {})
@@ -63,7 +67,7 @@ class Journal:
             RuntimeError: memory has not kept them all.
         """
         if self._file is not None:
-            return _read(self._file, since)
+            return self._read(self._file, since)
         kept = self._kept.copy()
         if self._dropped and since < kept[0].event:
             raise RuntimeError(
@@ -73,17 +77,21 @@ class Journal:
             )
         return (record for record in kept if record.event >= since)
 
-
-def _read(file: MetricsFile, since: int) -> Iterator[LogRecord]:
-    for number, line in enumerate(file.read_lines()):
-        try:
-            record = _parse(line, number)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            text = "%s: line %d is none that a run has written, and is left out."
-            logger.warning(text, file.path, number + 1)
-            continue
-        if record is not None and record.event >= since:
-            yield record
+    def _read(self, file: MetricsFile, since: int) -> Iterator[LogRecord]:
+        event, number, place = self._mark  # trackers ask often, and for the end alone
+        if since < event:
+            number = place = 0
+        for line in file.read_lines(place):
+            number, place = number + 1, place + len(line) + 1
+            try:
+                record = _parse(line, number - 1)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                text = "%s: line %d is none that a run has written, and is left out."
+                logger.warning(text, file.path, number)
+                continue
+            if record is not None and record.event >= since:
+                self._mark = (record.event + 1, number, place)
+                yield record
 
 
 def _parse(line: bytes, number: int) -> LogRecord | None:

@@ -116,9 +116,9 @@ class MetricsFile(TrainerCallback):
             self._begin()
             self._write(_as_line(step, trainer.epoch, event, time, {"text": {name: text}}))
 
-    def read_lines(self) -> Iterator[bytes]:
-        """Yields the lines that the run has so far, those of killed runs behind the snapshot left
-        out; from any thread.
+    def read_lines(self, start: int = 0) -> Iterator[bytes]:
+        """Yields the lines that the run has so far, from byte `start` on, where a line begins;
+        those of killed runs behind the snapshot are left out. From any thread.
         """
         with self._lock:
             end, unwritten = self._length, self._unwritten
@@ -127,10 +127,10 @@ class MetricsFile(TrainerCallback):
             except FileNotFoundError:  # nothing was logged yet
                 file, end = os.open(os.devnull, os.O_RDONLY), 0
         try:
-            yield from _split(file, end)
+            yield from _split(file, start, end)
         finally:
             os.close(file)
-        yield from unwritten.split(b"\n")[:-1]
+        yield from unwritten[max(start - end, 0) :].split(b"\n")[:-1]
 
     def on_snapshot_save(
         self, trainer: TrainerProtocol, epoch: int, step: int
@@ -261,9 +261,9 @@ def _to_float(name: str, value: Any, source: str) -> float:
     raise TypeError(f"{source}: {name!r} must be a number, got {show(value)}. {hint}")
 
 
-def _split(file: int, end: int) -> Iterator[bytes]:
-    """Yields the whole lines of an open file before byte `end`."""
-    rest, place = b"", 0
+def _split(file: int, start: int, end: int) -> Iterator[bytes]:
+    """Yields the whole lines of an open file from byte `start` to `end`."""
+    rest, place = b"", start
     while place < end and (chunk := os.pread(file, min(_CHUNK, end - place), place)):
         place += len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
