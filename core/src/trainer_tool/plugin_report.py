@@ -146,7 +146,7 @@ def _read_row(plugin: InstalledPlugin) -> dict[str, Any]:
 def _read_command(entry: Entry) -> dict[str, Any]:
     row = {"name": entry.name, "distribution": entry.distribution, "version": entry.version}
     nothing: dict[str, list[str]] = {"hooks": [], "brings": [], "options": []}
-    return {**row, "status": "command", "problem": entry.problem, **nothing}
+    return {**row, "status": "command", "problem": entry.problem, "slow": None, **nothing}
 
 
 def _read_details(plugin: InstalledPlugin) -> dict[str, Any]:
