@@ -198,9 +198,10 @@ made = [type(create(f'{name}:same-name', size=5)).__module__ for name in ('dist_
 def test_one_entry_point_twice_in_a_distribution_is_one(site: Any) -> None:
     site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": MODULE})
     file = site.folder / "dist_a-1.0.dist-info" / "entry_points.txt"
-    file.write_text(file.read_text() + "a = m_a\n")
+    once = file.read_text()
+    file.write_text(once.replace("a = m_a\n", "a = m_a\na = m_a\n"))
     assert site.evaluate(FIND, ENTRIES) == [["a", "dist-a", "1.0", None]]
-    file.write_text(file.read_text() + "a = m_b\n")
+    file.write_text(once.replace("a = m_a\n", "a = m_a\na = m_b\n"))
     for row in site.evaluate(FIND, ENTRIES):
         assert "the entry point 'a' is there more than once" in row[3]
         assert "'m_a' and 'm_b'" in row[3]

@@ -113,7 +113,7 @@ def test_a_failure_before_ctrl_c_is_told_and_does_not_come_back_later(
 
     manager = CallbackManager([make_faulty("on_log", OSError("first")), Interrupts()])
     with pytest.raises(KeyboardInterrupt):
-        manager.hook.on_log(trainer=None, metrics={}, step=0)
+        manager.hook.on_log(trainer=None, metrics={}, step=0, event=0, time=0.0)
     assert "Faulty (not installed) failed in on_log" in caplog.text
     manager.finish()
 
@@ -167,7 +167,7 @@ def test_others_are_called_after_a_callback_has_been_switched_off(recorder: Any)
     after = recorder()
     manager = CallbackManager([make_faulty("on_log", OSError(), critical=False), after])
     for step in range(2):
-        manager.hook.on_log(trainer=None, metrics={}, step=step)
+        manager.hook.on_log(trainer=None, metrics={}, step=step, event=0, time=0.0)
     assert after.calls == ["on_log", "on_log"]
 
 
@@ -177,7 +177,7 @@ def test_the_first_of_two_failures_is_raised_and_the_second_is_logged(
     second = type("Second", (TrainerCallback,), {"on_log": lambda self: 1 / 0})()
     manager = CallbackManager([make_faulty("on_log", OSError("first")), second])
     with pytest.raises(CallbackError, match="Faulty"):
-        manager.hook.on_log(trainer=None, metrics={}, step=0)
+        manager.hook.on_log(trainer=None, metrics={}, step=0, event=0, time=0.0)
     assert "Second (not installed) failed in on_log: ZeroDivisionError" in caplog.text
 
 
@@ -239,7 +239,7 @@ def test_a_failure_that_waits_is_not_raised_by_an_event_inside_its_own() -> None
     class Second(TrainerCallback):
         def on_epoch_start(self):
             with pytest.raises(CallbackError, match=r"^Third"):
-                manager.hook.on_log(trainer=None, metrics={}, step=0)
+                manager.hook.on_log(trainer=None, metrics={}, step=0, event=0, time=0.0)
 
     class Third(TrainerCallback):
         def on_log(self):
@@ -257,7 +257,7 @@ def test_a_usage_error_in_on_train_start_is_a_refusal(
     refuses = Plugin(make_faulty("on_train_start", UsageError("no metric")), "x", "dist-x", "1.0")
     with pytest.raises(PluginError, match=r"^x \(dist-x 1.0\): no metric$"):
         make_trainer(refuses, neighbour).train()
-    assert neighbour.calls == ["on_train_start", "on_exception", "on_train_end"]
+    assert neighbour.calls == ["on_setup", "on_train_start", "on_exception", "on_train_end"]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,8 @@ def test_a_failure_in_on_snapshot_load_is_named_and_the_neighbours_load(
     neighbour = recorder()
     with pytest.raises(expected, match=r"Faulty \(not installed\).*why"):
         make_trainer(make_faulty("on_snapshot_load", error), neighbour).train(resume=True)
-    assert neighbour.calls == ["on_snapshot_load", "on_exception", "on_train_end"]
+    assert neighbour.calls[:2] == ["on_snapshot_search", "on_setup"]
+    assert neighbour.calls[2:] == ["on_snapshot_load", "on_exception", "on_train_end"]
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,10 @@ def test_every_option_of_the_command_is_read_back_as_it_was(number: int) -> None
     assert first == again
 
 
+NEED_MORE = ("--mirror", "--optuna")
+"""Flags of plugins that cannot do with their defaults: an address, a trial."""
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_every_option_of_the_installed_plugins_is_read_back_as_it_was(number: int) -> None:
     from trainer_callback.plugins import discover
@@ -178,7 +182,7 @@ def test_every_option_of_the_installed_plugins_is_read_back_as_it_was(number: in
             usable.append(word)
         except UsageError:
             pass
-        if number == 0:
+        if number == 0 and not word.startswith(NEED_MORE):
             assert word in usable
     first, again = round_trip(*usable)
     assert first == again

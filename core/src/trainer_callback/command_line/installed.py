@@ -164,6 +164,7 @@ class InstalledPlugin:
         if self.unknown is not None:
             where, every = "every run with it", [each.record for each in bringers]
             self.problem = explain_import(self.entry, explain_absent(error, every, where))
+            self._forget()
 
     def exclude(self, problem: str) -> None:
         """Leaves it out, for the reason `problem`."""
@@ -235,16 +236,15 @@ class InstalledPlugin:
                 self._load()
         except KeyboardInterrupt:
             raise
-        except UnknownHookError as error:
-            self.kind, self.problem, self.unknown = (
-                "broken",
-                explain_import(self.entry, error),
-                error,
-            )
         except BaseException as error:  # SystemExit included: a plugin must not end the command
             self.kind, self.problem = "broken", explain_import(self.entry, error)
-            self.target, self.implementations, self.options, self.brings = None, [], [], {}
+            self.unknown = error if isinstance(error, UnknownHookError) else None
+            if self.unknown is None:
+                self._forget()
         self.seconds = time.perf_counter() - start
+
+    def _forget(self) -> None:
+        self.target, self.implementations, self.options, self.brings = None, [], [], {}
 
     def _load(self) -> None:
         self.target = self.entry.load()
