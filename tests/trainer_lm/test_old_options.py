@@ -131,7 +131,7 @@ def test_a_deprecation_warning_of_a_plugin_is_shown_once_with_its_distribution(
 ) -> None:
     module = SPIKE + "for _ in range(2): warnings.warn('x goes', DeprecationWarning)\n"
     site.install("dist-spike", plugins={"spike": "m_spike:Spike"}, modules={"m_spike": module})
-    said = show(site)[1]
+    said = show(site, "--spike")[1]
     line = len(module.splitlines())
     assert said == (
         f"train-lm: warning: spike (dist-spike 1.0): x goes (m_spike.py, line {line})\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from trainer.writers.metrics_file import read_logged
 from trainer_lm.cli import main
 
 Command = Callable[..., tuple[int, str]]
@@ -97,10 +98,9 @@ def test_a_finished_run_that_is_resumed_ends_with_the_same_result(
     command: Command, tmp_path: Path
 ) -> None:
     def read() -> tuple[list[object], dict[str, object]]:
-        text = (tmp_path / "run/metrics.jsonl").read_text()
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines: list[object] = [*read_logged(tmp_path / "run/metrics.jsonl")]
         weights = load_file(tmp_path / "run/final/model.safetensors")
-        return lines[:-1], {name: value.tolist() for name, value in weights.items()}
+        return lines, {name: value.tolist() for name, value in weights.items()}
 
     _, first = command("--max_steps", 5, "--quiet")
     before = read()

@@ -72,7 +72,9 @@ class ShownGroup(Group):
     def __init__(self, title: str, shown: Sequence[Mapping[str, Any]]) -> None:
         self._title = title
         self._shown = shown
-        self.flags = {flag: each["dest"] for each in shown for flag in each["flags"]}
+        self.flags: dict[str, str] = {
+            flag: each["dest"] for each in shown for flag in each["flags"]
+        }
 
     def join(self, parser: argparse.ArgumentParser) -> None:
         """Adds the group to `parser`, for its help."""
