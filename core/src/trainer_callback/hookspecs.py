@@ -39,9 +39,10 @@ def _hook(**properties: Any) -> Callable[[_Function], _Function]:
 
 
 class TrainerCallback:
-    """Base class of callbacks: override the hooks you need, with just the arguments you need.
+    """Base class of callbacks: override the hooks you need, with just the arguments you need. What
+    is an attribute of the class may be set on an instance too.
 
-    Class attributes (each may be set on an instance too):
+    Attributes:
         option_prefix: prefix of the derived flags; default the entry point's name and an
             underscore.
         renamed_options: old name of an option -> today's; the old flag works on, with a warning.
@@ -66,8 +67,8 @@ class TrainerCallback:
             none. None: it does not say, so that no run with it knows the names of its metrics.
         hookspecs: a class whose methods are hooks that this plugin brings: others implement them,
             and it calls them as `trainer.hook.on_x(...)`.
-        before, after: names of plugins that must be called later, or earlier, than this one. Absent
-            ones are ignored.
+        before: names of plugins that must be called later than this one; absent ones are ignored.
+        after: those that must be called earlier.
     """
 
     option_prefix: ClassVar[str | None] = None
