@@ -41,7 +41,7 @@ check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/mypy $(addsuffix /src,$(PACKAGES))
 	$(BIN)/python tests/check_types.py
 
-levels: $(VENV)/.dev  ## the level of each plugin: all of ours but trackers (their clients are elsewhere) are gold; half a minute each
+levels: $(VENV)/.dev  ## whether each plugin is gold, but for trackers, whose clients are elsewhere; half a minute each
 	for name in $$($(BIN)/trainer plugins --json | $(BIN)/python -c \
 		"import json, sys; print(*(p['name'] for p in json.load(sys.stdin) if p['status'] in ('flag', 'live') and 'plugins/' + p['name'] not in '$(TRACKERS)'.split()))"); do \
 		$(BIN)/trainer plugins check $$name --require gold || exit 1; \

@@ -184,6 +184,14 @@ def after_a_clean_end(run: Lives, dying: Callable[..., object]) -> None:
 
 
 @moment
+def after_an_end_inside_an_epoch(run: Lives, dying: Callable[..., object]) -> None:
+    """The resume takes back the validation of that end, which a tracker was told of."""
+    assert run.live(steps=6) == 0
+    assert run.live(At("on_batch_end", 7, die)) == -9
+    assert run.live() == 0
+
+
+@moment
 def from_an_older_snapshot(run: Lives, dying: Callable[..., object]) -> None:
     assert run.live(keep_snapshots=4) == 0
     assert run.live(resume=run.snapshot(4), keep_snapshots=4) == 0

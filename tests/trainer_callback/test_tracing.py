@@ -108,6 +108,9 @@ def test_a_hook_without_a_call_is_in_the_result_with_the_reason(make_trainer: An
         def on_snapshot_save(self) -> None:
             pass
 
+        def on_snapshot_search(self) -> None:
+            pass
+
         def on_log_text(self) -> None:
             pass
 
@@ -121,5 +124,6 @@ def test_a_hook_without_a_call_is_in_the_result_with_the_reason(make_trainer: An
     assert result.uncalled_hooks["Hopeful"] == {
         "on_gradients_clipped": "nothing is clipped: max_grad_norm is not set",
         "on_snapshot_save": "no snapshot is written without an output_dir",
+        "on_snapshot_search": "no resume was asked for",
         "on_log_text": "nobody logged a text",
     }

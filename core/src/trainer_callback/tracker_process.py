@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from .outbox import Tracker
 from .records import LogRecord
 
 __all__ = ["TrackerProcess", "serve_tracker"]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 _LOOK: Final = 0.1
 _PATIENCE: Final = 12.0
@@ -118,6 +121,8 @@ class TrackerProcess:
         if not answer:
             raise RuntimeError(f"the process of the tracker has ended; see {self._log}")
         found = json.loads(answer)
+        for level, text in found["said"]:
+            logger.log(level, "%s", text)
         if "error" in found:
             raise RuntimeError(found["error"])
         self._is_lost = False
@@ -125,10 +130,15 @@ class TrackerProcess:
 
 
 def serve_tracker(make: Callable[..., Tracker]) -> None:
-    """Answers a `TrackerProcess` until it has no more questions, or its process is gone."""
+    """Answers a `TrackerProcess` until it has no more questions, or its process is gone. What the
+    tracker logs for `trainer` is logged there.
+    """
     threading.Thread(target=_follow, args=(int(sys.argv[1]),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the library prints is no answer
+    said = _Said()
+    logger.addHandler(said)
+    logger.setLevel(logging.INFO)
     tracker: Tracker | None = None
     for line in sys.stdin:
         question = json.loads(line)
@@ -141,9 +151,24 @@ def serve_tracker(make: Callable[..., Tracker]) -> None:
             answer: dict[str, object] = {"value": value}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({**answer, "said": said.take()}), file=answers, flush=True)
     if tracker is not None:
         tracker.close()
+
+
+class _Said(logging.Handler):
+    """Keeps what is logged, with its level, for the next answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._texts: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts.append((record.levelno, record.getMessage()))
+
+    def take(self) -> list[tuple[int, str]]:
+        taken, self._texts = self._texts, []
+        return taken
 
 
 def _call(tracker: Tracker, what: str, argument: Any) -> int | None:

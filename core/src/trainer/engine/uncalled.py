@@ -31,7 +31,7 @@ def _explain(hook: str, view: View) -> str:
         return "there is no validation"
     if hook in ("on_snapshot_save", "on_snapshot_saved") and view.config.output_dir is None:
         return "no snapshot is written without an output_dir"
-    if hook == "on_snapshot_saved" and not view.is_main_process:
+    if hook in ("on_snapshot_search", "on_snapshot_saved") and not view.is_main_process:
         return "it is called in the main process"
     return _REASONS.get(hook, "the run ended before it was due")
 
@@ -43,6 +43,7 @@ _REASONS = {
     "on_snapshot_save": "no snapshot was due: see snapshot_interval",
     "on_snapshot_saved": "no snapshot was written before the last boundary",
     "on_snapshot_load": "the run began afresh",
+    "on_snapshot_search": "no resume was asked for",
     "on_exception": "nothing was raised",
     "on_log": "nothing was logged: see log_interval",
     "on_log_text": "nobody logged a text",
