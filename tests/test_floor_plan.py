@@ -34,7 +34,7 @@ FLOORS = {
         {"snapshots"},
         {"view"},
         {"engine"},
-        {"run"},
+        {"run", "hosting"},
         {"loop"},
         {"testing"},
     ],

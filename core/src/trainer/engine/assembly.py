@@ -45,7 +45,7 @@ from .decision import StopDecider
 from .hyperparameters import check_hyperparameters, collect_hyperparameters
 from .session import Session
 
-__all__ = ["Setup", "assemble", "move"]
+__all__ = ["Setup", "assemble", "check_needs", "move"]
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ def assemble(
     if trace_hooks is not False:
         manager.trace(trace_hooks, "" if ranks.is_alone else f"rank {ranks.rank}: ")
     config = _choose(config, device, ranks)
-    _check_needs(manager.plugins, config)
+    check_needs(manager.plugins, config)
     compiler, again = _change(_by_name(plain), config, device)
     move(whole, optimizers, device)
     precision = Precision(config.precision, device, several=several)
@@ -304,7 +304,7 @@ def _choose(config: TrainerConfig, device: torch.device, ranks: Ranks) -> Traine
     return dataclasses.replace(config, output_dir=place, precision=arithmetic)
 
 
-def _check_needs(plugins: Sequence[Plugin], config: TrainerConfig) -> None:
+def check_needs(plugins: Sequence[Plugin], config: TrainerConfig) -> None:
     """Raises a `ConfigError` where a callback needs a place to write and the run has none."""
     for plugin in plugins:
         if config.output_dir is None and plugin.needs_output_dir:
