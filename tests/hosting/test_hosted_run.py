@@ -9,6 +9,7 @@ from torch import nn
 from trainer import Trainer, TrainerConfig
 from trainer.hosting import HostedRun, read_state_file, write_state_file
 from trainer.testing import Recorder
+from trainer_callback import TrainerCallback
 from trainer_early_stopping import EarlyStoppingCallback
 from trainer_ema import EMACallback
 from trainer_gradient_monitor import GradientMonitorCallback
@@ -213,3 +214,38 @@ def test_a_second_run_in_a_directory_leaves_the_files_of_the_first(tmp_path):
         train_by_hand(run, model, optimizer)
     first, second = tmp_path / "plugins-1", tmp_path / "plugins"
     assert read_lines(first, "metrics.jsonl") == read_lines(second, "metrics.jsonl")
+
+
+def test_a_run_that_goes_on_without_a_state_stands_where_its_host_does(tmp_path):
+    places = []
+
+    class Looks(TrainerCallback):
+        def on_setup(self, trainer):
+            places.append((trainer.epoch, trainer.step, trainer.batch_in_epoch))
+
+        def on_epoch_start(self, trainer):
+            places.append((trainer.epoch, trainer.step, trainer.batch_in_epoch))
+
+    model, optimizer = make_parts()
+    run = make_run(model, optimizer, [Looks()], tmp_path / "plugins")
+    run.open(resumes=True, place=(1, 5, 4))
+    run.begin()
+    run.start_epoch(1, batches=len(TRAINING))
+    run.end(None)
+    assert places == [(1, 5, 4)] * 2
+
+
+def test_the_end_of_an_epoch_that_is_cut_has_what_was_validated_there(tmp_path):
+    recorder = Recorder()
+    model, optimizer = make_parts()
+    run = make_run(model, optimizer, [recorder], tmp_path / "plugins")
+    run.open()
+    run.begin()
+    run.start_epoch(0, batches=len(TRAINING))
+    run.start_validation()
+    run.end_validation({"val_loss": 0.5}, ends_epoch=False)
+    run.end_epoch(cut=True)
+    run.end(None)
+    (call,) = recorder.of("on_epoch_end")
+    assert call["val_loss"] == 0.5
+    assert run.position.history[-1]["val_loss"] == 0.5

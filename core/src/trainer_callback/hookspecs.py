@@ -61,6 +61,8 @@ class TrainerCallback:
             all get that of the main one.
         needs_output_dir: True means that a run without `output_dir` is refused before its first
             step.
+        restores_weights: True means that it puts other weights into the model at the end of the
+            run, as its options are; a host that would do so too is refused then.
         passes: exception classes that reach the caller of `train()` as they are, such as
             `(optuna.TrialPruned,)`: they end the run, and are no failure.
         logs_metrics: names of the metrics that it logs, `NAME*` for all that begin so; empty for
@@ -81,6 +83,7 @@ class TrainerCallback:
     critical: bool = True
     state_per_process: bool = False
     needs_output_dir: bool = False
+    restores_weights: bool = False
     passes: tuple[type[BaseException], ...] = ()
     logs_metrics: tuple[str, ...] | None = None
     hookspecs: ClassVar[type | None] = None

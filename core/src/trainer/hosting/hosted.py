@@ -137,12 +137,19 @@ class HostedRun(HostedUpdates):
 
     # The start
 
-    def open(self, saved: SavedState | None = None, *, resumes: bool = False) -> None:
+    def open(
+        self,
+        saved: SavedState | None = None,
+        *,
+        resumes: bool = False,
+        place: tuple[int, int, int] = (0, 0, 0),
+    ) -> None:
         """Starts the run, at the place of `saved`, and lets callbacks change the structure of what
         is trained. All processes have to call it, before the optimizer is restored.
 
         Args:
             resumes: the host goes on with a run, whether or not there is a state of its plugins.
+            place: where it does without one: epoch, updates, and batches of that epoch, all done.
 
         Raises:
             UsageError: refused before the first step.
@@ -159,7 +166,7 @@ class HostedRun(HostedUpdates):
             view.senders.start(bool)
             held.callback(view.senders.close)
             self._losses.reset()
-            self._states.load(saved)
+            self._states.load(saved, place)
             self._held = held.pop_all()
         self.is_open = True
         with self._ending():

@@ -35,8 +35,8 @@ class HostedStates:
         """State key -> state that was found."""
         return self._states.loaded
 
-    def load(self, saved: SavedState | None) -> None:
-        """Goes to the place of `saved`, or of the beginning.
+    def load(self, saved: SavedState | None, place: tuple[int, int, int] = (0, 0, 0)) -> None:
+        """Goes to the place of `saved`, or to `place`: epoch, updates, batches of the epoch.
 
         Raises:
             ResumeError: it is no state of such a run.
@@ -46,7 +46,8 @@ class HostedStates:
         if saved is None:
             self._states, self.checkpoint = CallbackStates(), None
             self._own = {each.state_key for each in callbacks.plugins if each.state_per_process}
-            view.position.load()
+            epoch, step, batch = place
+            view.position.load({"epoch": epoch, "step": step, "batch_in_epoch": batch})
             view.journal.start({})
             return
         try:

@@ -190,6 +190,8 @@ class HostedUpdates:
     def end_epoch(self, *, cut: bool = False) -> None:
         """An epoch is over; where `cut`, before its end, for the run ends."""
         position, metrics = self.position, self._found or {}
+        if cut and self._found is None:
+            metrics = self._find_validated()
         self._found = None
         means = self._losses.epoch_means()
         train_loss = sum(means.values()) if means else math.nan
@@ -204,6 +206,14 @@ class HostedUpdates:
             metrics=position.metrics,
         )
         position.epoch_done = not cut
+
+    def _find_validated(self) -> dict[str, float]:
+        """Returns what a validation has found at this update, if there was one."""
+        history, position = self.position.history, self.position
+        last = history[-1] if history else {}
+        if last.get("step") != position.step or "train_loss" in last:
+            return {}
+        return {name: value for name, value in last.items() if name not in ("epoch", "step")}
 
     def _record(self, metrics: Mapping[str, float]) -> None:
         position = self.position

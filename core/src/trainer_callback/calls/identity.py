@@ -96,6 +96,11 @@ class Plugin:
         return bool(getattr(self.callback, "needs_output_dir", False))
 
     @property
+    def restores_weights(self) -> bool:
+        """Whether it puts other weights into the model at the end of the run."""
+        return bool(getattr(self.callback, "restores_weights", False))
+
+    @property
     def state_per_process(self) -> bool:
         """Whether each process gets its own state back."""
         return bool(getattr(self.callback, "state_per_process", False))
@@ -155,7 +160,10 @@ class Plugin:
         ):  # whose properties check them
             if not isinstance(getattr(self.callback, name, None), property):
                 getattr(self, name)
-        for name in ("critical", "needs_every_update", "needs_output_dir", "state_per_process"):
+        for name in (
+            *("critical", "needs_every_update", "needs_output_dir", "restores_weights"),
+            "state_per_process",
+        ):
             value = getattr(self.callback, name, False)
             if not isinstance(value, (bool, property)):
                 raise PluginError(

@@ -144,5 +144,11 @@ def _copy_weights(trainer: TrainerProtocol) -> dict[str, Any]:
 
 
 def _locate(other: int, step: int, path: Path) -> Path:
-    """Returns where the snapshot of `other` lies; `path` if its name does not tell `step`."""
-    return path.with_name(path.name.replace(f"{step:08d}", f"{other:08d}"))
+    """Returns where the snapshot of `other` lies: the name ends with its number, as that of `path`
+    ends with `step`; `path` if it does not.
+    """
+    start = path.name.rstrip("0123456789")
+    digits = path.name[len(start) :]
+    if not digits or int(digits) != step:
+        return path
+    return path.with_name(f"{start}{other:0{len(digits) if digits.startswith('0') else 1}d}")
