@@ -249,3 +249,51 @@ def test_the_end_of_an_epoch_that_is_cut_has_what_was_validated_there(tmp_path):
     (call,) = recorder.of("on_epoch_end")
     assert call["val_loss"] == 0.5
     assert run.position.history[-1]["val_loss"] == 0.5
+
+
+def test_a_checkpoint_between_a_validation_and_its_epochs_end_keeps_what_was_found(tmp_path):
+    model, optimizer = make_parts()
+    run = make_run(model, optimizer, [], tmp_path / "plugins")
+    run.open()
+    run.begin()
+    run.start_epoch(0, batches=1)
+    train_batch(run, model)
+    run.start_validation()
+    run.end_validation({"val_loss": 0.25}, ends_epoch=True)
+    saved = run.collect()
+    model, optimizer = make_parts()
+    run = make_run(model, optimizer, [], tmp_path / "plugins")
+    run.open(saved)
+    run.begin()
+    run.start_epoch(0, batches=1)
+    run.end_epoch()
+    assert run.position.history[-1]["val_loss"] == 0.25
+
+
+def test_a_batch_without_a_loss_is_passed_over(tmp_path):
+    heard = Recorder()
+    model, optimizer = make_parts()
+    run = make_run(model, optimizer, [heard], None)
+    run.open()
+    run.begin()
+    run.start_epoch(0, batches=5)
+    run.start_batch(TRAINING[0], is_last=False)
+    run.end_batch(ends_update=False)
+    train_batch(run, model)
+    numbers = [{**call.arguments}["batch_idx"] for call in heard.calls if "batch_" in call.hook]
+    assert [call.hook for call in heard.calls if "_batch_" in call.hook] == [
+        "on_batch_start",
+        "on_batch_start",
+        "on_batch_end",
+    ]
+    assert numbers == [0, 1, 1]
+
+
+def train_batch(run, model):
+    run.start_batch(TRAINING[0], is_last=False)
+    loss = loss_of(model, TRAINING[0])
+    run.end_forward(loss, items=SIZE)
+    loss.backward()
+    run.end_backward()
+    run.end_step(skipped=False)
+    run.end_batch(ends_update=True)

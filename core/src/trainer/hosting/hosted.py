@@ -167,6 +167,7 @@ class HostedRun(HostedUpdates):
             held.callback(view.senders.close)
             self._losses.reset()
             self._states.load(saved, place)
+            self._found = None if saved is None else saved.state.get("found")
             self._held = held.pop_all()
         self.is_open = True
         with self._ending():
@@ -228,7 +229,7 @@ class HostedRun(HostedUpdates):
             ReplicaError: the processes train different models.
         """
         self.view.check_replicas()
-        return self._states.collect()
+        return self._states.collect(self._found)
 
     def tell_saved(self, path: Path) -> None:
         """The checkpoint `path` of this place is on the disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from trainer_callback import ResumeError
@@ -62,8 +63,12 @@ class HostedStates:
         self.checkpoint = {**saved.state, **place, "callback_state": self._states.loaded}
         view.journal.start(states)
 
-    def collect(self) -> SavedState:
-        """Returns the states of this place; see `HostedRun.collect`."""
+    def collect(self, found: Mapping[str, float] | None) -> SavedState:
+        """Returns the states of this place; see `HostedRun.collect`.
+
+        Args:
+            found: by a validation whose epoch has not ended yet.
+        """
         view, ranks = self._view, self._view.ranks
         states = self._states.collect(view.manager, view)
         ranks.meet("the states of the callbacks")
@@ -73,6 +78,7 @@ class HostedStates:
             "losses": self._losses.state(),
             "callback_state": states,
             "other_ranks": others,
+            **({} if found is None else {"found": dict(found)}),
         }
         keep_own_states(state, self._own, ranks)
         facts = describe_run(view.position, view.config, view.manager.plugins, view.model)

@@ -64,7 +64,8 @@ class HostedUpdates:
             position.epoch_done, position.epoch, position.batch = False, epoch, 0
         if position.batch == 0:
             self._losses.start_epoch()
-        position.window, self._found = 0, None
+            self._found = None
+        position.window = 0
         self.hook.on_epoch_start(trainer=self.view, epoch=epoch)
         self._updater.follow_groups()
 
@@ -135,10 +136,13 @@ class HostedUpdates:
         self.hook.on_step_end(trainer=self.view, skipped=skipped)
 
     def end_batch(self, *, ends_update: bool) -> None:
-        """A batch, and with it an update where `ends_update`, is done."""
+        """A batch, and with it an update where `ends_update`, is done. One without a loss was
+        passed over.
+        """
         position = self.position
-        if "on_batch_end" in self.manager.used:
-            assert self._loss is not None
+        if self._loss is None:
+            position.batch += 1
+        elif "on_batch_end" in self.manager.used:
             index, outputs, self._outputs = position.batch - 1, self._outputs, None
             self.hook.on_batch_end(
                 trainer=self.view, batch_idx=index, loss=self._loss.clone(), outputs=outputs
