@@ -21,7 +21,7 @@ class TestMirrorCallback(CallbackContract):
 
 
 def test_a_check_of_the_installed_plugin_gives_each_callback_a_url_of_its_own():
-    contract = InstalledContract("mirror", ["--mirror_url", "memory://{new}"])
+    contract = InstalledContract("mirror")
     urls = {contract.make().url for _ in range(3)}
     assert len(urls) == 3
     assert "memory://{new}" not in urls

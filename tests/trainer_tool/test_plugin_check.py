@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,60 @@ def test_what_keeps_a_plugin_from_bronze_is_named(
     failures = {each.clause: each.message for each in results if each.outcome == "failed"}
     assert [*failures] == [f"test_{clause}"]
     assert words in failures[f"test_{clause}"]
+
+
+NEEDY = SOUND.replace("interval: int = 2", "interval: int")
+DECLARED = "contract = {"
+
+
+@pytest.mark.parametrize(
+    ("name", "declared", "interval"),
+    [
+        ("flagged", """"flags": ("--flagged_interval", "7"), """, 7),
+        ("made", """"make": lambda: Sound(8), """, 8),
+    ],
+)
+def test_a_plugin_that_needs_options_says_which_the_check_takes(
+    install, name: str, declared: str, interval: int
+) -> None:
+    from trainer.testing.level import InstalledContract
+
+    install(name, NEEDY.replace(DECLARED, DECLARED + declared))
+    assert InstalledContract(name).make().interval == interval
+    asked = InstalledContract(name, [f"--{name}_interval", "3"])
+    assert asked.make().interval == 3
+    again = pickle.loads(pickle.dumps(asked))  # as it comes to two other processes
+    assert again.make().interval == 3
+
+
+def test_what_no_contract_knows_is_refused(install) -> None:
+    from trainer.testing.level import InstalledContract
+    from trainer_callback import UsageError
+
+    install("chatty", SOUND.replace(DECLARED, DECLARED + """"makes": 3, """))
+    with pytest.raises(UsageError, match=r"contract has 'makes'. It may have passive, .*make"):
+        InstalledContract("chatty")
+
+
+def test_a_callback_that_takes_time_in_every_third_update_is_not_gold(tmp_path: Path) -> None:
+    import time
+
+    from trainer.testing.cost import measure_share
+    from trainer_callback import TrainerCallback
+
+    class Sleepy(TrainerCallback):
+        def on_step_end(self, trainer) -> None:
+            if trainer.step % 3 == 0:
+                time.sleep(0.1)
+
+    class Quick(TrainerCallback):
+        def on_step_end(self) -> None:
+            pass
+
+    slow, where = measure_share(Sleepy, tmp_path / "slow")
+    assert slow > 0.02
+    assert where.startswith("on_step_end")
+    assert measure_share(Quick, tmp_path / "quick")[0] < 0.01
 
 
 def test_options_that_the_plugin_does_not_have_are_refused(install) -> None:

@@ -44,14 +44,18 @@ _GOLD: Final = frozenset(
 )
 """Clauses of a level; all the others are silver."""
 
-_DECLARED: Final = ("passive", "changes_batches", "varying", "settings", "waived_clauses")
+_DECLARED: Final = (
+    *("passive", "changes_batches", "varying", "settings", "waived_clauses"),
+    *("flags", "make"),  # how it is built, where nobody says it on the command line
+)
 
 _SHARE: Final = 0.01
 
 
 class InstalledContract(CallbackContract):
     """The contract of an installed plugin, whose callback the command line makes. What its test
-    class would say of it stands in `contract`, a mapping in its class or module.
+    class would say of it stands in `contract`, a mapping in its class or module; so does `make`, a
+    function without arguments, of a callback that no command line can make.
     """
 
     def __init__(self, name: str, flags: Sequence[str] = ()) -> None:
@@ -61,19 +65,20 @@ class InstalledContract(CallbackContract):
             UsageError: there is no callback with these flags, or `contract` says what no contract
                 knows.
         """
-        plugin, _ = _make(name, tuple(flags))
-        declared = getattr(plugin.target, "contract", {})
-        unknown = [each for each in declared if each not in _DECLARED]
-        if unknown:
-            raise UsageError(
-                f"{plugin.label}: contract has {unknown[0]!r}. It may have {', '.join(_DECLARED)}."
-            )
-        vars(self).update(declared, entry_point=name, flags=tuple(flags))
+        declared = _read_declared(_load(name))
+        self._is_asked = bool(flags)
+        words = tuple(flags) or tuple(declared.get("flags", ()))
+        own = {key: value for key, value in declared.items() if key != "make"}
+        vars(self).update(own, entry_point=name, flags=words)
+        self.make()
 
     def make(self) -> object:
+        make = _read_declared(_load(str(self.entry_point))).get("make")
+        if make is not None and not self._is_asked:
+            return make()
         new = secrets.token_hex(4)  # for what belongs to one run, as the place of an upload
         flags = tuple(each.replace("{new}", new) for each in self.flags)
-        return _make(str(self.entry_point), flags)[1]
+        return _make(str(self.entry_point), flags)
 
     def test_it_takes_less_than_a_hundredth_of_an_update(self, tmp_path: Path) -> None:
         share, where = measure_share(self.make, tmp_path)
@@ -122,7 +127,7 @@ def find_level(name: str, flags: Sequence[str], place: Path) -> LevelReport:
         if any(result.outcome == "failed" for result in results[each]):
             break
         level = each
-    return LevelReport(_make(name, tuple(flags))[0].entry, level, results, waived)
+    return LevelReport(_load(name).entry, level, results, waived)
 
 
 def _level_of(clause: str) -> str:
@@ -142,8 +147,23 @@ def _load(name: str) -> InstalledPlugin:
     return plugin
 
 
-def _make(name: str, flags: tuple[str, ...]) -> tuple[InstalledPlugin, Any]:
-    """Returns the plugin, and the callback that it makes of `flags`.
+def _read_declared(plugin: InstalledPlugin) -> Mapping[str, Any]:
+    """Returns the plugin's `contract`.
+
+    Raises:
+        UsageError: it has what no contract knows.
+    """
+    declared: Mapping[str, Any] = getattr(plugin.target, "contract", {})
+    unknown = [each for each in declared if each not in _DECLARED]
+    if unknown:
+        raise UsageError(
+            f"{plugin.label}: contract has {unknown[0]!r}. It may have {', '.join(_DECLARED)}."
+        )
+    return declared
+
+
+def _make(name: str, flags: tuple[str, ...]) -> object:
+    """Returns the callback that the plugin makes of `flags`.
 
     Raises:
         UsageError: it makes none, or several.
@@ -158,4 +178,5 @@ def _make(name: str, flags: tuple[str, ...]) -> tuple[InstalledPlugin, Any]:
             f"{plugin.label} makes {len(made)} callbacks of these options, and a check is of one. "
             'Give its options, such as --flags "--NAME VALUE".'
         )
-    return plugin, made[0].callback
+    callback: object = made[0].callback
+    return callback

@@ -69,6 +69,7 @@ class GradientMonitorCallback(TrainerCallback):
     option_prefix: ClassVar[str | None] = PREFIX
     critical = False
     logs_metrics: tuple[str, ...] | None = ("grad_*",)
+    contract: ClassVar[Mapping[str, object]] = {"passive": True}
 
     def __init__(
         self,

@@ -7,9 +7,9 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from trainer_callback import TrainerCallback, TrainerProtocol, UsageError, option_text
 from trainer_callback.checks import is_positive, option_error
@@ -49,6 +49,7 @@ class LRFinderCallback(TrainerCallback):
     """
 
     logs_metrics: tuple[str, ...] | None = ("lr_finder/*",)
+    contract: ClassVar[Mapping[str, object]] = {"passive": True}
 
     def __init__(
         self,

@@ -118,6 +118,7 @@ class MirrorCallback(TrainerCallback):
     logs_metrics: tuple[str, ...] | None = ()
     contract: ClassVar[Mapping[str, object]] = {
         "passive": True,
+        "flags": ("--mirror_url", "memory://{new}"),
         "varying": ("self._progress.*", "self._left"),
         "waived_clauses": {
             "a_second_run_of_the_same_object_starts_clean": "a mirror belongs to one run, and "

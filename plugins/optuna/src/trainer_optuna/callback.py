@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from trainer_callback import RunError, TrainerCallback, TrainerProtocol, UsageError, hookimpl
 from trainer_callback.errors import closest
@@ -46,6 +46,18 @@ class _State:
     is_new: bool = False
 
 
+def _make_with_trial() -> OptunaCallback:
+    """Returns one with a trial of its own, for `trainer plugins check`."""
+    from optuna import create_study, logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        return OptunaCallback(create_study().ask())
+    finally:
+        logging.set_verbosity(level)
+
+
 class OptunaCallback(TrainerCallback):
     """Reports a metric to an optuna trial, and ends the run by optuna.TrialPruned where the study's
     pruner finds it hopeless. For code: a command line has no trial.
@@ -61,6 +73,7 @@ class OptunaCallback(TrainerCallback):
     """
 
     logs_metrics: tuple[str, ...] | None = ()
+    contract: ClassVar[Mapping[str, object]] = {"passive": True, "make": _make_with_trial}
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -70,6 +71,10 @@ class ProfilerCallback(TrainerCallback):
     critical = False
     needs_output_dir = True
     logs_metrics: tuple[str, ...] | None = ()
+    contract: ClassVar[Mapping[str, object]] = {
+        "passive": True,
+        "varying": ("profiler/operators",),
+    }
     _in_use: ClassVar[ProfilerCallback | None] = None
 
     def __init__(
