@@ -95,3 +95,13 @@ def test_the_one_off_file_runs(place, files, world, capsys):
     assert main([*TINY, *words, "--max_steps", "3", "--output_dir", "out"]) == 0
     assert "Epoch 0 completed with loss " in capsys.readouterr().out
     assert read_state(world.place / "out", 3)["MyCallback"] == {"my_state": "hello"}
+
+
+def test_the_tests_with_fixtures_pass(files, plugin_site, command_line, tmp_path):
+    names = ["test_counting.py", "test_command.py"]
+    for name in names:
+        (tmp_path / name).write_text(files[name])
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *names)
+    done = command_line("python", *words, cwd=tmp_path, site=plugin_site)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout

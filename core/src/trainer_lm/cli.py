@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -49,8 +49,15 @@ _SHOWS: Final = frozenset({"-h", "--help", "--print_config"})
 
 
 @flags_spoken()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+def main(
+    arguments: Sequence[str] | None = None, tell: Callable[..., object] = lambda **found: None
+) -> int:
+    """Runs the command; returns its exit code.
+
+    Args:
+        arguments: as they are typed; those of the process where there are none.
+        tell: called with `output_dir`, where it writes, and then with `result`, how the run ended.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
     shorten_spinning()
     for stream in (sys.stdout, sys.stderr):
@@ -62,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         from .job import run
 
-        return run(settings)
+        return run(settings, tell)
     except RunError as error:
         print(f"train-lm: {error}", file=sys.stderr)
         return 1

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -44,19 +44,22 @@ logger: logging.Logger = logging.getLogger("trainer.lm")
 _CORE: Final = "trainer-core"
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, tell: Callable[..., object]) -> int:
     """Trains as `settings` say and prints a summary; returns the exit code.
+
+    Args:
+        tell: see `trainer_lm.cli.main`.
 
     Raises:
         UsageError: refused before the first step.
     """
     try:
-        return _train(settings)
+        return _train(settings, tell)
     finally:
         leave_ranks()
 
 
-def _train(settings: Settings) -> int:
+def _train(settings: Settings, tell: Callable[..., object]) -> int:
     device = find_device(settings.training.device)
     ranks = join_ranks(device.type)
     _start_logging(settings, quiet=settings.quiet or not ranks.is_main)
@@ -85,7 +88,9 @@ def _train(settings: Settings) -> int:
             own["progress"] = progress
         trainer = _make_trainer(settings, model, loaders, summary.tokenizer, own=own, steps=steps)
         _announce(trainer, summary, settings)
+        tell(output_dir=None if settings.training.dry_run else trainer.output_dir)
         result = _call(trainer, settings, alone=ranks.is_alone)
+        tell(result=result)
     except UsageError:
         if settings.is_fresh and ranks.is_main:
             _remove_empty(settings.training.output_dir)
