@@ -1,0 +1,342 @@
+"""`Plugins`, a callback of a Lightning trainer.
+
+It tells a `HostedRun` what the trainer does, at these of the hooks:
+
+    on_fit_start             open: the optimizer is there, its state is not restored yet
+    on_train_start           begin
+    on_train_batch_start     start_epoch (at the first one), start_batch
+    training_step            end_forward: wrapped, for the loss as it was computed
+    on_before_optimizer_step end_backward
+    clip_grad_by_norm        end_clipping: wrapped, for the norm before
+    on_train_batch_end       end_step, end_batch: the scheduler has stepped
+    on_validation_start, on_validation_end
+    on_train_epoch_end       end_epoch
+    state_dict               collect
+    save_checkpoint          tell_saved: wrapped
+    on_train_end, on_exception           end
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer.hosting import HostedRun, SavedState, make_callbacks
+from trainer.result import Stop, TrainResult
+
+from .framework import Callback, is_a
+from .logger import RunLogger
+from .metrics import ValidationMetrics
+from .progress import count_items, find_stop, name_checkpoint, validates_behind
+from .settings import (
+    check_trainer,
+    describe_hparams,
+    find_saves,
+    list_approximations,
+    make_config,
+    weights_changer,
+)
+from .state import pack_state, unpack_state
+from .wraps import measure_clipping, watch_loss, watch_saves, wrapped
+
+__all__ = ["Plugins"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+
+class Plugins(Callback):  # type: ignore[misc]
+    """The plugins of `trainer-core` in a Lightning trainer.
+
+    Attributes:
+        result: how the last run has ended; None before that.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[object] = (),
+        *,
+        discover: bool = True,
+        output_dir: str | Path | None = None,
+        strict: bool = False,
+        val_loss: str | None = None,
+    ) -> None:
+        """Makes the plugins.
+
+        Args:
+            entries: callbacks, names of installed plugins, and mappings of such names to their
+                options, as `{"early_stopping": {"patience": 3}}`.
+            discover: use the installed plugins that are live in every run.
+            output_dir: where plugins write; default `plugins` in the trainer's `default_root_dir`.
+            strict: refuse a checkpoint without a state of the plugins; else they start fresh, with
+                a warning.
+            val_loss: the module's name of the validation loss, where that is not plain.
+
+        Raises:
+            PluginError: an entry cannot be used.
+        """
+        self.result: TrainResult | None = None
+        self._callbacks = make_callbacks(entries)
+        self._discover, self._output_dir, self._strict = discover, output_dir, strict
+        self._metrics = ValidationMetrics(val_loss)
+        self._run: HostedRun | None = None
+        self._held = contextlib.ExitStack()
+        self._found: dict[str, Any] | None = None
+        self._place = (0, 0, 0)
+        self._forget_batch()
+
+    def add(self, callbacks: Sequence[object]) -> None:
+        """Takes more callbacks, before a run."""
+        self._callbacks = [*self._callbacks, *callbacks]
+
+    def _forget_batch(self) -> None:
+        """Goes to where no run is under way."""
+        self._begun = self._in_epoch = self._is_last = self._ends = self._due = False
+        self._stopped = self._collected = self._is_validating = False
+        self._items: float = 1
+        self._scaler: Any = None
+        self._scale = 1.0
+        self._last: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        return "trainer_lightning.Plugins"
+
+    # The start and the end
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self._found, self._place = None, (0, 0, 0)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        self._place = (int(checkpoint.get("epoch", 0)), int(checkpoint.get("global_step", 0)), 0)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._found = state_dict
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        check_trainer(trainer)
+        self._forget_batch()
+        place = self._output_dir or Path(trainer.default_root_dir, "plugins")
+        schedulers = [each.scheduler for each in trainer.lr_scheduler_configs]
+        self._run = run = HostedRun(
+            pl_module,
+            trainer.optimizers[0],
+            host="Lightning",
+            config=make_config(trainer, Path(place).absolute()),
+            callbacks=self._callbacks,
+            discover=self._discover,
+            scheduler=schedulers[0] if schedulers else None,
+            device=trainer.strategy.root_device,
+            validates=trainer.enable_validation,
+            hyperparameters=describe_hparams(pl_module),
+        )
+        self._tell_view(trainer, run)
+        saved = self._read_state(trainer)
+        run.open(saved, resumes=trainer.ckpt_path is not None, place=self._place)
+        self._wrap(trainer, pl_module, run)
+
+    def _read_state(self, trainer: Any) -> SavedState | None:
+        if trainer.ckpt_path is None:
+            return None
+        found, self._found = self._found, None
+        step = self._place[1] or None
+        return unpack_state(found, step, str(trainer.ckpt_path), strict=self._strict)
+
+    def _tell_view(self, trainer: Any, run: HostedRun) -> None:
+        """Tells what plugins may ask for."""
+        view, (updates, epochs) = run.view, find_saves(trainer)
+        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+        view.puts_weights_back = weights_changer(trainer)
+        if self._scaler is not None:
+            view.read_loss_scale = lambda: self._scale
+        view.is_saved_behind = lambda position: (
+            any(position.update % each == 0 for each in updates)
+            or (position.is_last and any((position.epoch + 1) % each == 0 for each in epochs))
+        )
+
+    def _wrap(self, trainer: Any, pl_module: Any, run: HostedRun) -> None:
+        """Listens where Lightning's callbacks are not called, until `_unwrap`."""
+        precision, hold = trainer.precision_plugin, self._held.enter_context
+        self._held.callback(setattr, trainer, "loggers", list(trainer.loggers))
+        own = RunLogger(self._log, str(trainer.default_root_dir))
+        trainer.loggers = [*trainer.loggers, own]
+        hold(wrapped(pl_module, "training_step", watch_loss(self._take_loss)))
+        clipping = measure_clipping(precision, run.end_clipping)
+        hold(wrapped(precision, "clip_grad_by_norm", clipping))
+        if not is_a(trainer.strategy.checkpoint_io, "AsyncCheckpointIO"):
+            hold(wrapped(trainer, "save_checkpoint", watch_saves(self._tell_saved)))
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        run = self._run
+        assert run is not None
+        self._begun = True
+        updates = trainer.estimated_stepping_batches
+        run.view.total_steps = int(updates) if 0 <= updates < float("inf") else None
+        self._scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        if run.is_main:
+            for sentence in list_approximations(trainer):
+                logger.warning("Lightning: %s.", sentence)
+        resumed = run.position.step > 0
+        run.begin()
+        if resumed:
+            self._decide(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        run = self._run
+        if run is not None and run.is_open:
+            self._last = pack_state(run.collect())
+            self._finish(run, None if self._stopped else find_stop(trainer))
+
+    def _finish(self, run: HostedRun, stop: Stop | None, error: Any = None) -> None:
+        self._held.close()
+        try:
+            self.result = run.end(stop, error) or self.result
+        finally:
+            self._begun = False
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        run = self._run
+        if run is None or not run.is_open:
+            self._held.close()
+        elif is_a(exception, "SIGTERMException"):
+            self._finish(run, Stop("terminated", "SIGTERM"))
+        else:
+            self._finish(run, None, exception)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        run = self._run
+        if run is not None and run.is_open:  # nothing was left to train
+            if not self._begun:
+                run.begin()
+            self._last = pack_state(run.collect())
+            self._finish(run, None if self._stopped else find_stop(trainer))
+        self._held.close()
+
+    # Batches and updates
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._run is not None:
+            self._start_epoch(trainer, self._run)
+
+    def _start_epoch(self, trainer: Any, run: HostedRun) -> None:
+        """Starts an epoch, or goes on with it: then Lightning calls no hook."""
+        batches = trainer.num_training_batches
+        self._in_epoch, self._is_last = True, False
+        run.start_epoch(
+            trainer.current_epoch, batches=int(batches) if batches < float("inf") else None
+        )
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        run = self._run
+        assert run is not None
+        is_first = not self._in_epoch or batch_idx == 0
+        if not self._in_epoch:
+            self._start_epoch(trainer, run)
+            run.position.batch = batch_idx
+        is_last = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
+        self._is_last = is_last
+        self._ends = is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if is_first or is_last:
+            self._items = count_items(batch)
+        run.start_batch(batch, is_last=is_last)
+
+    def _take_loss(self, loss: Tensor, answer: Mapping[str, Any] | None) -> None:
+        run = self._run
+        if run is not None and self._begun:
+            outputs = None
+            if answer is not None and run.asks_outputs:
+                outputs = {name: value for name, value in answer.items() if name != "loss"}
+            run.end_forward(loss, outputs, items=self._items)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if self._run is not None:
+            self._run.end_backward()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        run, ends = self._run, self._ends
+        assert run is not None
+        if ends:
+            run.end_step(skipped=self._scaler is not None and self._was_skipped())
+        run.end_batch(ends_update=ends)
+        self._due = validates_behind(trainer, batch_idx)
+        if ends and not self._due and not self._is_last:
+            self._decide(trainer)
+
+    def _was_skipped(self) -> bool:
+        before, self._scale = self._scale, self._scaler.get_scale()
+        return bool(self._scale < before)
+
+    # Validations and the ends of epochs
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if self._begun and self._run is not None:
+            if not self._in_epoch:
+                self._start_epoch(trainer, self._run)
+            self._is_validating = True
+            self._metrics.start(trainer)
+            self._run.start_validation()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        run = self._run
+        if not self._begun or run is None:
+            return
+        ends_epoch = self._is_last or (trainer.should_stop and not self._due)
+        found = self._metrics.read(trainer, run.view)
+        self._is_validating = False
+        run.end_validation(found, ends_epoch=ends_epoch)
+        if self._ends and not ends_epoch:
+            self._decide(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        run = self._run
+        assert run is not None
+        if not self._in_epoch:  # it goes on behind the validation
+            self._start_epoch(trainer, run)
+        cut = not (self._is_last or trainer.is_last_batch)
+        run.end_epoch(cut=cut)
+        self._in_epoch = False
+        if not cut:
+            self._decide(trainer)
+
+    def _decide(self, trainer: Any) -> None:
+        """Lets plugins end the run, or save a checkpoint, here."""
+        run = self._run
+        assert run is not None
+        decision = run.decide()
+        if decision.stop is not None:
+            self._stopped = self._stopped or not trainer.should_stop
+            trainer.should_stop = True
+            return
+        if self._stopped:  # the trainer has gone on, for min_steps: nothing is latched here
+            self._stopped = trainer.should_stop = False
+        if decision.saves:
+            trainer.save_checkpoint(name_checkpoint(trainer))
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        run = self._run
+        if run is None or not run.is_open:
+            return self._last
+        self._collected = True
+        return pack_state(run.collect())
+
+    def _tell_saved(self, path: str) -> None:
+        run = self._run
+        if run is not None and run.is_open and self._collected:
+            self._collected = False
+            run.tell_saved(Path(path))
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        run = self._run
+        if run is not None and run.is_open and not self._is_validating:
+            run.log(metrics)
