@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import secrets
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,6 +231,9 @@ class TrainerConfig:
         """Returns the settings of the dry run that is asked for, or these."""
         if not self.dry_run:
             return self
+        import secrets  # a command line has no time for what few runs need
+        import tempfile
+
         place = None if self.output_dir is None else Path(tempfile.gettempdir())
         return dataclasses.replace(
             self,

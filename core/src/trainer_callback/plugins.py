@@ -156,6 +156,7 @@ def exclude_unusable(
     _exclude_live_conflicts(plugins)
     owners: dict[str, InstalledPlugin] = {}
     flags, given = dict(taken), set(given) - taken.keys()
+    setters = {place: flag for flag, place in flags.items()}
     usable = [plugin for plugin in plugins if plugin.problem is None]
     for plugin in sorted(usable, key=lambda plugin: not plugin.is_named(given)):
         plugin.is_requested = plugin.is_named(given)
@@ -165,9 +166,10 @@ def exclude_unusable(
             plugin.exclude(str(error))
             continue
         plugin.is_requested |= bool(group.flags.keys() & given - flags.keys())
-        clash = group.find_clash(flags)
+        clash = group.find_clash(flags, setters)
         if clash is None:
             flags.update(group.flags)
+            setters.update({place: flag for flag, place in group.flags.items()})
             owners.update(dict.fromkeys(group.flags, plugin))
         elif clash in owners:
             plugin.exclude(

@@ -4,7 +4,6 @@ version, and their authors hear of it.
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,16 +22,16 @@ def show_deprecations(entries: Sequence[Entry], show: Callable[[str], object]) -
     if sys.warnoptions:
         return
     owners = {entry.value.partition(":")[0].strip().partition(".")[0]: entry for entry in entries}
-    for module in owners:
-        pattern = rf"{re.escape(module)}(\.|$)"
-        warnings.filterwarnings("default", category=DeprecationWarning, module=pattern)
+    warnings.simplefilter("default", DeprecationWarning)  # a pattern of all modules costs 30 ms
     show_others: Any = warnings.showwarning
     said: set[str] = set()
 
     def show_warning(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
-        owner = _find_owner(owners, filename)
-        if owner is None or not issubclass(category, DeprecationWarning):
+        if not issubclass(category, DeprecationWarning):
             show_others(message, category, filename, lineno, *rest)
+            return
+        owner = _find_owner(owners, filename)
+        if owner is None:  # of a library, which Python would not have shown
             return
         text = " ".join(str(message).split()).removeprefix(f"{owner.label}: ")
         line = f"{owner.label}: {text} ({Path(filename).name}, line {lineno})"

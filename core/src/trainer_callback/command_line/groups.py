@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from ..errors import text_of
@@ -50,14 +50,14 @@ class Group:
         """
         parser._add_container_actions(self._parser)
 
-    def find_clash(self, others: Mapping[str, str]) -> str | None:
+    def find_clash(self, others: Container[str], setters: Mapping[str, str]) -> str | None:
         """Returns the flag of `others` that this group has too, or whose value it would set; or
         None.
 
         Args:
-            others: flag -> where its value goes.
+            others: flags.
+            setters: where values go -> the flag of `others` that sets them.
         """
-        setters: dict[str, str] = {dest: flag for flag, dest in others.items()}
         for flag, dest in self.flags.items():
             if flag in others:
                 return flag

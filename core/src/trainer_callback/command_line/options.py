@@ -5,6 +5,7 @@ configurations alike.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -199,8 +200,11 @@ def _read_help(target: type) -> dict[str, str]:
     import docstring_parser  # costs 10 ms, and only a command line needs it
 
     helps: dict[str, str] = {}
-    for text in (inspect.getdoc(_constructor(target)), target.__doc__):
-        for parameter in docstring_parser.parse(inspect.cleandoc(text or "")).params:
+    for raw in (inspect.getdoc(_constructor(target)), target.__doc__):
+        text, found = inspect.cleandoc(raw or ""), []
+        with contextlib.suppress(docstring_parser.ParseError):
+            found = docstring_parser.google.parse(text).params
+        for parameter in found or docstring_parser.parse(text).params:  # tries all styles
             helps[parameter.arg_name] = " ".join((parameter.description or "").split())
     return helps
 

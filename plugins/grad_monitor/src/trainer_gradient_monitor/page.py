@@ -6,7 +6,6 @@ import json
 import math
 from dataclasses import astuple
 from functools import cache
-from importlib.resources import files
 from typing import Any, Final
 
 from .arithmetic import EDGES
@@ -66,6 +65,8 @@ def render_page(
 
 @cache
 def _template() -> str:
+    from importlib.resources import files  # a command line that shows options has no time for it
+
     return (files(__package__) / "gradient_flow.html").read_text(encoding="utf-8")
 
 
