@@ -152,7 +152,7 @@ def assert_same_records(found, expected):
     for own, other in zip(found, expected, strict=True):
         assert own.keys() == other.keys()
         for name, value in own.items():
-            if name.startswith("val_") and isinstance(value, float) and math.isfinite(value):
+            if "val_" in name and isinstance(value, float) and math.isfinite(value):
                 assert math.isclose(value, other[name], rel_tol=1e-6), name
             else:
                 assert value == other[name] or value != value, (own, other, name)
