@@ -41,7 +41,7 @@ def make_plugins():
     return [
         EarlyStoppingCallback(patience=2, min_delta=0.4),
         EMACallback(),
-        GradientMonitorCallback(monitor_interval=1),
+        GradientMonitorCallback(monitor_interval=1, report=False),
     ]
 
 
