@@ -93,15 +93,7 @@ def read_flags(plugins: Sequence[InstalledPlugin]) -> dict[str, str]:
 
 def _read(arguments: list[str]) -> Settings | None:
     """Returns the settings, or None where the command was only asked to print them."""
-    first_parser = Parser(add_help=False)  # of what the plugins' own flags depend on
-    _add_run_options(first_parser)
-    first, others = first_parser.parse_known_args(arguments)
-    in_file = [] if first.config is None else read_config_file(first.config)
-    layers = read_default_files()
-    for options in (in_file, *layers):
-        first_parser.read_file(first, options)
-    given = {word.partition("=")[0] for word in others}
-    given |= {f"--{each.name}" for options in (in_file, *layers) for each in options}
+    first, given, in_file, layers = _read_first(arguments)
     entries = find_entries(first.no_plugin)
     show_deprecations(entries, _warn)
     plugins = describe_installed(entries)
@@ -127,19 +119,35 @@ def _read(arguments: list[str]) -> Settings | None:
         said += put_defaults(parser, namespace, usable, options)
     said += put_offers(parser, namespace, usable, offers)
     in_files = [*chain(*reversed(layers), in_file)]
-    for text in (*said, *check_old_options(parser, namespace, usable, in_files)):
-        _warn(text)
+    _warn(*said, *check_old_options(parser, namespace, usable, in_files))
     if namespace.sample is not None:
         _print_sample(namespace)
         return None
     settings = Settings.read(namespace, usable, parser)
-    for text in settings.notes:
-        _warn(text)
+    _warn(*settings.notes)
     if namespace.print_config:
         with printing():
             print(settings.as_yaml(with_origin=True), end="")
         return None
     return settings
+
+
+def _read_first(
+    arguments: Sequence[str],
+) -> tuple[argparse.Namespace, set[str], list[FileOption], list[list[FileOption]]]:
+    """Returns what the plugins' own flags depend on: the options about plugins and files, the flags
+    that somebody has given, and the options of `--config` and of the files of defaults.
+    """
+    parser = Parser(add_help=False)
+    _add_run_options(parser)
+    first, others = parser.parse_known_args(arguments)
+    in_file = [] if first.config is None else read_config_file(first.config)
+    layers = read_default_files()
+    for options in (in_file, *layers):
+        parser.read_file(first, options)
+    given = {word.partition("=")[0] for word in others}
+    given |= {f"--{each.name}" for options in (in_file, *layers) for each in options}
+    return first, given, in_file, layers
 
 
 def _check_file(
@@ -292,5 +300,6 @@ def _complain(plugin: InstalledPlugin, *, strict: bool) -> None:
     print(f"train-lm: warning: {problem} The run goes on without {name}.", file=sys.stderr)
 
 
-def _warn(text: str) -> None:
-    print(f"train-lm: warning: {text}", file=sys.stderr)
+def _warn(*texts: str) -> None:
+    for text in texts:
+        print(f"train-lm: warning: {text}", file=sys.stderr)

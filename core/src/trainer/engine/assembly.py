@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from trainer_callback import option_text
-from trainer_callback.calls.manager import CallbackManager, Plugin
-from trainer_callback.discovery import find_version
-from trainer_callback.plugins import find_live
+from trainer_callback.calls.manager import Plugin
 
 from ..config import ConfigError, TrainerConfig
 from ..processes.device import choose_precision, find_device
@@ -36,13 +34,11 @@ from ..step.scheduling import check_scheduling
 from ..step.update import Updater
 from ..step.weights import Weights
 from ..view.view import View
-from ..writers.journal import Journal
-from ..writers.metrics_file import MetricsFile
-from ..writers.progress import make_progress
 from .accelerated import AcceleratedPrecision, settle
 from .alike import check_alike
 from .decision import StopDecider
 from .hyperparameters import check_hyperparameters, collect_hyperparameters
+from .own_callbacks import make_journal, make_manager
 from .session import Session
 
 __all__ = ["Setup", "assemble", "check_needs", "move"]
@@ -155,17 +151,13 @@ def assemble(
     """
     several = isinstance(optimizer, Mapping)
     optimizers, schedulers = _by_name(optimizer), {} if scheduler is None else _by_name(scheduler)
-    plain = model
-    if accelerator is not None:
-        plain, config = _unwrap(model, accelerator), settle(config, accelerator)
+    plain, config = _settle(model, config, accelerator)
     whole = _check(plain, optimizers, schedulers, config)
     config = config.shortened()
-    live = find_live() if discover else []
-    manager = CallbackManager(callbacks, [*live, *_core_callbacks(config, progress)])
+    manager = make_manager(callbacks, config, discover=discover, progress=progress)
     device = find_device(config.device)
     ranks = join_ranks(device.type)
-    if trace_hooks is not False:
-        manager.trace(trace_hooks, "" if ranks.is_alone else f"rank {ranks.rank}: ")
+    manager.trace(trace_hooks, "" if ranks.is_alone else f"rank {ranks.rank}: ")
     config = _choose(config, device, ranks)
     check_needs(manager.plugins, config)
     compiler, again = _change(_by_name(plain), config, device)
@@ -181,39 +173,24 @@ def assemble(
         gradients = Gradients(whole, each, fixed=not ranks.is_alone, only_optimized=several)
         weights = Weights(ranks, batches=config.gradient_accumulation_steps)
         updaters[name] = make(name, each, schedulers.get(name), gradients, weights=weights)
-    view = View(
-        whole,
-        next(iter(updaters.values())),
-        config=config,
-        device=device,
-        callbacks=manager,
-        ranks=ranks,
-        precision=precision,
-    )
-    found = (each.callback for each in manager.plugins)
-    view.journal = Journal(next((each for each in found if isinstance(each, MetricsFile)), None))
+    first, shared = next(iter(updaters.values())), (manager, ranks, precision)
+    view = View(whole, first, *shared, config=config, device=device)
+    view.journal = make_journal(manager)
     check_alike(view, [*updaters.values()])
     called = (model, plain)
     if accelerator is None:
         called = ranks.prepare(whole, model, compiler=compiler, several=several)
-    return _surround(
-        *(view, updaters),
-        precision=precision,
-        losses=losses,
-        buffers=buffers,
-        called=called,
-        artifacts=artifacts,
-        again=again,
-    )
+    meters = (precision, losses, buffers)
+    return _surround(view, updaters, *meters, called=called, artifacts=artifacts, again=again)
 
 
 def _surround(
     view: View,
     updaters: Mapping[str, Updater],
-    *,
     precision: Precision,
     losses: LossMeter,
     buffers: KeptBuffers | None,
+    *,
     called: tuple[Any, Any],
     artifacts: Mapping[str, bytes],
     again: Callable[[], None],
@@ -278,23 +255,14 @@ def _change(
     return compiler, again
 
 
-def _core_callbacks(config: TrainerConfig, progress: bool | None) -> list[Plugin]:
-    """Returns the core's own callbacks: the writer of `metrics.jsonl`, where there is a place to
-    write, and behind it what shows the progress, so that all have logged before it.
-    """
-    own: dict[str, object] = {}
-    if config.output_dir is not None:
-        own["metrics_file"] = MetricsFile(config.output_dir / "metrics.jsonl")
-    if (shown := make_progress(progress)) is not None:
-        own["progress"] = shown
-    version = find_version("trainer-core")
-    return [Plugin(each, name, "trainer-core", version) for name, each in own.items()]
-
-
-def _unwrap(model: nn.Module | Mapping[str, nn.Module], accelerator: Any) -> Any:
+def _settle(model: Any, config: TrainerConfig, accelerator: Any) -> tuple[Any, TrainerConfig]:
+    """Returns the plain model, or models by name, and the settings with an accelerator's."""
+    if accelerator is None:
+        return model, config
+    unwrap, settled = accelerator.unwrap_model, settle(config, accelerator)
     if isinstance(model, Mapping):
-        return {name: accelerator.unwrap_model(each) for name, each in model.items()}
-    return accelerator.unwrap_model(model)
+        return {name: unwrap(each) for name, each in model.items()}, settled
+    return unwrap(model), settled
 
 
 def _choose(config: TrainerConfig, device: torch.device, ranks: Ranks) -> TrainerConfig:

@@ -8,20 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer_callback.calls.manager import CallbackManager, Plugin
-from trainer_callback.discovery import find_version
-from trainer_callback.plugins import find_live
-
 from ..config import TrainerConfig
 from ..engine.assembly import check_needs
+from ..engine.own_callbacks import make_journal, make_manager
 from ..processes.group import join_ranks
 from ..step.gradients import Gradients
 from ..step.losses import LossMeter
 from ..step.precision import Precision
 from ..step.update import Updater
 from ..step.weights import Weights
-from ..writers.journal import Journal
-from ..writers.metrics_file import MetricsFile
 from .view import HostedView
 
 __all__ = ["make_view"]
@@ -40,10 +35,7 @@ def make_view(
 ) -> HostedView:
     """Returns what callbacks see; `HostedRun` says what the arguments are, and what is raised."""
     device = next(model.parameters()).device if device is None else device
-    file = None if config.output_dir is None else MetricsFile(config.output_dir / "metrics.jsonl")
-    version = find_version("trainer-core")
-    own = [] if file is None else [Plugin(file, "metrics_file", "trainer-core", version)]
-    manager = CallbackManager(callbacks, [*(find_live() if discover else []), *own])
+    manager = make_manager(callbacks, config, discover=discover, progress=False)
     check_needs(manager.plugins, config)
     ranks, precision = join_ranks(device.type), Precision("fp32", device)
     updater = Updater(
@@ -67,5 +59,5 @@ def make_view(
         ranks=ranks,
         precision=precision,
     )
-    view.journal = Journal(file)
+    view.journal = make_journal(manager)
     return view

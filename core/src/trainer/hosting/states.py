@@ -59,8 +59,8 @@ class HostedStates:
             text = f"{saved.source} has no state of such plugins: {error!r}."
             raise ResumeError(text) from error
         self._states = load_states(states, saved.writers, callbacks, saved.step)
-        place = {"epoch": view.epoch, "step": view.step}
-        self.checkpoint = {**saved.state, **place, "callback_state": self._states.loaded}
+        here = {"epoch": view.epoch, "step": view.step}
+        self.checkpoint = {**saved.state, **here, "callback_state": self._states.loaded}
         view.journal.start(states)
 
     def collect(self, found: Mapping[str, float] | None) -> SavedState:

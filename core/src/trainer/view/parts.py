@@ -59,12 +59,12 @@ class Parts:
         self,
         model: nn.Module,
         updater: Updater,
-        *,
-        config: TrainerConfig,
-        device: torch.device,
         callbacks: CallbackManager,
         ranks: Ranks,
         precision: Precision,
+        *,
+        config: TrainerConfig,
+        device: torch.device,
     ) -> None:
         self._model = model
         self._config = config
