@@ -40,7 +40,8 @@ FLOORS = {
     ],
     "trainer_tool": [
         {"new_plugin", "snapshot_report", "place", "table", "run_files", "commands"},
-        {"plugin_check", "plugin_doctor"},
+        {"plugin_levels", "index_page"},
+        {"plugin_check", "plugin_doctor", "plugin_index"},
         {"plugin_report", "snapshot_command", "run_curves"},
         {"run_pictures", "run_table"},
         {"run_page"},

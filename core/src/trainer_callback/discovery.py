@@ -1,14 +1,14 @@
-"""Entry points -> a list, without importing a plugin. The only room that reads installed
-metadata.
-"""
+"""Entry points -> a list, without importing a plugin; no other room reads installed metadata."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import importlib_metadata
@@ -26,10 +26,14 @@ __all__ = [
     "find_entries",
     "find_version",
     "read_names",
+    "read_wheel",
 ]
 
 GROUP: Final = "trainer.callbacks"
 _COMMANDS: Final = "trainer.commands"
+
+_MOST_METADATA: Final = 1 << 20
+"""Bytes of a file of a wheel's metadata: a small archive may hold what fills the memory."""
 
 _LENGTH: Final = 500
 """Characters of an error of somebody's import that are shown."""
@@ -186,14 +190,56 @@ def find_version(distribution: str) -> str:
 def find_distribution(name: str) -> Distribution | None:
     """Returns the metadata of the installed distribution `name`, or None."""
     try:
-        found = importlib_metadata.distribution(name)
+        return _read_distribution(importlib_metadata.distribution(name))
     except (importlib_metadata.PackageNotFoundError, ValueError):
         return None
+
+
+def read_wheel(path: Path) -> tuple[Distribution, list[Entry]]:
+    """Returns the metadata of a wheel that is not installed, and the plugins that it would bring.
+
+    Raises:
+        PluginError: it is no wheel, or its metadata cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wheel = _Wheel(archive)
+            found = _read_distribution(wheel)
+            points = [point for point in wheel.entry_points if point.group == GROUP]
+    except Exception as error:  # a foreign file: whatever the parsers make of it
+        raise PluginError(f"{path.name} cannot be read: {text_of(error)}.") from error
+    return found, [Entry(p.name, p.value, found.name, found.version) for p in points]
+
+
+class _Wheel(importlib_metadata.Distribution):
+    """The metadata in an archive."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        folders = [n[:-9] for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        if len(folders) != 1:
+            raise ValueError("it has no metadata, or that of several distributions")
+        (self._folder,) = folders
+
+    def read_text(self, filename: str) -> str | None:
+        """Returns a file of the metadata, or None."""
+        path = f"{self._folder}/{filename}"
+        if path not in self._archive.namelist():
+            return None
+        with self._archive.open(path) as stream:
+            content = stream.read(_MOST_METADATA + 1)
+        if len(content) > _MOST_METADATA:
+            raise ValueError(f"{filename} has more than {_MOST_METADATA:,} bytes")
+        return content.decode("utf-8", "replace")
+
+    def locate_file(self, path: Any) -> Any:
+        return path  # nothing is read but metadata
+
+
+def _read_distribution(found: Any) -> Distribution:
     metadata = found.metadata
-    links = {}
-    for line in metadata.get_all("Project-URL") or ():
-        label, _, address = line.partition(",")
-        links[label.strip()] = address.strip()
+    pairs = (line.partition(",") for line in metadata.get_all("Project-URL") or ())
+    links = {label.strip(): address.strip() for label, _, address in pairs}
     if metadata.get("Home-page"):
         links.setdefault("Homepage", metadata["Home-page"])
     return Distribution(
@@ -214,12 +260,11 @@ def canonical(name: str) -> str:
 def _read_entries(group: str = GROUP) -> Iterator[Entry]:
     for point in _read_points(group):
         name, version = _read_origin(point.dist)
-        problem = None
-        if not name or not version:
-            problem = (
-                f"entry point {point.name!r} ({point.value}): the metadata of its distribution "
-                "cannot be read. Install it again."
-            )
+        unreadable = (
+            f"entry point {point.name!r} ({point.value}): the metadata of its distribution "
+            "cannot be read. Install it again."
+        )
+        problem = None if name and version else unreadable
         yield Entry(point.name, point.value, name, version, problem)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shlex
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from trainer_callback import UsageError
+from trainer_callback.discovery import Entry
+
+from .plugin_levels import keep_level
 
 __all__ = ["check"]
 
@@ -39,6 +43,7 @@ def check(name: str, flags: str, required: str) -> dict[str, Any]:
     logging.getLogger().addHandler(logging.NullHandler())  # what the runs say is not asked for
     with tempfile.TemporaryDirectory() as folder:
         report = find_level(name, words, Path(folder))
+    _keep(report.entry, report.level)
     clauses = [
         {"clause": r.clause, "level": level, "outcome": r.outcome, "message": r.message}
         for level, results in report.results.items()
@@ -56,3 +61,10 @@ def check(name: str, flags: str, required: str) -> dict[str, Any]:
         "suffices": LEVELS.index(report.level) >= LEVELS.index(required),
         "clauses": clauses,
     }
+
+
+def _keep(entry: Entry, level: str) -> None:
+    try:
+        keep_level(entry, level)
+    except (OSError, RuntimeError) as error:
+        sys.stderr.write(f"trainer: the level is not kept for `trainer plugins index`: {error}\n")

@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from trainer.snapshots.manifest import to_json_data
@@ -27,10 +28,12 @@ from trainer_callback.plugins import (
 )
 
 from .commands import find_added
+from .place import read_place
 
 __all__ = ["main"]
 
 _WIDEST: Final = 100
+_PAGE: Final = "plugins.html"
 _MEANING: Final = {"live": "in every run", "blocked": "no, blocked", "broken": "no, broken"}
 
 
@@ -43,31 +46,41 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parse(arguments)
     with contextlib.redirect_stdout(sys.stderr):  # what plugins print must not get into the JSON
-        plugins = describe_installed(find_entries(), anew=options.action == "doctor")
-        if options.action == "show":
-            _find(options.name, plugins).load()
-        if options.action != "doctor":  # who looks at the command's own options, too
-            exclude_unusable(plugins, {})
-        if options.action == "show":
-            found: Any = _read_details(_find(options.name, plugins))
-        elif options.action == "check":
-            from .plugin_check import check
-
-            _find(options.name, plugins)
-            found = check(options.name, options.flags, options.require)
-        elif options.action == "doctor":
-            from .plugin_doctor import examine
-
-            found = examine(plugins, options.config)
-        else:
-            found = [_read_row(plugin) for plugin in _in_call_order(plugins)]
-            found += [_read_command(entry) for entry in find_added()]
-    write = _WRITERS[options.action]
+        found = _find_out(options)
+    write = _WRITERS.get(options.action, lambda rows: f"{options.output}\n")
     found = to_json_data(found) if options.json else found
     write_out(json.dumps(found, indent=2) + "\n" if options.json else write(found))
     if options.action == "check":
         return int(not found["suffices"])
     return int(options.action == "doctor" and bool(found))
+
+
+def _find_out(options: argparse.Namespace) -> Any:
+    """Returns what is asked for, as plain data; of an index, it writes the page."""
+    plugins = describe_installed(find_entries(), anew=options.action == "doctor")
+    if options.action == "doctor":
+        from .plugin_doctor import examine
+
+        return examine(plugins, options.config)
+    if options.action == "show":
+        _find(options.name, plugins).load()
+    exclude_unusable(plugins, {})
+    if options.action == "show":
+        return _read_details(_find(options.name, plugins))
+    if options.action == "check":
+        from .plugin_check import check
+
+        _find(options.name, plugins)
+        return check(options.name, options.flags, options.require)
+    if options.action == "index":
+        from .plugin_index import list_index, write_index
+
+        rows = list_index(plugins, options.wheels)
+        if options.output is not None:
+            write_index(rows, options.output)
+        return rows
+    listed = [_read_row(plugin) for plugin in _in_call_order(plugins)]
+    return listed + [_read_command(entry) for entry in find_added()]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -104,10 +117,29 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "doctor", parents=[common], help="what is wrong, and what to do; exit code 1 if anything is"
     )
     doctor.add_argument("--config", metavar="FILE", help="look for unknown options in a YAML file")
+    index = actions.add_parser(
+        "index", parents=[common], help="a page of all, with hooks, options, versions and levels"
+    )
+    index.add_argument(
+        *("-o", "--output"),
+        type=read_place,
+        metavar="PAGE",
+        help=f"where to; without it {_PAGE}, or nowhere with --json",
+    )
+    index.add_argument(
+        "--from",
+        dest="wheels",
+        type=read_place,
+        metavar="DIR",
+        help="also the plugins in the wheels of a folder, as far as their metadata say",
+    )
     words = list(arguments)
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words.insert(0, "list")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.action == "index" and options.output is None and not options.json:
+        options.output = Path(_PAGE)
+    return options
 
 
 def _find(name: str, plugins: Sequence[InstalledPlugin]) -> InstalledPlugin:
