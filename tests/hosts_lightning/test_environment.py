@@ -76,7 +76,7 @@ def test_a_name_that_is_not_installed_ends_the_program(run_script):
 
 def test_the_command_of_lightning_takes_plugins_by_class_path(run_script, tmp_path):
     pytest.importorskip("jsonargparse")
-    (tmp_path / "config.yaml").write_text(
+    (tmp_path / "plugins.yaml").write_text(
         """
 trainer:
   max_epochs: 1
@@ -105,7 +105,7 @@ trainer:
                 return torch.utils.data.DataLoader(torch.ones(8, 2), batch_size=2)
             def configure_optimizers(self):
                 return torch.optim.SGD(self.parameters(), lr=0.1)
-        cli = LightningCLI(Module, args=["fit", "--config", "config.yaml"])
+        cli = LightningCLI(Module, args=["fit", "--config", "plugins.yaml"])
         print("RAN", cli.trainer.callbacks[0].result.status)
         """
     )
