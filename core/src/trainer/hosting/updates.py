@@ -96,10 +96,10 @@ class HostedUpdates:
         self._loss, self._outputs = own, outputs
         self._losses.items = items
         self._losses.add(own)
-        self.position.window += 1
-        self.position.batch += 1
         if "on_forward_end" in self.manager.used:
             self.hook.on_forward_end(trainer=self.view, loss=own.clone(), outputs=outputs)
+        self.position.window += 1
+        self.position.batch += 1
 
     def end_backward(self) -> None:
         """The gradients of an update are complete: of the unscaled loss, averaged, not clipped."""

@@ -193,6 +193,12 @@ class MirrorCallback(TrainerCallback):
     def on_snapshot_saved(
         self, trainer: TrainerProtocol, path: Path, epoch: int, step: int
     ) -> None:
+        if not (path / "manifest.json").exists():
+            raise UsageError(
+                f"MirrorCallback: {path} is a checkpoint of another trainer than trainer.Trainer, "
+                "and no snapshot, which alone can be mirrored. Use what that trainer has itself to "
+                "copy its checkpoints, such as push_to_hub."
+            )
         root = path.parent.parent
         also = [*root.glob("[!.]*"), root / ".run.json", *root.glob("weights/[!.]*/*")]
         name = f"{path.name}-{str(read_sizes(path / 'manifest.json')['sha256'])[:8]}"

@@ -1,0 +1,156 @@
+"""The places at which a trainer's own methods tell a session what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from .events import Events
+from .metrics import PREFIX
+from .session import Session
+from .wrapping import WrappedMethods, ZeroGrad
+
+__all__ = ["watch"]
+
+
+def watch(
+    trainer: transformers.Trainer, session: Session, methods: WrappedMethods, events: Events
+) -> None:
+    """Puts what tells `session` over the methods of `trainer`, and its event callback behind all
+    others.
+    """
+
+    def make_loader(original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_train_dataloader(*values: Any, **named: Any) -> Any:
+            loader = original(*values, **named)
+            session.note_loader(loader)
+            return loader
+
+        return get_train_dataloader
+
+    def open_behind(original: Callable[..., Any]) -> Callable[..., Any]:
+        def create_optimizer(*values: Any, **named: Any) -> Any:
+            optimizer = original(*values, **named)
+            if session.run is None:
+                session.open()
+                trainer.add_callback(events)
+            return optimizer
+
+        return create_optimizer
+
+    def wrap_zero_grad() -> None:
+        model = trainer.model_wrapped
+        methods.put(
+            model, "zero_grad", lambda original: ZeroGrad(model, original, session.end_step)
+        )
+
+    events.on_begin = wrap_zero_grad
+    methods.put(trainer, "get_train_dataloader", make_loader)
+    methods.put(trainer, "create_optimizer", open_behind)
+    _wrap_step(trainer, session, methods)
+    _wrap_loss(trainer, session, methods)
+    _wrap_clipping(trainer.accelerator, session, methods)
+    _wrap_rest(trainer, session, methods)
+
+
+def _wrap_step(trainer: transformers.Trainer, session: Session, methods: WrappedMethods) -> None:
+    def fetch(original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_batch_samples(*values: Any, **named: Any) -> Any:
+            if session.is_ended_at_start:
+                return [], None
+            samples, items = original(*values, **named)
+            session.start_window(len(samples), items)
+            return samples, items
+
+        return get_batch_samples
+
+    def step(original: Callable[..., Any]) -> Callable[..., Any]:
+        def training_step(model: Any, inputs: Any, *values: Any, **named: Any) -> Any:
+            session.start_batch(inputs)
+            loss = original(model, inputs, *values, **named)
+            session.end_batch()
+            return loss
+
+        return training_step
+
+    methods.put(trainer, "get_batch_samples", fetch)
+    methods.put(trainer, "training_step", step)
+
+
+def _wrap_loss(trainer: transformers.Trainer, session: Session, methods: WrappedMethods) -> None:
+    window = session.window
+
+    def compute(original: Callable[..., Any]) -> Callable[..., Any]:
+        def compute_loss(model: Any, inputs: Any, *values: Any, **named: Any) -> Any:
+            if not window.is_in_step:
+                return original(model, inputs, *values, **named)
+            if session.asks_outputs and not values and not named.get("return_outputs"):
+                loss, outputs = session.compute_with_outputs(original, model, inputs, named)
+                window.note_loss(loss, inputs, outputs)
+                return loss
+            answer = original(model, inputs, *values, **named)
+            loss, outputs = answer if isinstance(answer, tuple) else (answer, None)
+            window.note_loss(loss, inputs, outputs)
+            return answer
+
+        return compute_loss
+
+    def backward(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run_backward(loss: Any, **named: Any) -> Any:
+            if window.is_in_step:
+                session.end_forward(loss)
+            return original(loss, **named)
+
+        return run_backward
+
+    methods.put(trainer, "compute_loss", compute)
+    methods.put(trainer.accelerator, "backward", backward)
+
+
+def _wrap_clipping(accelerator: Any, session: Session, methods: WrappedMethods) -> None:
+    def unscale(original: Callable[..., Any]) -> Callable[..., Any]:
+        def unscale_gradients(*values: Any, **named: Any) -> Any:
+            answer = original(*values, **named)
+            session.end_backward()
+            return answer
+
+        return unscale_gradients
+
+    def clip(original: Callable[..., Any]) -> Callable[..., Any]:
+        def clip_grad_norm_(parameters: Any, max_norm: float, *values: Any, **named: Any) -> Any:
+            norm = original(parameters, max_norm, *values, **named)
+            session.end_clipping(norm, float(max_norm))
+            return norm
+
+        return clip_grad_norm_
+
+    methods.put(accelerator, "unscale_gradients", unscale)
+    methods.put(accelerator, "clip_grad_norm_", clip)
+
+
+def _wrap_rest(trainer: transformers.Trainer, session: Session, methods: WrappedMethods) -> None:
+    def validate(original: Callable[..., Any]) -> Callable[..., Any]:
+        def evaluate(*values: Any, **named: Any) -> Any:
+            prefix = values[2] if len(values) > 2 else named.get("metric_key_prefix", PREFIX)
+            if session.is_validating or not session.is_live or prefix != PREFIX:
+                return original(*values, **named)
+            session.start_validation()
+            metrics = original(*values, **named)
+            session.end_validation(metrics)
+            return metrics
+
+        return evaluate
+
+    def save(original: Callable[..., Any]) -> Callable[..., Any]:
+        def save_model(output_dir: Any = None, *values: Any, **named: Any) -> Any:
+            if output_dir is not None and session.is_live:
+                session.save(Path(output_dir))
+            return original(output_dir, *values, **named)
+
+        return save_model
+
+    methods.put(trainer, "evaluate", validate)
+    methods.put(trainer, "save_model", save)
