@@ -5,6 +5,7 @@ failure. This room knows no tracker.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,14 @@ __all__ = ["Outbox", "Tracker"]
 
 _MOST_AT_ONCE: Final = 500
 _PAUSE: Final = 30.0
+_SLOW: Final = 10e6
+"""Bytes per second of a network that is slow, but not too slow for a finished model."""
+_ALL: Final = "not all of it was sent"
+_FINAL: Final = "the finished model was not sent"
+_REMEDIES: Final = {
+    _ALL: "metrics.jsonl has it; a resume in the same output_dir sends the rest.",
+    _FINAL: "It is in OUTPUT_DIR/final.",
+}
 
 
 class Tracker(Protocol):
@@ -53,7 +62,7 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Gives back threads and processes, in whatever state it is; called in the loop's thread,
-        once or not at all where it was never opened.
+        once, perhaps while another call is under way. What it raises is told.
         """
         ...
 
@@ -88,8 +97,11 @@ class Outbox:
         self._limit = self._known = 0
         self._snapshots: dict[int, int] = {}
         self._next: int | None = None  # None: the tracker is closed
-        self._is_waiting = self._was_told = self._is_done = False
+        self._is_waiting = self._was_told = False
         self._retry_at = 0.0
+        self._unsent = ""  # what is, once the run has ended
+        self._error: Exception | None = None
+        self._final_was_tried = threading.Event()
 
     def start(self, resumed: bool) -> None:
         """Starts the tracker, and sends what a snapshot has given back. For `on_train_start`."""
@@ -117,20 +129,33 @@ class Outbox:
     def finish(self, result: Any) -> None:
         """Sends the rest, and how the run has ended. For `on_train_end`."""
         self._limit, self._retry_at = self._logged, 0.0
+        self._unsent = _ALL
         self._trainer.submit(self._callback, self._end, result.status)
 
     def send_final(self, path: Path) -> None:
-        """Sends the finished model. For `on_final_saved`. Where the tracker has everything else, in
-        the caller's thread, as long as it takes; else as a last job, which has some seconds.
+        """Sends the finished model, where the tracker has everything else. For `on_final_saved`.
+        It waits as long as a slow network takes for so much; some seconds come at the run's end.
         """
-        if self._is_done:
-            self._send_final(path)
-        else:
-            self._trainer.submit(self._callback, self._send_final, path)
+        if self._unsent:
+            return
+        self._unsent = _FINAL
+        if self._trainer.submit(self._callback, self._send_final, path):
+            size = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+            self._final_was_tried.wait(size / _SLOW)
 
     def close(self) -> None:
-        """Lets the tracker give back what it holds. For `close`."""
-        self._tracker.close()
+        """Lets the tracker give back what it holds, and says what was not sent. For `close`."""
+        unsent = self._unsent
+        try:
+            self._tracker.close()
+        except Exception as error:
+            self._error, unsent = error, unsent or _ALL
+        if unsent:
+            cause = f": {_describe(self._error)}" if self._error is not None else ""
+            self._logger.warning(
+                "%s: the run has ended, and %s%s. %s",
+                *(self._name, unsent, cause, _REMEDIES[unsent]),
+            )
 
     def _allow(self, limit: int) -> None:
         self._limit = limit
@@ -149,7 +174,7 @@ class Outbox:
                 self._tracker.send(records)
                 self._next = records[-1].event + 1
                 self._known = max(self._known, self._next)
-            self._retry_at = 0.0
+            self._retry_at, self._error = 0.0, None
         except Exception as error:
             self._next, self._retry_at = None, time.monotonic() + _PAUSE
             self._tell(error)
@@ -168,34 +193,32 @@ class Outbox:
 
     def _end(self, status: str) -> None:
         self._send()
-        try:
-            if self._next is not None:
-                self._tracker.finish(status)
-                self._is_done = True
-                return
-        except Exception as error:
-            self._was_told = False
-            self._tell(error)
-        self._logger.warning(
-            "%s: the run has ended, and not all of it was sent. metrics.jsonl has it; a resume in "
-            "the same output_dir sends the rest.",
-            self._name,
-        )
-
-    def _send_final(self, path: Path) -> None:
-        if not self._is_done:  # it was told that not all was sent
+        if self._next is None:
             return
         try:
-            self._tracker.save_final(path)
+            self._tracker.finish(status)
+            self._unsent = ""
         except Exception as error:
-            self._was_told = False
-            self._tell(error)
+            self._error = error
+
+    def _send_final(self, path: Path) -> None:
+        try:
+            self._tracker.save_final(path)
+            self._unsent = ""
+        except Exception as error:
+            self._error = error
+        self._final_was_tried.set()
 
     def _tell(self, error: Exception) -> None:
-        if not self._was_told:
+        self._error = error
+        if not self._was_told and not self._unsent:
             self._logger.warning(
-                "%s: cannot send: %s: %s. The run goes on; it is tried again every %d s, and at "
-                "the end.",
-                *(self._name, type(error).__name__, str(error)[:300], _PAUSE),
+                "%s: cannot send: %s. The run goes on; it is tried again every %d s, and at the "
+                "end.",
+                *(self._name, _describe(error), _PAUSE),
             )
-        self._was_told = True
+            self._was_told = True
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"

@@ -7,11 +7,14 @@ A line of JSON for each call, and one for its answer. This room knows no tracker
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +36,8 @@ _PATIENCE: Final = 12.0
 class TrackerProcess:
     """The side of the run. The other one is a module that calls `serve_tracker` as a program.
 
+    Its temporary files are in a folder of its own, which goes with it.
+
     Args:
         module: the program, as `python -m` takes it.
         arguments: plain values that it makes its tracker of.
@@ -52,24 +57,30 @@ class TrackerProcess:
         self._arguments = dict(arguments)
         self._log = log
         self._environment = dict(environment or {})
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
-        self._is_lost = False
+        self._temporary = ""
+        self._is_lost = self._is_closed = False
 
     def start(self) -> None:
         """Starts the process, which loads the library and makes its tracker."""
-        self.close()
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module, str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, **self._environment},
-                start_new_session=True,  # Ctrl-C is for the run, which ends this
-            )
-        self._ask(self._arguments)
+        with self._lock:  # `close` may come while another thread is here
+            self._end(0)
+            if self._is_closed:
+                raise RuntimeError("the tracker is closed")
+            self._temporary = tempfile.mkdtemp(prefix="trainer-tracker-")
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", self._module, str(os.getpid()), self._temporary],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env={**os.environ, **self._environment, "TMPDIR": self._temporary},
+                    start_new_session=True,  # Ctrl-C is for the run, which ends this
+                )
+        self._ask(["start", self._arguments])
 
     def open(self, known: int) -> int:
         """Opens the tracker, in a new process where the one before has failed."""
@@ -87,30 +98,49 @@ class TrackerProcess:
 
     def save_final(self, path: Path) -> None:
         """Hands on where the finished model is."""
-        self._ask(["save_final", str(path)])
+        self._ask(["save_final", str(path)], spares=True)
 
     def close(self) -> None:
         """Ends the process: it closes the tracker, which has some seconds for it, unless it failed
         or has not answered.
+
+        Raises:
+            RuntimeError: it could not be closed, or not in time.
+        """
+        with self._lock:
+            self._is_closed = True
+            answer = self._end(_PATIENCE)
+        if answer is not None:
+            self._read(answer)
+
+    def _end(self, patience: float) -> str | None:
+        """Ends the process, if there is one; returns its last answer, and None where it was lost
+        before.
         """
         process, self._process = self._process, None
-        if process is None:
-            return
+        if process is None or process.stdin is None or process.stdout is None:
+            return None
+        if self._is_lost:  # another thread may wait for it, in a lock of these files
+            process.kill()
         with contextlib.suppress(OSError):
-            if process.stdin is not None:
-                process.stdin.close()
+            process.stdin.close()
         try:
-            process.wait(0 if self._is_lost else _PATIENCE)
+            process.wait(patience)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdout is not None and not self._is_lost:
-            process.stdout.close()
+        with process.stdout:
+            answer = process.stdout.readline()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        return None if self._is_lost else answer
 
-    def _ask(self, question: object) -> Any:
+    def _ask(self, question: object, *, spares: bool = False) -> Any:
+        """Returns the answer. After an error the process is not asked again: the next `open` makes
+        a new one, but where it `spares` what was done before.
+        """
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
-            raise RuntimeError("the process of the tracker is not there")
+            raise RuntimeError("its process is not there")
         self._is_lost = True  # until there is an answer
         try:
             process.stdin.write(json.dumps(question) + "\n")
@@ -118,42 +148,48 @@ class TrackerProcess:
             answer = process.stdout.readline()
         except (OSError, ValueError):
             answer = ""
+        self._is_lost = not (answer and spares)
+        value = self._read(answer)
+        self._is_lost = False
+        return value
+
+    def _read(self, answer: str) -> Any:
         if not answer:
-            raise RuntimeError(f"the process of the tracker has ended; see {self._log}")
+            raise RuntimeError(f"its process has ended, or did not do so in time; see {self._log}")
         found = json.loads(answer)
         for level, text in found["said"]:
             logger.log(level, "%s", text)
         if "error" in found:
             raise RuntimeError(found["error"])
-        self._is_lost = False
-        return found["value"]
+        return found.get("value")
 
 
 def serve_tracker(make: Callable[..., Tracker]) -> None:
     """Answers a `TrackerProcess` until it has no more questions, or its process is gone. What the
-    tracker logs for `trainer` is logged there.
+    tracker logs for `trainer` is logged there. Does not return.
     """
-    threading.Thread(target=_follow, args=(int(sys.argv[1]),), daemon=True).start()
+    parent, temporary = int(sys.argv[1]), sys.argv[2]
+    threading.Thread(target=_follow, args=(parent, temporary), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the library prints is no answer
     said = _Said()
     logger.addHandler(said)
     logger.setLevel(logging.INFO)
     tracker: Tracker | None = None
-    for line in sys.stdin:
-        question = json.loads(line)
+    for what, argument in itertools.chain(map(json.loads, sys.stdin), [("close", None)]):
+        found: dict[str, object] = {}
         try:
-            if tracker is None:
-                tracker, value = make(**question), None
-                tracker.start()
-            else:
-                value = _call(tracker, *question)
-            answer: dict[str, object] = {"value": value}
+            if what == "start":
+                tracker = make(**argument)
+            if tracker is not None:
+                found["value"] = _call(tracker, what, argument)
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps({**answer, "said": said.take()}), file=answers, flush=True)
-    if tracker is not None:
-        tracker.close()
+            found["error"] = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more
+            print(json.dumps({**found, "said": said.take()}), file=answers, flush=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    sys.stderr.flush()
+    os._exit(0)  # Python takes a second or two to take a large library apart; a run waits for it
 
 
 class _Said(logging.Handler):
@@ -178,13 +214,18 @@ def _call(tracker: Tracker, what: str, argument: Any) -> int | None:
         tracker.send([LogRecord(**record) for record in argument])
     elif what == "finish":
         tracker.finish(argument)
-    else:
+    elif what == "save_final":
         tracker.save_final(Path(argument))
+    elif what == "start":
+        tracker.start()
+    else:
+        tracker.close()
     return None
 
 
-def _follow(parent: int) -> None:
+def _follow(parent: int, temporary: str) -> None:
     """Ends this process with the run's: one that is started anew must find nobody here."""
     while os.getppid() == parent:
         time.sleep(_LOOK)
+    shutil.rmtree(temporary, ignore_errors=True)
     os._exit(1)

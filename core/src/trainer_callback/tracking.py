@@ -61,11 +61,13 @@ class TrackerCallback(TrainerCallback):
             )
         assert trainer.output_dir is not None  # see needs_output_dir
         tracker = self.make_tracker(trainer, trainer.output_dir.resolve() / self.name)
-        self._outbox = Outbox(trainer, self, tracker, name=self.name, live=self.live)
+        outbox = Outbox(trainer, self, tracker, name=self.name, live=self.live)
         try:
-            self._outbox.start(resumed)
+            outbox.start(resumed)
         except (RuntimeError, OSError) as error:
+            outbox.close()
             raise UsageError(f"{self.name}: cannot start {self.client!r}: {error}.") from error
+        self._outbox = outbox
 
     def on_log(  # type: ignore[override]
         self, event: int
