@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -229,21 +230,31 @@ def lived(request: pytest.FixtureRequest, tmp_path: Path) -> Lives:
 
 @pytest.fixture
 def lives(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lives:
-    """A run that has not begun, in an empty home directory."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "home").mkdir()
-    monkeypatch.chdir(tmp_path / "home")
+    """A run that has not begun, in an empty home directory, with no temporary files."""
     run = Lives(tmp_path / "run", request.module.make)
+    move_home(tmp_path, monkeypatch)
     request.module.prepare(run.output)
     return run
 
 
+def move_home(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives this process, and those that it starts, folders for whatever goes anywhere else."""
+    monkeypatch.setenv("HOME", str(place / "home"))
+    monkeypatch.setenv("TMPDIR", str(place / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", str(place / "temporary"))
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (place / "temporary").mkdir()
+    (place / "home").mkdir()
+    monkeypatch.chdir(place / "home")
+
+
 def left_behind(run: Lives) -> list[str]:
-    """Files outside the output directory, and processes that name it."""
+    """Files outside the output directory, and processes that were started there."""
     home = run.output.parent / "home"
     files = [str(path) for path in home.rglob("*")]
+    temporary = home.with_name("temporary").iterdir()
+    files += [str(path) for path in temporary if not path.name.startswith("torchinductor")]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = process.joinpath("cmdline").read_bytes().decode()

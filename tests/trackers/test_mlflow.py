@@ -36,7 +36,7 @@ def empty_database() -> bytes:
 
 
 def prepare(output: Path) -> None:
-    (output / "mlflow").mkdir(parents=True)
+    (output / "mlflow").mkdir(parents=True, exist_ok=True)
     (output / "mlflow" / "mlflow.db").write_bytes(empty_database())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -175,8 +176,8 @@ class Handler(BaseHTTPRequestHandler):
         }
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
     made = Server()
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
@@ -184,6 +185,19 @@ def server() -> Iterator[Server]:
     made.shutdown()
     made.server_close()
     thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as made:
+        yield made
+
+
+def read(output: Path) -> tuple[Server, Values]:
+    """A server that `wandb sync` has sent everything, and each value that it has."""
+    with serving() as made:
+        made.sync(output)
+        return made, made.values()
 
 
 def test_each_value_is_there_as_often_as_in_the_log(lived: Lives, server: Server):

@@ -86,12 +86,16 @@ def place(tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setattr(senders, "_PATIENCE", 1.0)
-    monkeypatch.setattr(tracker_process, "_PATIENCE", 1.0)
     yield tmp_path / "run"
     names = [path.name for path in temporary.iterdir()]
     assert [name for name in names if not name.startswith("torchinductor")] == []  # torch's own
     assert find_processes(tmp_path) == []
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(senders, "_PATIENCE", 1.0)
+    monkeypatch.setattr(tracker_process, "_PATIENCE", 1.0)
 
 
 def find_processes(folder):
@@ -128,7 +132,7 @@ def test_a_tracker_gets_each_event_the_end_and_the_finished_model(place, caplog)
 
 
 @pytest.mark.parametrize("call", ["open", "send", "finish"])
-def test_what_hangs_costs_seconds_is_said_and_ends_with_the_run(place, caplog, call):
+def test_what_hangs_costs_seconds_is_said_and_ends_with_the_run(place, impatient, caplog, call):
     began = time.monotonic()
     result = run(place, hangs=call)
     assert (result.status, result.exit_code) == ("finished", 0)
@@ -137,7 +141,7 @@ def test_what_hangs_costs_seconds_is_said_and_ends_with_the_run(place, caplog, c
     assert "save_final" not in read_notes(place)
 
 
-def test_an_upload_of_the_finished_model_that_hangs_ends_with_the_run(place, caplog):
+def test_an_upload_of_the_finished_model_that_hangs_ends_with_the_run(place, impatient, caplog):
     began = time.monotonic()
     result = run(place, hangs="save_final")
     assert (result.status, result.exit_code) == ("finished", 0)
@@ -145,7 +149,7 @@ def test_an_upload_of_the_finished_model_that_hangs_ends_with_the_run(place, cap
     assert "the finished model was not sent" in caplog.text
 
 
-def test_a_tracker_that_does_not_close_is_ended_and_that_is_said(place, caplog):
+def test_a_tracker_that_does_not_close_is_ended_and_that_is_said(place, impatient, caplog):
     assert run(place, hangs="close").exit_code == 0
     assert "not all of it was sent: RuntimeError: its process has ended, or" in caplog.text
 

@@ -149,7 +149,7 @@ class Outbox:
         try:
             self._tracker.close()
         except Exception as error:
-            self._error, unsent = error, unsent or _ALL
+            self._error, unsent = error, _ALL
         if unsent:
             cause = f": {_describe(self._error)}" if self._error is not None else ""
             self._logger.warning(

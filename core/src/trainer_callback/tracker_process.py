@@ -30,7 +30,7 @@ __all__ = ["TrackerProcess", "serve_tracker"]
 logger: logging.Logger = logging.getLogger("trainer")
 
 _LOOK: Final = 0.1
-_PATIENCE: Final = 12.0
+_PATIENCE: Final = 14.0
 
 
 class TrackerProcess:

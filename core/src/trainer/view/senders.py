@@ -24,8 +24,10 @@ logger: logging.Logger = logging.getLogger("trainer")
 Job: TypeAlias = Callable[[], object]
 
 _MOST_WAITING: Final = 1000
-_PATIENCE: Final = 15.0
-"""Seconds that the end of a run waits for the jobs of all callbacks together."""
+_PATIENCE: Final = 14.5
+"""Seconds that the end of a run waits for the jobs of all callbacks together: with what it takes to
+stop what hangs, 15.
+"""
 _LOOK: Final = 0.005
 """Seconds between two looks whether they are done."""
 
