@@ -104,6 +104,7 @@ sys.exit(make_tiny_trainer(callbacks, output_dir=output, **settings).train(resum
 """
 
 
+@pytest.mark.parametrize("run", ["trackio"], indirect=True)  # which of them, is the core's choice
 def test_of_two_processes_the_main_one_talks_and_a_kill_is_mended(run: Lives, request):
     name = request.node.callspec.params["run"]
     load(name).prepare(run.output)
