@@ -303,7 +303,7 @@ def test_a_callback_of_this_directory_that_cannot_be_used_is_refused(site: Any) 
     wish = CLASS.replace("WISH = None", "option_prefix = ''").replace("size", "seed")
     (site.folder / "own.py").write_text(wish)
     said = refuse(site, "--callback", "own:Callback", "--print_config")
-    assert "own (own:Callback) adds --seed, which is an option of train-lm itself" in said
+    assert "own (own:Callback) adds --seed, which is an option of the program" in said
 
 
 def test_a_flag_that_only_begins_like_a_broken_plugin_is_not_its(site: Any) -> None:

@@ -177,7 +177,7 @@ def exclude_unusable(
                 f"out: --no_plugin {owners[clash].entry.flag} or --no_plugin {plugin.entry.flag}."
             )
         else:
-            plugin.exclude(f"{plugin.label} adds {clash}, which is an option of train-lm itself.")
+            plugin.exclude(f"{plugin.label} adds {clash}, which is an option of the program.")
 
 
 def _exclude_live_conflicts(plugins: Sequence[InstalledPlugin]) -> None:

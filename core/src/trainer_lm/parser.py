@@ -38,7 +38,10 @@ class Parser(argparse.ArgumentParser):
         typed: option -> the words of each time that it stood on the command line.
         filed: option -> the same, of the strongest file that has it.
         files: option -> name of that file.
+        command: whose help messages point to.
     """
+
+    command = "train-lm"
 
     def __init__(self, **settings: Any) -> None:
         """Makes one; `settings` are argparse's own."""
@@ -57,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         flag = re.match(r"argument (\S+): expected one argument$", message)
         if flag:
             message += f" (one that begins with a hyphen is written {flag[1]}=VALUE)"
-        raise UsageError(f"{' '.join(message.split()).rstrip('.')}. See train-lm --help.")
+        raise UsageError(f"{' '.join(message.split()).rstrip('.')}. See {self.command} --help.")
 
     def find(self, name: str) -> argparse.Action | None:
         """Returns the option `--NAME`, if there is one."""
