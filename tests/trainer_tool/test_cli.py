@@ -348,3 +348,75 @@ def test_the_command_alone_says_what_it_can_do(site: Any) -> None:
     assert "plugins" in done.stdout
     assert site.command().returncode == 2
     assert site.command("unknown").returncode == 2
+
+
+MIGRATES = """
+    def on_snapshot_save(self): return {}
+    def migrate_state(self, state, old_version): return state
+"""
+OBJECT = """
+from trainer_callback import hookimpl
+class Watch:
+    @hookimpl
+    def on_log(self, metrics): pass
+    def {name}(self): pass
+watch = Watch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (CALLBACK.replace("limit: float = 30.0", "limit=30.0"), "options --a_limit have no type"),
+        (
+            CALLBACK.replace("state_version = 4", "state_version = 1") + MIGRATES,
+            "has migrate_state, and its state has no version above 1.",
+        ),
+        (
+            CALLBACK + MIGRATES.replace("migrate_state", "_migrate"),
+            "has state of version 4 and no migrate_state, so a snapshot with an older one",
+        ),
+    ],
+    ids=["untyped", "unversioned", "unmigrated"],
+)
+def test_the_doctor_finds_what_is_hardly_meant(site: Any, source: str, problem: str) -> None:
+    site.install("dist-a", plugins={"a": "m_a:Callback"}, modules={"m_a": source})
+    assert problem in find(site)["a"]["problem"]
+    assert "its author can" in find(site)["a"]["advice"]
+
+
+def test_the_doctor_finds_nothing_in_state_of_its_first_version(site: Any) -> None:
+    plain = CALLBACK.replace("state_version = 4", "pass") + MIGRATES.replace("migrate", "_migrate")
+    full = CALLBACK + MIGRATES
+    for name, source in (("a", plain), ("b", full)):
+        module = {f"m_{name}": source}
+        site.install(f"dist-{name}", plugins={name: f"m_{name}:Callback"}, modules=module)
+    assert read(site, "plugins", "doctor") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("on_epoch_end", "is not marked with @hookimpl"),
+        ("on_epoch_ends", ", which is nearly on_epoch_end, is not marked"),
+        ("on_validaton_strt", ", which is nearly on_validation_start, is not marked"),
+        ("on_logs", ", which is nearly on_log, is not marked"),
+    ],
+)
+def test_the_doctor_finds_a_method_that_looks_like_a_hook(site: Any, name: str, words: str) -> None:
+    module = "from trainer_callback import hookimpl\n@hookimpl\ndef on_log(metrics): pass\n"
+    module += f"def {name}(): pass\n"
+    site.install("dist-a", plugins={"a": "m_a:watch"}, modules={"m_a": OBJECT.format(name=name)})
+    site.install("dist-b", plugins={"b": "m_b"}, modules={"m_b": module})
+    found = find(site)
+    assert (
+        f"a (dist-a 1.0): Watch.{name}{words if words[0] == ',' else ' ' + words}"
+        in (found["a"]["problem"])
+    )
+    assert f"m_b.{name}" in found["b"]["problem"]
+
+
+@pytest.mark.parametrize("name", ["on_loot", "log", "on_epoch_of_stars", "_on_epoch_end", "close"])
+def test_the_doctor_leaves_other_methods_alone(site: Any, name: str) -> None:
+    site.install("dist-a", plugins={"a": "m_a:watch"}, modules={"m_a": OBJECT.format(name=name)})
+    assert read(site, "plugins", "doctor") == []

@@ -7,7 +7,7 @@ from typing import Final
 
 from trainer_callback import PluginError
 from trainer_callback.calls.order import arrange
-from trainer_callback.command_line.describing import describe_apart
+from trainer_callback.command_line.describing import describe, describe_apart
 from trainer_callback.discovery import canonical, find_distribution, find_version, read_names
 from trainer_callback.errors import closest
 from trainer_callback.plugins import InstalledPlugin, explain_slow
@@ -34,7 +34,7 @@ def examine(plugins: Sequence[InstalledPlugin], config: str | None = None) -> li
     usable = [plugin for plugin in plugins if plugin.problem is None]
     flags = read_flags(usable)
     findings += [*_find_wrong_flags(usable), *_find_cycle(plugins), *_find_unknown_names(plugins)]
-    findings += _find_wrong_commands()
+    findings += [*_find_wrong_commands(), *_find_oddities(plugins)]
     if config is not None:
         findings += _find_unknown_options(config, plugins, flags)
     return findings
@@ -121,6 +121,12 @@ def _find_wrong_commands() -> Iterator[dict[str, str]]:
         if entry.problem is not None:
             advice = f"trainer {entry.distribution}:{entry.name} runs it"
             yield _finding(entry.name, f"{entry.label}: {entry.problem}.", advice)
+
+
+def _find_oddities(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:
+    for plugin in plugins:
+        for problem, advice in describe(plugin).oddities:
+            yield _finding(plugin.entry.name, problem, advice)
 
 
 def _find_cycle(plugins: Sequence[InstalledPlugin]) -> Iterator[dict[str, str]]:

@@ -23,6 +23,7 @@ from ..errors import PluginError
 from ..hints import show
 from .description import Described, Description
 from .installed import InstalledPlugin
+from .oddities import find_oddities
 from .options import Option
 from .sources import Sources, read_own
 
@@ -70,6 +71,7 @@ def describe(plugin: InstalledPlugin) -> Description:
         refusal=refusal,
         rows=[*_read_rows(plugin, actions)],
         actions=shown,
+        oddities=find_oddities(plugin),
     )
 
 

@@ -33,6 +33,7 @@ class Description:
         refusal: why a command line cannot have its options, or None.
         rows: its options for a list: `flag`, `type`, `default`, `required`, `help`.
         actions: its options as argparse shows them.
+        oddities: what is hardly meant so, each as a problem and an advice.
     """
 
     kind: Literal["flag", "live", "blocked", "broken"]
@@ -50,6 +51,7 @@ class Description:
     refusal: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     actions: list[dict[str, Any]] = field(default_factory=list)
+    oddities: list[list[str]] = field(default_factory=list)
 
     def make_group(self, label: str) -> Group:
         """Returns its options, to be shown.
