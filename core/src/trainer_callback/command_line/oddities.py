@@ -46,10 +46,8 @@ def _find_versions(plugin: InstalledPlugin) -> Iterator[list[str]]:
     version = getattr(plugin.target, "state_version", 1)
     if migrates and version == 1:
         problem = f"{plugin.label} has migrate_state, and its state has no version above 1."
-        advice = (
-            "nobody calls it; its author can set state_version = 2, and raise it by 1 whenever "
-        )
-        yield [problem, f"{advice}the form of the state changes"]
+        advice = "nobody calls it; its author can set state_version = 2, and raise it by 1 with "
+        yield [problem, f"{advice}each new form of the state"]
     elif version != 1 and not migrates and "on_snapshot_save" in plugin.hooks:
         problem = (
             f"{plugin.label} has state of version {version} and no migrate_state, so a snapshot "
@@ -92,9 +90,9 @@ def _find_meant(name: str) -> str | None:
 
 def _count_changes(one: str, other: str) -> int:
     """Returns how many letters have to be added, left out or changed to make `other` of `one`."""
-    before = [*range(len(other) + 1)]
+    before = list(range(len(other) + 1))
     for number, letter in enumerate(one, 1):
-        row = [number]
+        row: list[int] = [number]
         for place, wanted in enumerate(other, 1):
             change = before[place - 1] + (letter != wanted)
             row.append(min(change, before[place] + 1, row[-1] + 1))
