@@ -191,14 +191,19 @@ class HostedUpdates:
         else:
             self._record(found)
 
-    def end_epoch(self, *, cut: bool = False) -> None:
-        """An epoch is over; where `cut`, before its end, for the run ends."""
+    def end_epoch(self, *, cut: bool = False, train_loss: float | None = None) -> None:
+        """An epoch is over; where `cut`, before its end, for the run ends.
+
+        Args:
+            train_loss: its mean, where nobody has told the losses of its batches.
+        """
         position, metrics = self.position, self._found or {}
         if cut and self._found is None:
             metrics = self._find_validated()
         self._found = None
         means = self._losses.epoch_means()
-        train_loss = sum(means.values()) if means else math.nan
+        if train_loss is None:
+            train_loss = sum(means.values()) if means else math.nan
         skips = {"skipped_updates": position.skips} if position.skips else {}
         self._record({"train_loss": train_loss, **skips, **metrics})
         self._decider.agree_on_callbacks()

@@ -20,6 +20,7 @@ from trainer.hosting import HostedRun, SavedState, read_state_file, write_state_
 from trainer.result import Stop
 
 from .beside import lend_data
+from .host import Host
 from .metrics import name_validated, pick_other
 from .private import reload_weights
 from .refusals import refuse_two_restorers
@@ -50,11 +51,10 @@ class Session:
         is_validating: the trainer evaluates.
         is_ended_at_start: plugins have ended the run where it was resumed.
         asks_outputs: a callback wants what the model answers.
+        train_loss: of the epoch, where nobody tells the losses of its batches.
     """
 
-    def __init__(
-        self, trainer: transformers.Trainer, options: Options, checkpoint: Path | None
-    ) -> None:
+    def __init__(self, trainer: Host, options: Options, checkpoint: Path | None) -> None:
         """Keeps references.
 
         Args:
@@ -73,6 +73,7 @@ class Session:
         self._saved: Path | None = None
         self._saved_step = -1
         self._logged: dict[str, Any] = {}
+        self.train_loss: float | None = None
 
     @property
     def is_live(self) -> bool:
@@ -85,8 +86,12 @@ class Session:
         """The trainer has made its loader."""
         self._batches = count_batches(loader)
 
-    def open(self) -> None:
-        """The optimizer is there, and not restored."""
+    def open(self, refuse: Callable[[HostedRun], None] | None = None) -> None:
+        """The optimizer is there, and not restored.
+
+        Args:
+            refuse: raises where a plugin cannot be in the run.
+        """
         if self.run is not None:
             return
         trainer, options = self._trainer, self._options
@@ -102,9 +107,12 @@ class Session:
             hyperparameters=describe_settings(trainer),
         )
         refuse_two_restorers(trainer.args, run.manager.plugins)
+        if refuse is not None:
+            refuse(run)
         note_host(run, trainer)
         run.view.batches_per_epoch = self._batches
-        lend_data(run, trainer)
+        if isinstance(trainer, transformers.Trainer):
+            lend_data(run, trainer)
         self.run = run
         names = set(trainer.model.state_dict())
         place = find_place(trainer, self._batches)
@@ -160,6 +168,17 @@ class Session:
         else:
             ends_epoch = bool(self._trainer.accelerator.gradient_state.end_of_dataloader)
         self.window.start(size, items, ends_epoch=ends_epoch or not size)
+
+    def start_window_by_events(self) -> None:
+        """The first micro-batch of an update is about to be trained on; nobody tells how many
+        follow.
+        """
+        batches, window = self._batches, self._trainer.args.gradient_accumulation_steps
+        left = window if batches is None else min(window, batches - self._live.position.batch)
+        self._trainer.accelerator.sync_gradients = True
+        done = self._live.position.batch + left
+        self.window.start(left, None, ends_epoch=batches is not None and done >= batches)
+        self.start_batch(None)
 
     def start_batch(self, inputs: Any) -> None:
         """A micro-batch is about to be trained on."""
@@ -245,7 +264,7 @@ class Session:
     def _finish_epoch(self, control: Any) -> None:
         run, self._ends_epoch = self._live, False
         is_cut = not self.window.ends_epoch
-        run.end_epoch(cut=is_cut)
+        run.end_epoch(cut=is_cut, train_loss=self.train_loss)
         if not is_cut:
             self._decide(control)
         elif self._saved_step == run.position.step:
@@ -283,6 +302,10 @@ class Session:
             self._logged.update(logs)
         elif others := pick_other(logs):
             self._live.log(others)
+
+    def log_own(self, logs: Mapping[str, Any]) -> None:
+        """The trainer has logged what `log` leaves out, and nobody else tells."""
+        self._live.log({name: float(value) for name, value in logs.items()})
 
     def save(self, folder: Path) -> None:
         """A checkpoint is about to be saved to `folder`."""

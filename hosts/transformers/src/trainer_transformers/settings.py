@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import transformers
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trainer import TrainerConfig
 from trainer.counters import Position
 from trainer.hosting import HostedRun
+
+from .host import Host
 
 __all__ = [
     "count_batches",
@@ -30,7 +31,7 @@ _FOLDER: Final = "plugins"
 _NEVER: Final = 2**62
 
 
-def make_config(trainer: transformers.Trainer, output_dir: Path | None) -> TrainerConfig:
+def make_config(trainer: Host, output_dir: Path | None) -> TrainerConfig:
     """Returns the settings of the run that `train` has begun, whose length is known.
 
     Args:
@@ -67,7 +68,7 @@ def _read_name(args: Any) -> str | None:
     return name if name and name != args.output_dir and name.isprintable() else None
 
 
-def _read_precision(trainer: transformers.Trainer) -> Any:
+def _read_precision(trainer: Host) -> Any:
     """Returns the arithmetic that is really used: accelerate drops what a device cannot do."""
     accelerator = trainer.accelerator
     if accelerator.native_amp and accelerator.mixed_precision in ("bf16", "fp16"):
@@ -75,7 +76,7 @@ def _read_precision(trainer: transformers.Trainer) -> Any:
     return "tf32" if trainer.args.tf32 else "fp32"
 
 
-def describe_settings(trainer: transformers.Trainer) -> Mapping[str, object]:
+def describe_settings(trainer: Host) -> Mapping[str, object]:
     """Returns the trainer's own arguments for trackers, as `args.NAME`."""
     found: dict[str, object] = {"model": type(trainer.model).__name__}
     for name, value in trainer.args.to_sanitized_dict().items():
@@ -85,23 +86,27 @@ def describe_settings(trainer: transformers.Trainer) -> Mapping[str, object]:
     return found
 
 
-def _make_saved_behind(trainer: transformers.Trainer) -> Callable[[Position], bool]:
+def _make_saved_behind(args: Any, state: Any) -> Callable[[Position], bool]:
     """Returns what says whether a checkpoint is saved behind the update under way."""
-    args, state = trainer.args, trainer.state
     strategy, every, last = args.save_strategy, state.save_steps, state.max_steps
+    is_known = args.max_steps > 0
+
+    def is_end(position: Position) -> bool:
+        return position.update >= last and (is_known or position.is_last)
+
     if strategy == SaveStrategy.STEPS and every > 0:
-        return lambda position: position.update % every == 0 or position.update >= last
+        return lambda position: position.update % every == 0 or is_end(position)
     if strategy == SaveStrategy.EPOCH:
-        return lambda position: position.is_last or position.update >= last
+        return lambda position: position.is_last or is_end(position)
     return lambda position: False
 
 
-def note_host(run: HostedRun, trainer: transformers.Trainer) -> None:
+def note_host(run: HostedRun, trainer: Host) -> None:
     """Tells the run what only its host knows."""
     view, state = run.view, trainer.state
     view.total_steps = int(state.max_steps)
     view.has_epochs = state.num_train_epochs < sys.maxsize
-    view.is_saved_behind = _make_saved_behind(trainer)
+    view.is_saved_behind = _make_saved_behind(trainer.args, state)
     view.read_loss_scale = lambda: _read_scale(trainer.accelerator)
 
 
@@ -117,7 +122,7 @@ def count_batches(loader: object) -> int | None:
     return None
 
 
-def find_place(trainer: transformers.Trainer, batches: int | None) -> tuple[int, int, int]:
+def find_place(trainer: Host, batches: int | None) -> tuple[int, int, int]:
     """Returns epoch, updates and batches of the epoch that are done where the trainer begins."""
     args, done = trainer.args, int(trainer.state.global_step)
     if batches is None:

@@ -1,0 +1,237 @@
+"""Plugins as an ordinary callback of transformers, for trainers that are out of reach."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import transformers
+from torch import nn
+
+from trainer.config import read_path
+from trainer.hosting import HostedRun, make_callbacks
+from trainer_callback import RunError, UsageError
+
+from .metrics import PREFIX
+from .session import Options, Session
+
+__all__ = ["Plugins"]
+
+logger: logging.Logger = logging.getLogger("trainer")
+
+_OUT_OF_REACH: Final = {
+    "on_forward_end": "the loss of a batch",
+    "on_batch_end": "the loss of a batch",
+    "on_validation_start": "the start of a validation",
+}
+_BATCH: Final = frozenset({"batch"})
+
+
+class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
+    """Plugins on the events of a trainer, where `attach` cannot have the trainer itself. A plugin
+    that needs more than events tell is refused before the first step, by name.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[object],
+        *,
+        discover: bool = True,
+        output_dir: str | Path | None = None,
+        strict: bool = False,
+    ) -> None:
+        """Takes what `attach` does.
+
+        Raises:
+            PluginError: an entry cannot be used.
+        """
+        place = None if output_dir is None else read_path(output_dir, "output_dir")
+        self._options = Options(make_callbacks(entries), discover, place, strict)
+        self._session: Session | None = None
+        self._told = _Told()
+        self._limit = 0.0
+        self._loss, self._steps, self._last_logged = 0.0, 0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self._session is not None:
+            self._session.end(RunError("the training was left, and has begun again."))
+        _check(args, state)
+        self._limit = self._limit or float(args.max_grad_norm or 0.0)
+        args.max_grad_norm = self._limit
+        told = self._told = _Told()
+        told.model, told.optimizer = named["model"], named["optimizer"]
+        told.lr_scheduler = named["lr_scheduler"]
+        told.args, told.state, told.control = args, state, control
+        told.accelerator = _Gradients(args, told.optimizer)
+        step = int(state.global_step)
+        checkpoint = Path(args.output_dir or ".") / f"checkpoint-{step}" if step else None
+        session = self._session = Session(told, self._options, checkpoint)
+        session.note_loader(named["train_dataloader"])
+        session.open(refuse=lambda run: _refuse(run, resumes=step > 0))
+        self._loss, self._steps, self._last_logged = 0.0, 0, step
+        run = session.run
+        if run is not None and run.manager.used & {"on_backward_end", "on_gradients_clipped"}:
+            args.max_grad_norm = 0.0  # the gradients are clipped here, when they were shown
+        session.begin(control)
+        if session.is_ended_at_start:
+            logger.warning(
+                "plugins had ended this run, and end it again; by its events alone a trainer "
+                "cannot be kept from one more update, which plugins do not see. Use "
+                "trainer_transformers.attach(trainer, [...]) to have none."
+            )
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self._is_over:
+            return
+        self._live.start_epoch()
+        self._loss, self._steps = 0.0, 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self._is_over:
+            return
+        self._live.start_window_by_events()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self._is_over:
+            return
+        self._told.accelerator.sync_gradients = False
+        self._live.end_batch()
+        self._live.start_batch(None)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self._is_over:
+            return
+        session = self._live
+        session.end_backward()
+        if args.max_grad_norm == 0.0 and self._limit:
+            norm = nn.utils.clip_grad_norm_(self._told.model.parameters(), self._limit)
+            session.end_clipping(norm, self._limit)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self._is_over:
+            return
+        self._told.control = control
+        self._live.end_step()
+        self._live.end_update(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self._is_over:
+            return
+        self._told.control = control
+        session = self._live
+        session.train_loss = self._loss / self._steps if self._steps else None
+        session.end_epoch(control)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **named: Any
+    ) -> None:
+        if self._session is not None and self._session.is_live:
+            self._told.control = control
+            self._session.end_validation(metrics or {})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **named: Any) -> None:
+        if self._session is None or not self._session.is_live or not logs:
+            return
+        if any(name.startswith(f"{PREFIX}_") for name in logs):
+            return
+        if "loss" in logs:
+            done, self._last_logged = state.global_step - self._last_logged, state.global_step
+            self._loss, self._steps = self._loss + logs["loss"] * done, self._steps + done
+            clips_here = args.max_grad_norm != self._limit
+            own = {"loss"} if clips_here else {"loss", "grad_norm"}
+            self._session.log_own({name: logs[name] for name in sorted(own & logs.keys())})
+        self._session.log(logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if self._is_over:
+            return
+        self._live.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._live.tell_saved()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        args.max_grad_norm = self._limit
+        session, self._session, self._limit = self._live, None, 0.0
+        session.end()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._live.is_ended_at_start
+
+    @property
+    def _live(self) -> Session:
+        assert self._session is not None
+        return self._session
+
+
+def _check(args: Any, state: Any) -> None:
+    """Refuses what events do not tell enough of."""
+    for name, holds in (
+        ("auto_find_batch_size=True", args.auto_find_batch_size),
+        ("a search for hyperparameters", state.is_hyper_param_search),
+        ("DataParallel", args.n_gpu > 1),
+        ("DeepSpeed", bool(args.deepspeed)),
+        ("FSDP", bool(args.fsdp)),
+    ):
+        if holds:
+            raise UsageError(
+                f"Plugins: plugins cannot follow {name} by the events of a trainer. Leave it out, "
+                "or train with trainer.Trainer."
+            )
+
+
+def _refuse(run: HostedRun, *, resumes: bool) -> None:
+    """Refuses plugins that need what no event tells; says of others what they are not told.
+
+    Raises:
+        UsageError: names them.
+    """
+    manager = run.manager
+    found = [(what, manager.implementers(hook)) for hook, what in _OUT_OF_REACH.items()]
+    found.append(("a batch", manager.askers("on_batch_start", _BATCH)))
+    if resumes:
+        what = "the time before the optimizer is restored"
+        found.append((what, manager.implementers("on_setup")))
+    for what, names in found:
+        if names:
+            raise UsageError(
+                f"Plugins: no event of a trainer tells {what}, which {_join(names)} "
+                f"{'needs' if len(names) == 1 else 'need'}. Use "
+                "trainer_transformers.attach(trainer, [...]) instead."
+            )
+    if names := manager.implementers("on_exception"):
+        logger.info("no event of a trainer tells an exception: %s will not see one.", _join(names))
+
+
+def _join(names: set[str]) -> str:
+    return " and ".join(sorted(names))
+
+
+class _Told:
+    """What the events have told of a trainer."""
+
+    model: Any = None
+    optimizer: Any = None
+    lr_scheduler: Any = None
+    args: Any = None
+    state: Any = None
+    control: Any = None
+    accelerator: Any = None
+
+
+class _Gradients:
+    """What is asked of an accelerator, as far as the optimizer that it has prepared knows it."""
+
+    def __init__(self, args: Any, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self.scaler: Any = getattr(optimizer, "scaler", None)
+        self.sync_gradients: bool = True
+        precision = "fp16" if self.scaler is not None else "bf16" if args.bf16 else "no"
+        self.mixed_precision: str = precision
+        self.native_amp: bool = precision != "no"
+
+    @property
+    def optimizer_step_was_skipped(self) -> bool:
+        """Whether the loss scaler has refused the last step."""
+        return bool(getattr(self._optimizer, "step_was_skipped", False))
