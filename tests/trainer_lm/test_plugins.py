@@ -107,7 +107,7 @@ class X(TrainerCallback):
 
 WRONG_OPTIONS = {
     "taken": ("parser.add_argument('--batch_size')", "adds --batch_size, which is an option of"),
-    "help": ("parser.add_argument('-h', '--hello')", "adds -h, which is an option of train-lm"),
+    "help": ("parser.add_argument('-h', '--hello')", "adds -h, which is an option of the program"),
     "hyphen": ("parser.add_argument('--batch-size')", "adds --batch_size, which is an option of"),
     "other_dest": ("parser.add_argument('--z', dest='seed')", "adds --seed, which is an option of"),
     "default": ("parser.set_defaults(epochs=7)", "sets the default of 'epochs', which is no"),
