@@ -166,7 +166,9 @@ def test_the_doctor_finds_an_option_that_train_lm_has_itself(site: Any) -> None:
     source = HAND_WRITTEN.replace("--warm_up", "--batch_size")
     site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": source})
     finding = find(site)["a"]
-    assert "a (dist-a 1.0) adds --batch_size, which is an option of train-lm" in finding["problem"]
+    assert (
+        "a (dist-a 1.0) adds --batch_size, which is an option of the program" in finding["problem"]
+    )
     assert "--no_plugin a" in finding["advice"]
 
 
@@ -180,7 +182,7 @@ def test_the_doctor_finds_what_every_run_would_have_to_give(site: Any, added: st
 def test_the_doctor_finds_a_flag_that_means_help(site: Any) -> None:
     source = HAND_WRITTEN.replace('"--warm_up"', '"-h", "--warm_up"')
     site.install("dist-a", plugins={"a": "m_a"}, modules={"m_a": source})
-    assert "a (dist-a 1.0) adds -h, which is an option of train-lm" in find(site)["a"]["problem"]
+    assert "a (dist-a 1.0) adds -h, which is an option of the program" in find(site)["a"]["problem"]
 
 
 def test_the_doctor_finds_the_value_of_another_option(site: Any) -> None:
