@@ -783,3 +783,37 @@ def test_a_hook_asks_for_its_own_state() -> None:
     assert other.got == ({"n": [2, 4]}, {"n": [2]})
     assert fresh.got == (None, None)
     assert states == {"own": {"n": [1]}, "other": {"n": [2]}, "Callback": {"n": [3]}}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("critcal", "critical"),
+        ("state_per_proces", "state_per_process"),
+        ("logs_metric", "logs_metrics"),
+        ("needs_outputdir", "needs_output_dir"),
+        ("hookspec", "hookspecs"),
+        ("renamed_option", "renamed_options"),
+        ("contracts", "contract"),
+    ],
+)
+def test_a_misspelt_attribute_of_the_class_is_told_with_the_right_name(
+    written: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    CallbackManager([type("Misspelt", (TrainerCallback,), {written: False})()])
+    assert f"Misspelt.{written} has no effect. Did you mean '{meant}'?" in caplog.text
+
+
+def test_attributes_of_ones_own_are_let_be(caplog: pytest.LogCaptureFixture) -> None:
+    class Own(TrainerCallback):
+        critical = False
+        critical_ = True  # beside the right one
+        passive = True
+        states = ()
+        best = None
+
+        def __init__(self, logs_metric: str = "x") -> None:
+            self.logs_metric = logs_metric
+
+    CallbackManager([Own()])
+    assert not caplog.text

@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..errors import PluginError, closest
 from ..hookspecs import HOOKS, SPECS, TrainerCallback
 from ..specs import PROJECT, HookSpec
-from .naming import FUNCTIONS, UnknownHookError, is_near_miss
+from .naming import FUNCTIONS, UnknownHookError, find_misspelt, is_near_miss
 
 __all__ = [
     "Implementation",
@@ -23,7 +23,7 @@ __all__ = [
     "describe",
     "find_implementations",
     "find_late",
-    "find_unmarked",
+    "find_slips",
 ]
 
 _MARK: Final = f"{PROJECT}_impl"
@@ -127,15 +127,21 @@ def find_late(plugin: object, registered: Mapping[str, object], hooks: Iterable[
     ]
 
 
-def find_unmarked(plugin: object, hooks: Collection[str]) -> list[str]:
-    """Returns those of `hooks` that a module or object of somebody's own defines without
-    `@hookimpl`: they are never called.
+def find_slips(plugin: object, hooks: Collection[str]) -> list[str]:
+    """Returns a sentence for each thing in `plugin` that has no effect and is mostly a slip: a
+    function of a module or object that is called like one of `hooks` and has no `@hookimpl`, and an
+    attribute of a callback that is spelt nearly like one which the trainer reads.
     """
     if _is_callback(plugin):
-        return []
+        return [
+            f"{describe(plugin)}.{name} has no effect. Did you mean {meant!r}? If it is your own, "
+            "give it another name."
+            for name, meant in find_misspelt(plugin)
+        ]
     home = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
     return [
-        f"{describe(plugin)}.{name}"
+        f"{describe(plugin)}.{name} is called like a hook and has no @hookimpl, so it is never "
+        "called. Mark it with @trainer_callback.hookimpl, or give it another name."
         for name, value in _attributes(plugin)
         if name in hooks and isinstance(value, FUNCTIONS) and _read_mark(value) is None
         if getattr(value, "__module__", home) == home  # not what it imports

@@ -19,7 +19,7 @@ from .costs import CostMeter
 from .dispatch import Answer, Owned, find_shared, make_call
 from .extensions import ExtensionHooks, explain_absent, join_hooks, warn_deprecated
 from .identity import Plugin, identify, list_callbacks
-from .implementation import Implementation, find_implementations, find_late, find_unmarked
+from .implementation import Implementation, find_implementations, find_late, find_slips
 from .naming import UnknownHookError
 from .order import arrange
 from .registry import Registry
@@ -250,13 +250,8 @@ class CallbackManager:
         except (PluginError, pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"{plugin.label}: {error}") from error
         warn_deprecated(plugin, found)
-        for name in find_unmarked(plugin.callback, self.specs):
-            logger.warning(
-                "%s: %s is called like a hook and has no @hookimpl, so it is never called. Mark it "
-                "with @trainer_callback.hookimpl, or give it another name.",
-                plugin.label,
-                name,
-            )
+        for text in find_slips(plugin.callback, self.specs):
+            logger.warning("%s: %s", plugin.label, text)
 
     def _find(self, plugin: Plugin) -> list[Implementation]:
         try:

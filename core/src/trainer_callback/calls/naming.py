@@ -1,4 +1,6 @@
-"""Which attribute of a callback is a hook, which was meant to be one, and which is its own."""
+"""Which attribute of a callback is a hook or a setting, which was meant to be one, and which is its
+own.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,16 @@ from typing import Final
 from ..errors import PluginError, closest
 from ..hookspecs import HOOKS, SPECS, TrainerCallback
 
-__all__ = ["FUNCTIONS", "UnknownHookError", "is_near_miss"]
+__all__ = ["FUNCTIONS", "UnknownHookError", "find_misspelt", "is_near_miss"]
 
 FUNCTIONS: Final = (FunctionType, MethodType, classmethod, staticmethod)
 _COMMON: Final = ("on_log_text",)
 """Hooks whose names without `on_` are good names for functions of one's own."""
+_SETTINGS: Final = (
+    *(name for name, value in vars(TrainerCallback).items() if not isinstance(value, FUNCTIONS)),
+    "contract",
+)
+"""Names of what a class says of itself, such as `critical`."""
 
 
 class UnknownHookError(PluginError):
@@ -35,6 +42,30 @@ class UnknownHookError(PluginError):
         )
         self.where = where
         self.hook = hook
+
+
+def find_misspelt(plugin: object) -> list[tuple[str, str]]:
+    """Returns attributes of a callback's class that are spelt nearly like one that the trainer
+    reads, such as `critcal`, each with the right name. One that the constructor has, or beside
+    which the class has the right one too, is its own.
+    """
+    cls = type(plugin)
+    own: dict[str, object] = {}
+    for base in cls.__mro__[: cls.__mro__.index(TrainerCallback)]:
+        own = {**vars(base), **own}
+    settings = [name for name in _SETTINGS if not name.startswith("_") and name not in own]
+    spellings = {_without_underscores(name): name for name in settings}
+    fields = getattr(cls, "__dataclass_fields__", ())
+    options = {*inspect.signature(cls).parameters, *fields}
+    found = []
+    for name, value in own.items():
+        is_function = isinstance(value, (*FUNCTIONS, property, partialmethod))
+        if is_function or name.startswith("_") or name in options or name in vars(TrainerCallback):
+            continue
+        spelt = _without_underscores(name)
+        for near in difflib.get_close_matches(spelt, spellings, 1, cutoff=0.88):
+            found.append((name, spellings[near]))
+    return found
 
 
 def is_near_miss(plugin: object, attribute: str, value: object) -> bool:
