@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +123,36 @@ def test_a_contract_that_another_process_cannot_import_is_skipped() -> None:
 
     with pytest.raises(pytest.skip.Exception, match="Define the class at the top of its module"):
         Contract().test_two_processes_train_one_model()
+
+
+IN_A_FOLDER = """
+from trainer.testing import CallbackContract
+from trainer_callback import TrainerCallback
+
+
+class Quiet(TrainerCallback):
+    def on_epoch_end(self):
+        pass
+
+
+class TestQuiet(CallbackContract):
+    def make(self):
+        return Quiet()
+"""
+
+
+def test_a_contract_in_a_folder_that_is_no_package_is_found_by_both(tmp_path: Path) -> None:
+    folder = tmp_path / "project" / "tests" / "unit"
+    folder.mkdir(parents=True)
+    (folder / "test_quiet.py").write_text(IN_A_FOLDER)
+    (tmp_path / "project" / "pytest.ini").touch()
+    words = ["--import-mode=importlib", "-q", "-p", "no:cacheprovider", "-k", TRAINS]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,  # the folder of the tests is not on the path
+        env={**os.environ, "PYTEST_ADDOPTS": ""},
+    )
+    assert "1 passed" in done.stdout, done.stdout

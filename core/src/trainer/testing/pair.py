@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -194,7 +195,17 @@ def _note_prints() -> list[str]:
 
 
 def _import(name: str, file: str) -> None:
-    """Imports the module of the contract under its name, wherever it lies."""
+    """Imports the module of the contract under its name, wherever it lies. Folders that are a
+    package for pytest alone, as with `--import-mode=importlib`, are made one here.
+    """
+    *folders, _ = name.split(".")
+    for count in range(1, len(folders) + 1):
+        package = ".".join(folders[:count])
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            made = sys.modules[package] = ModuleType(package)
+            made.__path__ = [str(Path(file).parents[len(folders) - count])]
     with contextlib.suppress(ImportError):
         found = importlib.import_module(name)
         if Path(found.__file__ or "").resolve() == Path(file):
