@@ -175,5 +175,5 @@ def test_what_a_live_plugin_makes_gives_way_to_a_flag_of_the_user(
     done = place.site.python("-c", "import sys" + NAMES, *words, **place.variables)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{made}\n"
-    said = "lab (dist-lab 1.0) makes a Warm of its own, which gives way to what was said of --warm."
+    said = "lab (dist-lab 1.0) makes its own Warm, which gives way to what was said of --warm."
     assert (said in done.stderr) == bool(words)

@@ -167,6 +167,25 @@ def test_it_imports_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_the_next_steps_end_with_the_level_and_the_wheel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert new_plugin(tmp_path, "loss-spike") == 0
+    steps = capsys.readouterr().out.splitlines()
+    assert steps[-2:] == ["  trainer plugins check loss_spike", "  python -m build"]
+
+
+def test_what_a_callback_says_of_itself_passes_the_linter_it_comes_with(tmp_path: Path) -> None:
+    assert new_plugin(tmp_path, "loss-spike") == 0
+    folder = tmp_path / "trainer-plugin-loss-spike"
+    file = folder / "src/trainer_loss_spike/callback.py"
+    said = '    contract = {"passive": True}\n    renamed_options = {"delta": "min_delta"}\n\n'
+    file.write_text(file.read_text().replace("    def __init__", f"{said}    def __init__"))
+    words = [sys.executable, "-m", "ruff", "check", "."]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # it starts a dozen processes, some of which import torch
 @pytest.mark.parametrize("form", ["class", "function"])

@@ -226,8 +226,8 @@ def _give_way(
             if rival is not None:
                 callbacks.remove(own)
                 notes.append(
-                    f"{plugin.label} makes a {type(own.callback).__name__} of its own, which gives "
-                    f"way to what was said of --{rival.entry.flag}."
+                    f"{plugin.label} makes its own {type(own.callback).__name__}, which gives way "
+                    f"to what was said of --{rival.entry.flag}."
                 )
     return notes
 

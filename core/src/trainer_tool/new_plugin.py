@@ -60,6 +60,7 @@ _NEXT: Final = """Wrote {folder}. Next:
   pip install -e . pytest build
   pytest
   train-lm {flag}--max_steps 200
+  trainer plugins check {name}
   python -m build
 """
 
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str]) -> int:
     _refuse_taken(names, folder)
     _write(names, folder, {**_SHARED, **(_FUNCTION if options.function else _CLASS)})
     flag = "" if options.function else f"--{names.name} "
-    write_out(_NEXT.format(folder=shlex.quote(str(folder)), flag=flag))
+    place = shlex.quote(str(folder))
+    write_out(_NEXT.format(folder=place, flag=flag, name=names.name))
     return 0
 
 
