@@ -100,6 +100,7 @@ def test_loading_the_pytest_plugin_imports_neither_torch_nor_the_trainer() -> No
         ([1, 2], [1], "state has 1 items instead of 2"),
         (1, True, "state is True instead of 1"),
         (torch.tensor(1.0), torch.tensor(2.0), "state is 2.0 (torch.float32 tensor ()) instead "),
+        (torch.zeros(2), torch.ones(2), "state has other values (torch.float32 tensor (2,))"),
         (torch.zeros(2), torch.zeros(3), "state is another torch.float32 tensor (3,) instead of"),
     ],
 )

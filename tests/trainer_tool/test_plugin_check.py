@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.testing.level import InstalledContract
+from trainer.testing.runner import run_clauses
 from trainer_tool.cli import main
 from trainer_tool.plugin_check import check
 
@@ -162,3 +164,129 @@ def test_options_that_the_plugin_does_not_have_are_refused(install) -> None:
 def test_a_plugin_that_is_not_installed_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins", "check", "nowhere"]) == 2
     assert "no plugin 'nowhere' is installed" in capsys.readouterr().err
+
+
+BRINGS = """
+from trainer_callback import TrainerCallback
+
+
+class Hooks:
+    def on_counted(self, trainer, count): ...
+
+
+class Sound(TrainerCallback):
+    hookspecs = Hooks
+    state_key = "brings"
+
+    def on_step_end(self, trainer) -> None:
+        trainer.hook.on_counted(trainer=trainer, count=trainer.step)
+"""
+HEARS = """
+from trainer_callback import TrainerCallback
+
+
+class Sound(TrainerCallback):
+    contract = {"beside": ("brings",)}
+    count = 0
+
+    def on_counted(self, count) -> None:
+        assert count
+        self.count += 1
+"""
+NEEDS_RELU = """
+from trainer_callback import TrainerCallback, UsageError
+
+
+def make_model():
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+class Sound(TrainerCallback):
+    contract = {"make_model": make_model}
+
+    def on_train_start(self, trainer) -> None:
+        if not any(type(each).__name__ == "ReLU" for each in trainer.model.modules()):
+            raise UsageError("no ReLU")
+"""
+MAKES = """
+from trainer_callback import TrainerCallback, hookimpl
+
+
+class Made(TrainerCallback):
+    def on_epoch_end(self) -> None:
+        pass
+
+
+class Maker:
+    @hookimpl
+    def make_callbacks(self, options):
+        return [Made()]
+
+
+Sound = Maker()
+"""
+PROCESSES = (
+    "test_two_killed_processes_go_on_as_if_nothing_had_happened",
+    "test_two_processes_train_one_model",
+)
+MANNERS = (
+    "test_a_second_run_of_the_same_object_starts_clean",
+    "test_it_survives_a_run_of_one_batch",
+)
+LATER = "test_a_killed_run_goes_on_as_if_nothing_had_happened"
+COST = "test_it_takes_less_than_a_hundredth_of_an_update"
+HOOKS = "test_its_hooks_and_their_arguments_exist"
+
+
+def find_outcomes(name: str, place: Path, *clauses: str) -> dict[str, str]:
+    results = run_clauses(lambda: InstalledContract(name), place, clauses)
+    return {each.clause: each.message or each.outcome for each in results}
+
+
+def test_a_callback_of_foreign_hooks_is_checked_beside_the_plugin_that_brings_them(
+    install, tmp_path: Path
+) -> None:
+    install("brings", BRINGS)
+    install("hears", HEARS)
+    found = find_outcomes("hears", tmp_path / "runs", HOOKS, LATER, MANNERS[0], MANNERS[1])
+    assert "self.count is " in found.pop(MANNERS[0])  # so it has been called
+    assert "self.count is " in found.pop(LATER)
+    assert found == {HOOKS: "passed", MANNERS[1]: "passed"}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "clauses",
+    [
+        pytest.param(MANNERS, id="in_one_process"),
+        pytest.param((LATER, *PROCESSES, COST), id="all_of_gold", marks=pytest.mark.slow),
+    ],
+)
+def test_a_callback_that_needs_certain_modules_is_checked_with_a_model_that_has_them(
+    install, tmp_path: Path, clauses: tuple[str, ...]
+) -> None:
+    install("relu", NEEDS_RELU)
+    found = find_outcomes("relu", tmp_path / "runs", *clauses)
+    assert found == dict.fromkeys(clauses, "passed")
+
+
+def test_a_plugin_that_makes_its_callbacks_itself_is_found(install, tmp_path: Path) -> None:
+    install("makes", MAKES)
+    found = find_outcomes("makes", tmp_path / "runs", "test_its_distribution_is_found")
+    assert set(found.values()) == {"passed"}
+
+
+def test_one_reason_for_many_clauses_is_printed_once() -> None:
+    from trainer_tool.plugin_report import _write_check
+
+    clauses = [
+        {"clause": f"test_{name}", "level": "silver", "outcome": "failed", "message": why}
+        for name, why in [("a", "it refuses"), ("b", "other"), ("c", "it refuses")]
+    ]
+    found = {"name": "x", "distribution": "y", "version": "1", "level": "none", "clauses": clauses}
+    assert _write_check(found) == (
+        "x (y 1): below bronze, 0 clauses hold\n\nsilver: a\nsilver: c\n  it refuses\n\n"
+        "silver: b\n  other\n"
+    )

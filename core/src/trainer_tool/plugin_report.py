@@ -269,14 +269,17 @@ def _write_check(found: Mapping[str, Any]) -> str:
     level = "below bronze" if found["level"] == "none" else found["level"]
     count = sum(clause["outcome"] == "passed" for clause in found["clauses"])
     lines = [f"{label}: {level}, {count} clauses hold"]
+    failed: dict[str, list[str]] = {}
     for clause in found["clauses"]:
         name = clause["clause"].removeprefix("test_")
         if clause["outcome"] == "failed":
-            lines += ["", f"{clause['level']}: {name}"]
-            for line in clause["message"].splitlines():
-                lines += _wrap(f"  {line}", 2)
+            failed.setdefault(clause["message"], []).append(f"{clause['level']}: {name}")
         elif clause["outcome"] == "waived":
             lines += _wrap(f"waived: {name}: {clause['message']}", 2)
+    for message, names in failed.items():
+        lines += ["", *names]
+        for line in message.splitlines():
+            lines += _wrap(f"  {line}", 2)
     return "\n".join(lines) + "\n"
 
 

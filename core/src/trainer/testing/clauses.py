@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pytest
 
 from trainer_callback import UsageError
 from trainer_callback.errors import closest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Clauses"]
 
@@ -37,6 +40,7 @@ class Clauses:
     settings: ClassVar[Mapping[str, Any]] = {}
     varying: ClassVar[Sequence[str]] = ()
     waived_clauses: ClassVar[Mapping[str, str]] = {}
+    beside: ClassVar[Sequence[str]] = ()
 
     def __init_subclass__(cls) -> None:
         """Replaces each clause that is waived by one that skips, with the reason.
@@ -81,10 +85,17 @@ class Clauses:
             f"{type(self).__name__} has no make(). Write `def make(self): return MyCallback()`."
         )
 
+    def make_model(self) -> nn.Module | None:
+        """Returns the model of the runs, which makes (B, 1) of (B, 4), for a callback that needs
+        certain modules; None for two linear layers with dropout.
+        """
+        return None
+
     def _settings(self, **settings: Any) -> dict[str, Any]:
         """Returns the contract's settings, below the author's, below those that a clause needs."""
         own = {name: value for name, value in self.settings.items() if name != "output_dir"}
-        return {**_SETTINGS, **own, **settings}
+        parts = {"beside": self.beside, "make_model": self.make_model}
+        return {**_SETTINGS, **own, **parts, **settings}
 
     def _entry_point(self) -> str:
         if self.entry_point is None:

@@ -21,7 +21,8 @@ __all__ = ["find_difference", "read_attributes"]
 def find_difference(
     expected: object, found: object, path: str, varying: Sequence[str] = ()
 ) -> str | None:
-    """Returns `PATH is FOUND instead of EXPECTED` for the first difference, or None.
+    """Returns `PATH is FOUND instead of EXPECTED` for the first difference, or None. Of two tensors
+    of one form it is `PATH has other values`.
 
     Types count: a list is no tuple, 1 is no True. NaN is equal to NaN, tensors are compared bit by
     bit.
@@ -36,6 +37,8 @@ def find_difference(
             return _compare_sequences(expected, found, path, varying)
         if _is_same(expected, found):
             return None
+    if isinstance(found, torch.Tensor) and _show(expected) == _show(found):
+        return f"{path} has other values ({found.dtype} tensor {tuple(found.shape)})"
     return f"{path} is {_show(found)} instead of {_show(expected)}"
 
 

@@ -18,7 +18,17 @@ from trainer_callback.plugins import SLOW_IMPORT
 from .batch_clauses import BatchClauses
 from .compare import find_difference
 from .installed import find_plugin, read_group, read_options
-from .runs import Outcome, build, fail, fresh, play, read_state, train, train_if_it_suits
+from .runs import (
+    Outcome,
+    build,
+    fail,
+    fresh,
+    make_others,
+    play,
+    read_state,
+    train,
+    train_if_it_suits,
+)
 from .tidy import TidyClauses
 from .together import TogetherClauses
 from .watch import Bystander, DiskCopy, StateWatch
@@ -45,6 +55,8 @@ class CallbackContract(BatchClauses, TidyClauses, TogetherClauses):
         varying: glob patterns of the metrics, attributes and entries of the state that no two runs
             have in common, such as times.
         changes_batches: it changes batches in place, as one that mixes or masks them does.
+        beside: names of installed plugins that are in each run, too, such as the one whose hooks
+            this implements.
         waived_clauses: clause -> the reason why it does not hold for this callback; it is skipped
             with the reason. A clause is the name of its test, with or without `test_`.
     """
@@ -64,9 +76,11 @@ class CallbackContract(BatchClauses, TidyClauses, TogetherClauses):
     def test_its_hooks_and_their_arguments_exist(self) -> None:
         callback = self.make()
         try:
-            found = CallbackManager([callback]).used
+            manager = CallbackManager([callback, *make_others(self.beside)])
         except PluginError as error:
             fail(str(error))
+        name = next(each.name for each in manager.plugins if each.callback is callback)
+        found = any(name in manager.implementers(hook) for hook in manager.used)
         if not found and not brings_hooks(callback) and isinstance(callback, TrainerCallback):
             fail(f"{describe(callback)} overrides no hook, so nothing would ever call it.")
 
@@ -156,7 +170,8 @@ class CallbackContract(BatchClauses, TidyClauses, TogetherClauses):
     def test_its_distribution_is_found(self) -> None:
         plugin = find_plugin(self._entry_point())
         made = self.make()
-        if made is not plugin.target and type(made) is not plugin.target:
+        makes_others = any(each.hook == "make_callbacks" for each in plugin.implementations)
+        if made is not plugin.target and type(made) is not plugin.target and not makes_others:
             fail(f"{plugin.label} is {plugin.target!r}, and make() returns {made!r}.")
         if not plugin.entry.version:
             fail(f"{plugin.label} has no version.")

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainer import Trainer, TrainerConfig
 from trainer_callback import hookimpl
 
 from .batch_watch import BatchWatch
-from .runs import fresh, train
+from .runs import fresh, make_others, train
 
 __all__ = ["measure_share"]
 
@@ -34,15 +34,33 @@ takes 0.6 % on a quiet machine, and over 1 % where other processes want the memo
 """
 
 
-def measure_share(make: Callable[[], object], place: Path) -> tuple[float, str]:
+def measure_share(
+    make: Callable[[], object],
+    place: Path,
+    make_model: Callable[[], nn.Module | None] = lambda: None,
+    beside: Sequence[str] = (),
+) -> tuple[float, str]:
     """Returns the share of an update that the callback takes, in hooks of the batch, in `on_log`
     and in hooks of the model, and where most of it goes. On one core; of each update the quickest
     of several runs counts, since what else the machine does only adds.
+
+    Args:
+        make_model: makes a part of the model, from which the callback finds what it needs.
+        beside: names of plugins that are in the run, whose own share does not count.
     """
+    share, where = _measure_share([make], place / "with", make_model, beside)
+    if beside:
+        share -= _measure_share([], place / "without", make_model, beside)[0]
+    return share, where
+
+
+def _measure_share(
+    makes: Sequence[Callable[[], object]], place: Path, *others: Any
+) -> tuple[float, str]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        watches = [_measure(make, place / f"run-{number}") for number in range(_REPEATS)]
+        watches = [_measure(makes, place / f"run-{n}", *others) for n in range(_REPEATS)]
     finally:
         torch.set_num_threads(threads)
     counted = range(_WARM_UP, min(watch.updates for watch in watches) - 1)  # the last has no end
@@ -101,11 +119,31 @@ class _CostWatch(BatchWatch):
         return answer
 
 
-def _measure(make: Callable[[], object], place: Path) -> _CostWatch:
+class _Joined(nn.Module):
+    """A large model, and one that a callback needs, behind each other."""
+
+    def __init__(self, large: nn.Module, needed: nn.Module) -> None:
+        super().__init__()
+        self.large, self.needed = large, needed
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, width) -> (B, width)."""
+        found: Tensor = self.large(inputs)
+        return found + self.needed(found[:, :4])  # type: ignore[no-any-return]
+
+
+def _measure(
+    makes: Sequence[Callable[[], object]],
+    place: Path,
+    make_model: Callable[[], nn.Module | None],
+    beside: Sequence[str],
+) -> _CostWatch:
     watch = _CostWatch()
     generator = torch.Generator().manual_seed(0)
     layers = [nn.Linear(_WIDTH, _WIDTH) for _ in range(6)]
-    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.GELU())))
+    model: nn.Module = nn.Sequential(*(part for layer in layers for part in (layer, nn.GELU())))
+    if (needed := make_model()) is not None:
+        model = _Joined(model, needed)
     data = TensorDataset(torch.randn(_ROWS, _WIDTH, generator=generator))
     batch = next(iter(DataLoader(data, batch_size=_ROWS)))
     trainer = Trainer(
@@ -117,7 +155,7 @@ def _measure(make: Callable[[], object], place: Path) -> _CostWatch:
         config=TrainerConfig(
             epochs=1, device="cpu", output_dir=place, log_interval=10, max_grad_norm=1.0
         ),
-        callbacks=[watch, fresh(make)],
+        callbacks=[watch, *map(fresh, makes), *make_others(beside)],
         discover=False,
         progress=False,
     )

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from torch import nn
+
 from trainer_callback import UsageError
 from trainer_callback.discovery import Entry
 from trainer_callback.plugins import InstalledPlugin, discover
@@ -46,16 +48,19 @@ _GOLD: Final = frozenset(
 
 _DECLARED: Final = (
     *("passive", "changes_batches", "varying", "settings", "waived_clauses"),
+    *("beside", "make_model"),  # what is in each run, too
     *("flags", "make"),  # how it is built, where nobody says it on the command line
 )
+_FUNCTIONS: Final = ("make", "make_model")
+"""Those that another process reads again, since it cannot be sent functions."""
 
 _SHARE: Final = 0.01
 
 
 class InstalledContract(CallbackContract):
     """The contract of an installed plugin, whose callback the command line makes. What its test
-    class would say of it stands in `contract`, a mapping in its class or module; so does `make`, a
-    function without arguments, of a callback that no command line can make.
+    class would say of it stands in `contract`, a mapping in its class or module; so do `make`, a
+    function without arguments, of a callback that no command line can make, and `make_model`.
     """
 
     def __init__(self, name: str, flags: Sequence[str] = ()) -> None:
@@ -68,7 +73,7 @@ class InstalledContract(CallbackContract):
         declared = _read_declared(_load(name))
         self._is_asked = bool(flags)
         words = tuple(flags) or tuple(declared.get("flags", ()))
-        own = {key: value for key, value in declared.items() if key != "make"}
+        own = {key: value for key, value in declared.items() if key not in _FUNCTIONS}
         vars(self).update(own, entry_point=name, flags=words)
         self.make()
 
@@ -80,8 +85,12 @@ class InstalledContract(CallbackContract):
         flags = tuple(each.replace("{new}", new) for each in self.flags)
         return _make(str(self.entry_point), flags)
 
+    def make_model(self) -> nn.Module | None:
+        make_model = _read_declared(_load(str(self.entry_point))).get("make_model")
+        return None if make_model is None else make_model()
+
     def test_it_takes_less_than_a_hundredth_of_an_update(self, tmp_path: Path) -> None:
-        share, where = measure_share(self.make, tmp_path)
+        share, where = measure_share(self.make, tmp_path, self.make_model, self.beside)
         if share >= _SHARE:
             fail(
                 f"it takes {share:.1%} of an update ({where}), and a level of gold allows "

@@ -13,8 +13,9 @@ from typing import Any, Final, NoReturn
 
 import pytest
 import torch
+from torch import nn
 
-from trainer import Trainer, TrainResult
+from trainer import Trainer, TrainResult, plugins
 from trainer.writers.metrics_file import read_logged
 from trainer_callback import CallbackError, PluginError, StateError, UsageError
 from trainer_callback.command_line.guard import undo_changes
@@ -22,7 +23,17 @@ from trainer_callback.command_line.guard import undo_changes
 from .compare import find_difference, read_attributes
 from .tiny import make_tiny_trainer
 
-__all__ = ["Outcome", "build", "fail", "fresh", "play", "read_state", "train", "train_if_it_suits"]
+__all__ = [
+    "Outcome",
+    "build",
+    "fail",
+    "fresh",
+    "make_others",
+    "play",
+    "read_state",
+    "train",
+    "train_if_it_suits",
+]
 
 _DECISIONS: Final = (
     "status",
@@ -93,16 +104,36 @@ def build(callbacks: Sequence[object], place: Path | None, **settings: Any) -> T
     own.
     """
     try:
-        return make_tiny_trainer(callbacks, output_dir=place, **settings)
+        return _make_trainer(callbacks, place, **settings)
     except PluginError as error:
         pytest.skip(f"no run is possible, see test_its_hooks_and_their_arguments_exist: {error}")
+
+
+def make_others(names: Sequence[str]) -> list[Any]:
+    """Returns a new callback of each of these installed plugins, built from its defaults."""
+    return [plugins.create(name) for name in names]
+
+
+def _make_trainer(
+    callbacks: Sequence[object],
+    place: Path | None,
+    *,
+    beside: Sequence[str] = (),
+    make_model: Callable[[], nn.Module | None] = lambda: None,
+    **settings: Any,
+) -> Trainer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = make_model()
+    every = [*callbacks, *make_others(beside)]
+    return make_tiny_trainer(every, output_dir=place, model=model, **settings)
 
 
 def train_if_it_suits(make: Callable[[], object], place: Path | None, **settings: Any) -> None:
     """Trains with a fresh callback; to refuse the run, before its first step, is right."""
     callback = fresh(make)
     try:
-        trainer = make_tiny_trainer([callback], output_dir=place, **settings)
+        trainer = _make_trainer([callback], place, **settings)
     except UsageError:
         return
     train(trainer, may_refuse=True)

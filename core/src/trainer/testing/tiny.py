@@ -31,6 +31,7 @@ class TinyTrainer(Protocol):
         *,
         batches: int = 4,
         validation: bool = True,
+        model: nn.Module | None = None,
         output_dir: Path | None = None,
         **config: Any,
     ) -> Trainer:
@@ -43,26 +44,30 @@ def make_tiny_trainer(
     *,
     batches: int = 4,
     validation: bool = True,
+    model: nn.Module | None = None,
     output_dir: Path | None = None,
     **config: Any,
 ) -> Trainer:
     """Returns a trainer of a tiny regression, the same one each time: weights, data and order.
 
-    The model has dropout, so that whoever draws from the global random numbers changes its weights.
-    Installed plugins that are live in every run are left out.
+    The loss function answers the outputs, too. The model has dropout, so that whoever draws from
+    the global random numbers changes its weights. Installed plugins that are live in every run are
+    left out.
 
     Args:
         callbacks: as `Trainer`.
         batches: micro-batches per epoch, of two items each.
         validation: whether there is a validation set.
+        model: another one, which makes (B, 1) of (B, 4).
         output_dir: where the run writes; None for a run that writes nothing.
         config: fields of `TrainerConfig`; `epochs` is 2, `device` cpu, `log_interval` 1 unless
             given.
     """
     generator = torch.Generator().manual_seed(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(_FEATURES, 8), nn.Dropout(0.25), nn.Linear(8, 1))
+    if model is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            model = nn.Sequential(nn.Linear(_FEATURES, 8), nn.Dropout(0.25), nn.Linear(8, 1))
     settings = {"epochs": 2, "device": "cpu", "log_interval": 1, "output_dir": output_dir, **config}
     return Trainer(
         model,
@@ -84,6 +89,7 @@ def _make_data(batches: int, generator: torch.Generator) -> TensorDataset:
     return TensorDataset(inputs, inputs.sum(dim=1, keepdim=True) + 0.1 * noise)
 
 
-def _squared_error(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+def _squared_error(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     inputs, targets = batch
-    return nn.functional.mse_loss(model(inputs), targets)
+    outputs = model(inputs)
+    return nn.functional.mse_loss(outputs, targets), outputs
