@@ -170,6 +170,42 @@ def test_a_base_rate_that_has_no_effect_is_told_once(tmp_path, caplog):
     assert "initial_lr 0.1 of the snapshot; 0.5 has no effect" in told
 
 
+class FindsRate(TrainerCallback):
+    def on_train_start(self, trainer, resumed):
+        if not resumed:
+            trainer.change_base_rate(0.02)
+
+
+FOUND_FOR = {
+    "StepLR": lambda o: schedules.StepLR(o, 20),
+    "eta_min": lambda o: schedules.CosineAnnealingLR(o, 20, eta_min=0.01),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("schedule", FOUND_FOR)
+def test_a_rate_that_a_callback_has_found_is_no_setting_of_the_script(tmp_path, caplog, schedule):
+    for epochs in (2, 4, 6):
+        callbacks = [FindsRate()]
+        made = make(tmp_path, FOUND_FOR[schedule], callbacks=callbacks, epochs=epochs)
+        made.train(resume="auto")
+    assert warned(caplog) == []
+
+
+def test_another_rate_of_the_script_is_told_beside_one_that_a_callback_has_found(tmp_path, caplog):
+    make(tmp_path, SCHEDULES["StepLR"], callbacks=[FindsRate()]).train()
+    resumed = make(
+        tmp_path,
+        SCHEDULES["StepLR"],
+        optimizer=lambda m: sgd(m, lr=0.5),
+        callbacks=[FindsRate()],
+        epochs=4,
+    )
+    resumed.train(resume=True)
+    (told,) = warned(caplog)
+    assert "initial_lr 0.02 of the snapshot; 0.5 has no effect" in told
+
+
 def test_a_setting_of_each_group_is_told(tmp_path, caplog):
     def grouped(*rates):
         def build(model):

@@ -20,6 +20,7 @@ from ..step.schedules import (
     compare_functions,
     describe_schedule,
     fixed_settings,
+    is_kept,
     list_unused,
     name_schedule,
 )
@@ -30,7 +31,7 @@ __all__ = ["change_rate", "load_updater", "read_updaters"]
 logger: logging.Logger = logging.getLogger("trainer")
 
 _SET_LATER: Final = "To change it, set it in a callback's on_train_start."
-_PARTS: Final = ("optimizer", "scheduler", "classes", "parameters")
+_PARTS: Final = ("optimizer", "scheduler", "classes", "parameters", "rate_factor")
 
 
 def read_updaters(updaters: Mapping[str, Updater], model: nn.Module) -> dict[str, Any]:
@@ -71,10 +72,11 @@ def load_updater(
     optimizer, saved = updater.optimizer, theirs["optimizer"]
     built = [dict(group) for group in optimizer.param_groups]
     _check_classes(updater, theirs["classes"], path)
+    updater.rate_factor = theirs["rate_factor"] or 1.0
     ordered = match_parameters(saved, theirs["parameters"], model, optimizer, path)
     try:
         optimizer.load_state_dict(dict(scatter_optimizer_state(ordered, optimizer)))
-        is_other = _load_schedule(updater.scheduler, theirs["scheduler"])
+        is_other = _load_schedule(updater, theirs["scheduler"])
     except (ValueError, KeyError, TypeError) as error:
         raise SnapshotError(
             f"{path} does not fit the optimizer or scheduler of this run: {error}. Build them as "
@@ -116,16 +118,18 @@ def _read(updater: Updater, model: nn.Module) -> dict[str, Any]:
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "classes": _name_classes(updater),
         "parameters": name_parameters(model, updater.optimizer),
+        "rate_factor": updater.rate_factor,
     }
 
 
-def _load_schedule(scheduler: Any, state: Any) -> bool:
+def _load_schedule(updater: Updater, state: Any) -> bool:
     """Puts the scheduler into `state`, and says which of its own settings have no effect."""
+    scheduler = updater.scheduler
     if scheduler is None:
         return False
     built = describe_schedule(scheduler)
     scheduler.load_state_dict(state)
-    unused = [*list_unused(built, describe_schedule(scheduler))]
+    unused = [*list_unused(built, describe_schedule(scheduler), updater.rate_factor)]
     for text in unused:
         logger.warning("%s %s", text, _SET_LATER)
     compared = compare_functions(scheduler)
@@ -164,7 +168,8 @@ def _warn_unused(updater: Updater, built: list[dict[str, Any]], *, new_rate: flo
         for name, value in before.items():
             if name in RATES and new_rate is not None:
                 continue
-            if repr(after.get(name, value)) != repr(value):
+            factor = updater.rate_factor if name in RATES else 1.0
+            if not is_kept(value, after.get(name, value), factor):
                 way = _SET_LATER
                 if name in RATES:
                     way = f"To change it, use {option_text('resume_learning_rate', value)}."

@@ -11,12 +11,18 @@ from torch import Tensor
 from ..config import ConfigError
 from .schedules import follows_metric, parts_of
 
-__all__ = ["RATES", "change_base_rate"]
+__all__ = ["RATES", "change_base_rate", "read_base_rate"]
 
 RATES: Final = ("max_lr", "initial_lr", "lr")
 """Where a group has the rate that its schedule is built on: the first of these that is there."""
 _IN_GROUP: Final = (*RATES, "min_lr", "swa_lr")
 _IN_SCHEDULE: Final = ("base_lrs", "max_lrs", "eta_min", "_last_lr")
+
+
+def read_base_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Returns the rate that the first group, and its schedule, is built on; 0 where it has none."""
+    first = optimizer.param_groups[0]
+    return float(next((first[name] for name in RATES if name in first), 0.0))
 
 
 def change_base_rate(
@@ -32,8 +38,7 @@ def change_base_rate(
     """
     inner = getattr(scheduler, "scheduler", scheduler)  # of one that Accelerate has prepared
     first = optimizer.param_groups[0]
-    key = next((name for name in RATES if name in first), "lr")
-    before, now = (float(first.get(name, 0.0)) for name in (key, "lr"))
+    before, now = read_base_rate(optimizer), float(first.get("lr", 0.0))
     if not before:
         raise ConfigError(
             f"{option}: the rate so far is 0, of which nothing is a multiple. Set it in a "
@@ -53,7 +58,7 @@ def change_base_rate(
         own = vars(part)
         own.update({name: scale(own[name]) for name in _IN_SCHEDULE if name in own})
     text = f"the learning rate is {rate!r} from here on, and was {before!r}"
-    if key != "lr" or len(optimizer.param_groups) > 1:
+    if not {*RATES[:-1]}.isdisjoint(first) or len(optimizer.param_groups) > 1:
         text += (
             f": all rates of the schedule and of {len(optimizer.param_groups)} groups are "
             f"multiplied by {rate / before:.6g}; the first is now {float(first['lr']):.6g} and was "

@@ -24,6 +24,7 @@ __all__ = [
     "extend_schedule",
     "fixed_settings",
     "follows_metric",
+    "is_kept",
     "list_unused",
     "name_schedule",
     "needed_arguments",
@@ -144,13 +145,20 @@ def _is_plain(value: object) -> bool:
 
 
 def list_unused(
-    built: list[tuple[str, dict[str, Any]]], loaded: list[tuple[str, dict[str, Any]]]
+    built: list[tuple[str, dict[str, Any]]],
+    loaded: list[tuple[str, dict[str, Any]]],
+    rate_factor: float,
 ) -> Iterator[str]:
     """Yields a sentence for each setting of the schedule as it was `built` that the snapshot's has
-    replaced; of OneCycleLR only the total, where that differs.
+    replaced; of OneCycleLR only the total, where that differs. A callback that has multiplied the
+    rates by `rate_factor` has said so.
     """
     for (name, before), (_, after) in zip(built, loaded, strict=True):
-        differing = [key for key in before if repr(after.get(key)) != repr(before[key])]
+        differing = [
+            key
+            for key in before
+            if not is_kept(before[key], after.get(key), rate_factor if key == "eta_min" else 1.0)
+        ]
         if "total_steps" in differing:
             differing = ["total_steps"]
         for key in differing:
@@ -158,6 +166,17 @@ def list_unused(
                 f"{name}: {key} {after.get(key)!r} of the snapshot holds; {before[key]!r} has no "
                 "effect."
             )
+
+
+def is_kept(built: object, loaded: object, rate_factor: float) -> bool:
+    """Whether a setting is the one that it was built with, or a rate that a callback has multiplied
+    by `rate_factor` since.
+    """
+    if repr(loaded) == repr(built):
+        return True
+    if rate_factor == 1.0 or not isinstance(built, float) or not isinstance(loaded, float):
+        return False
+    return _is_close(built * rate_factor, loaded)
 
 
 def compare_functions(scheduler: Any) -> tuple[str, bool] | None:

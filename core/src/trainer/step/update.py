@@ -41,6 +41,7 @@ class Updater:
         rate: the learning rate of the last update that a log event follows; None where the
             optimizer's first group has none.
         total_norm: of the gradients of the last update, before clipping; 0-dim. None: not clipped.
+        rate_factor: what a callback has multiplied the rates by that the optimizer was built with.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Updater:
         """Forgets the updates of an earlier run."""
         self.rate: float | None = None
         self.total_norm: Tensor | None = None
+        self.rate_factor: float = 1.0
         self._groups = 1
         self._has_told_empty = False
         self.weights.reset()

@@ -11,7 +11,7 @@ from trainer_callback import UsageError
 
 from ..data.batches import move_to_device
 from ..step.answers import read_answer
-from ..step.base_rate import change_base_rate
+from ..step.base_rate import change_base_rate, read_base_rate
 from .parts import Parts
 
 __all__ = ["Data"]
@@ -68,4 +68,7 @@ class Data(Parts):
         self.queue.check_thread()
         updater = self.updater
         option = f"change_base_rate({rate!r})"
-        return change_base_rate(updater.optimizer, updater.scheduler, rate, option=option)
+        before = read_base_rate(updater.optimizer)
+        text = change_base_rate(updater.optimizer, updater.scheduler, rate, option=option)
+        updater.rate_factor *= rate / before
+        return text
