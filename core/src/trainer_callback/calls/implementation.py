@@ -24,6 +24,7 @@ __all__ = [
     "find_implementations",
     "find_late",
     "find_slips",
+    "find_unmarked",
 ]
 
 _MARK: Final = f"{PROJECT}_impl"
@@ -138,10 +139,22 @@ def find_slips(plugin: object, hooks: Collection[str]) -> list[str]:
             "give it another name."
             for name, meant in find_misspelt(plugin)
         ]
+    return [
+        f"{where} is called like a hook and has no @hookimpl, so it is never called. Mark it with "
+        "@trainer_callback.hookimpl, or give it another name."
+        for where in find_unmarked(plugin, hooks)
+    ]
+
+
+def find_unmarked(plugin: object, hooks: Collection[str]) -> list[str]:
+    """Returns those of `hooks` that a module or object of somebody's own defines without
+    `@hookimpl`: they are never called.
+    """
+    if _is_callback(plugin):
+        return []
     home = plugin.__name__ if isinstance(plugin, ModuleType) else type(plugin).__module__
     return [
-        f"{describe(plugin)}.{name} is called like a hook and has no @hookimpl, so it is never "
-        "called. Mark it with @trainer_callback.hookimpl, or give it another name."
+        f"{describe(plugin)}.{name}"
         for name, value in _attributes(plugin)
         if name in hooks and isinstance(value, FUNCTIONS) and _read_mark(value) is None
         if getattr(value, "__module__", home) == home  # not what it imports
