@@ -2,5 +2,6 @@
 
 from .attach import attach, detach
 from .plugins import Plugins
+from .theirs import FromTransformers
 
-__all__ = ["Plugins", "attach", "detach"]
+__all__ = ["FromTransformers", "Plugins", "attach", "detach"]
