@@ -9,11 +9,10 @@ It tells a `HostedRun` what the trainer does, at these of the hooks:
     on_before_optimizer_step end_backward
     clip_grad_by_norm        end_clipping: wrapped, for the norm before
     on_train_batch_end       end_step, end_batch: the scheduler has stepped
-    on_validation_start, on_validation_end
-    on_train_epoch_end       end_epoch
+    on_validation_start, on_validation_end, on_train_epoch_end
     state_dict               collect
     save_checkpoint          tell_saved: wrapped
-    on_train_end, on_exception           end
+    on_train_end, on_exception
 """
 
 from __future__ import annotations
@@ -29,10 +28,18 @@ from torch import Tensor
 from trainer.hosting import HostedRun, SavedState, make_callbacks
 from trainer.result import Stop, TrainResult
 
+from .beside import Beside
 from .framework import Callback, is_a
 from .logger import RunLogger
 from .metrics import ValidationMetrics
-from .progress import count_items, find_stop, name_checkpoint, validates_behind
+from .progress import (
+    Turn,
+    count_items,
+    find_stop,
+    is_validated,
+    name_checkpoint,
+    validation_interval,
+)
 from .settings import (
     check_trainer,
     describe_hparams,
@@ -87,26 +94,23 @@ class Plugins(Callback):  # type: ignore[misc]
         self._held = contextlib.ExitStack()
         self._found: dict[str, Any] | None = None
         self._place = (0, 0, 0)
-        self._forget_batch()
+        self._at = Turn()
+        self._beside: Beside | None = None
+        self._scaler: Any = None
+        self._last: dict[str, Any] = {}
+
+    @property
+    def _running(self) -> HostedRun:
+        assert self._run is not None
+        return self._run
 
     def add(self, callbacks: Sequence[object]) -> None:
         """Takes more callbacks, before a run."""
         self._callbacks = [*self._callbacks, *callbacks]
 
-    def _forget_batch(self) -> None:
-        """Goes to where no run is under way."""
-        self._begun = self._in_epoch = self._is_last = self._ends = self._due = False
-        self._stopped = self._collected = self._is_validating = False
-        self._items: float = 1
-        self._scaler: Any = None
-        self._scale = 1.0
-        self._last: dict[str, Any] = {}
-
     @property
     def state_key(self) -> str:
         return "trainer_lightning.Plugins"
-
-    # The start and the end
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
@@ -120,7 +124,7 @@ class Plugins(Callback):  # type: ignore[misc]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         check_trainer(trainer)
-        self._forget_batch()
+        self._at, self._beside, self._last = Turn(), None, {}
         place = self._output_dir or Path(trainer.default_root_dir, "plugins")
         schedulers = [each.scheduler for each in trainer.lr_scheduler_configs]
         self._run = run = HostedRun(
@@ -153,7 +157,7 @@ class Plugins(Callback):  # type: ignore[misc]
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         view.puts_weights_back = weights_changer(trainer)
         if self._scaler is not None:
-            view.read_loss_scale = lambda: self._scale
+            view.read_loss_scale = lambda: self._at.scale
         view.is_saved_behind = lambda position: (
             any(position.update % each == 0 for each in updates)
             or (position.is_last and any((position.epoch + 1) % each == 0 for each in epochs))
@@ -172,16 +176,16 @@ class Plugins(Callback):  # type: ignore[misc]
             hold(wrapped(trainer, "save_checkpoint", watch_saves(self._tell_saved)))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        run = self._run
-        assert run is not None
-        self._begun = True
+        run = self._running
+        self._at.begun = True
         updates = trainer.estimated_stepping_batches
         run.view.total_steps = int(updates) if 0 <= updates < float("inf") else None
-        self._scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        self._at.scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         if run.is_main:
             for sentence in list_approximations(trainer):
                 logger.warning("Lightning: %s.", sentence)
         resumed = run.position.step > 0
+        self._beside = Beside(trainer, run.view)
         run.begin()
         if resumed:
             self._decide(trainer)
@@ -190,14 +194,14 @@ class Plugins(Callback):  # type: ignore[misc]
         run = self._run
         if run is not None and run.is_open:
             self._last = pack_state(run.collect())
-            self._finish(run, None if self._stopped else find_stop(trainer))
+            self._finish(run, None if self._at.stopped else find_stop(trainer))
 
     def _finish(self, run: HostedRun, stop: Stop | None, error: Any = None) -> None:
         self._held.close()
         try:
             self.result = run.end(stop, error) or self.result
         finally:
-            self._begun = False
+            self._at.begun = False
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         run = self._run
@@ -211,10 +215,10 @@ class Plugins(Callback):  # type: ignore[misc]
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         run = self._run
         if run is not None and run.is_open:  # nothing was left to train
-            if not self._begun:
+            if not self._at.begun:
                 run.begin()
             self._last = pack_state(run.collect())
-            self._finish(run, None if self._stopped else find_stop(trainer))
+            self._finish(run, None if self._at.stopped else find_stop(trainer))
         self._held.close()
 
     # Batches and updates
@@ -226,7 +230,8 @@ class Plugins(Callback):  # type: ignore[misc]
     def _start_epoch(self, trainer: Any, run: HostedRun) -> None:
         """Starts an epoch, or goes on with it: then Lightning calls no hook."""
         batches = trainer.num_training_batches
-        self._in_epoch, self._is_last = True, False
+        self._at.in_epoch, self._at.is_last, self._at.due = True, False, False
+        self._at.validates_every = validation_interval(trainer)
         run.start_epoch(
             trainer.current_epoch, batches=int(batches) if batches < float("inf") else None
         )
@@ -234,26 +239,26 @@ class Plugins(Callback):  # type: ignore[misc]
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        run = self._run
-        assert run is not None
-        is_first = not self._in_epoch or batch_idx == 0
-        if not self._in_epoch:
+        run = self._running
+        is_first = not self._at.in_epoch or batch_idx == 0
+        if not self._at.in_epoch:
             self._start_epoch(trainer, run)
             run.position.batch = batch_idx
         is_last = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
-        self._is_last = is_last
-        self._ends = is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._at.is_last = is_last
+        self._at.ends = is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if is_first or is_last:
-            self._items = count_items(batch)
+            self._at.items = count_items(batch)
         run.start_batch(batch, is_last=is_last)
 
     def _take_loss(self, loss: Tensor, answer: Mapping[str, Any] | None) -> None:
         run = self._run
-        if run is not None and self._begun:
+        apart = self._beside is not None and self._beside.is_computing
+        if run is not None and self._at.begun and not apart:
             outputs = None
             if answer is not None and run.asks_outputs:
                 outputs = {name: value for name, value in answer.items() if name != "loss"}
-            run.end_forward(loss, outputs, items=self._items)
+            run.end_forward(loss, outputs, items=self._at.items)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if self._run is not None:
@@ -262,64 +267,66 @@ class Plugins(Callback):  # type: ignore[misc]
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        run, ends = self._run, self._ends
-        assert run is not None
+        run = self._running
+        ends = self._at.ends
         if ends:
             run.end_step(skipped=self._scaler is not None and self._was_skipped())
         run.end_batch(ends_update=ends)
-        self._due = validates_behind(trainer, batch_idx)
-        if ends and not self._due and not self._is_last:
+        if self._at.validates_every is not None:
+            self._at.due = is_validated(trainer, batch_idx, self._at.validates_every)
+        if ends and not self._at.due and not self._at.is_last:
             self._decide(trainer)
 
     def _was_skipped(self) -> bool:
-        before, self._scale = self._scale, self._scaler.get_scale()
-        return bool(self._scale < before)
+        before, self._at.scale = self._at.scale, self._scaler.get_scale()
+        return bool(self._at.scale < before)
 
     # Validations and the ends of epochs
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._begun and self._run is not None:
-            if not self._in_epoch:
+        if self._at.begun and self._run is not None:
+            if not self._at.in_epoch:
                 self._start_epoch(trainer, self._run)
-            self._is_validating = True
+            self._at.is_validating = True
             self._metrics.start(trainer)
             self._run.start_validation()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         run = self._run
-        if not self._begun or run is None:
+        if not self._at.begun or run is None:
             return
-        ends_epoch = self._is_last or (trainer.should_stop and not self._due)
+        ends_epoch = self._at.is_last or (trainer.should_stop and not self._at.due)
         found = self._metrics.read(trainer, run.view)
-        self._is_validating = False
+        self._at.is_validating = False
         run.end_validation(found, ends_epoch=ends_epoch)
-        if self._ends and not ends_epoch:
+        if self._at.ends and not ends_epoch:
             self._decide(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        run = self._run
-        assert run is not None
-        if not self._in_epoch:  # it goes on behind the validation
+        run = self._running
+        if not self._at.in_epoch:  # it goes on behind the validation
             self._start_epoch(trainer, run)
-        cut = not (self._is_last or trainer.is_last_batch)
+        cut = not (self._at.is_last or trainer.is_last_batch)
         run.end_epoch(cut=cut)
-        self._in_epoch = False
+        self._at.in_epoch = False
         if not cut:
             self._decide(trainer)
 
     def _decide(self, trainer: Any) -> None:
         """Lets plugins end the run, or save a checkpoint, here."""
-        run = self._run
-        assert run is not None
+        run = self._running
         decision = run.decide()
         if decision.stop is not None:
-            self._stopped = self._stopped or not trainer.should_stop
+            self._at.stopped = self._at.stopped or not trainer.should_stop
             trainer.should_stop = True
-            return
-        if self._stopped:  # the trainer has gone on, for min_steps: nothing is latched here
-            self._stopped = trainer.should_stop = False
-        if decision.saves:
-            trainer.save_checkpoint(name_checkpoint(trainer))
+            if (
+                not self._at.is_last and self._at.in_epoch
+            ):  # Lightning takes a cut epoch for a whole one
+                trainer.save_checkpoint(name_checkpoint(trainer, "stopped"))
+        elif self._at.stopped:  # the trainer has gone on, for min_steps: nothing is latched here
+            self._at.stopped = trainer.should_stop = False
+        if decision.saves and decision.stop is None:
+            trainer.save_checkpoint(name_checkpoint(trainer, "requested"))
 
     # Checkpoints
 
@@ -327,16 +334,16 @@ class Plugins(Callback):  # type: ignore[misc]
         run = self._run
         if run is None or not run.is_open:
             return self._last
-        self._collected = True
+        self._at.collected = True
         return pack_state(run.collect())
 
     def _tell_saved(self, path: str) -> None:
         run = self._run
-        if run is not None and run.is_open and self._collected:
-            self._collected = False
+        if run is not None and run.is_open and self._at.collected:
+            self._at.collected = False
             run.tell_saved(Path(path))
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         run = self._run
-        if run is not None and run.is_open and not self._is_validating:
+        if run is not None and run.is_open and not self._at.is_validating:
             run.log(metrics)

@@ -1,0 +1,150 @@
+"""What five plugins add to one update of somebody else's trainer, beside the same trainer with one
+empty callback of its own. The plugins do nothing at the start and the end of each batch; what is
+measured is the host. Bars: at most 20 µs in Hugging Face, at most 40 in Lightning.
+
+The two runs take turns. What counts is the processor time of the loop's thread, the median over
+chunks of updates: other processes change it less than time. A host that is not installed is left
+out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from loop_overhead import Listener
+from measure import Row, describe_pairs, is_installed, make_parser, print_table, run_rounds
+from measure import write_json as write
+from torch import Tensor, nn
+from workload import BATCHES, CHUNK, LEARNING_RATE, UPDATES, Batch, build, loss_of
+
+
+class Clock:
+    """The batches of a run, and the processor time between them.
+
+    Attributes:
+        seconds: per update, of each chunk but the first.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def __len__(self) -> int:
+        return UPDATES
+
+    def __iter__(self) -> Iterator[Batch]:
+        clock = time.thread_time
+        for start in range(0, UPDATES, CHUNK):
+            begun = clock()
+            yield from BATCHES[start : start + CHUNK]
+            if start:
+                self.seconds.append((clock() - begun) / CHUNK)
+
+
+Train = Callable[[Clock], nn.Module]
+"""Trains on a loader; returns the model."""
+
+BARS = {"Lightning": 40.0}
+"""Host -> µs."""
+
+
+def make_listeners() -> list[object]:
+    return [Listener(number) for number in range(5)]
+
+
+def in_lightning(loader: Clock, make_callback: Callable[[str], Any]) -> nn.Module:
+    import lightning
+    import torch
+
+    own, _ = build()
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = own
+
+        def training_step(self, batch: Batch) -> Tensor:
+            return loss_of(self.model, batch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=LEARNING_RATE)
+
+    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with tempfile.TemporaryDirectory() as folder:
+        lightning.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            callbacks=[make_callback(folder)],
+            enable_model_summary=False,
+            default_root_dir=folder,
+            **off,
+        ).fit(Module(), loader)
+    return own
+
+
+def with_empty_lightning(loader: Clock) -> nn.Module:
+    from lightning.pytorch import Callback
+
+    names = [name for name in vars(Callback) if name.startswith("on_")]
+    empty = type("Empty", (Callback,), dict.fromkeys(names, _do_nothing))
+    return in_lightning(loader, lambda folder: empty())
+
+
+def with_plugins_lightning(loader: Clock) -> nn.Module:
+    from trainer_lightning import Plugins
+
+    return in_lightning(loader, lambda folder: Plugins(make_listeners(), discover=False))
+
+
+def _do_nothing(self: object, *arguments: Any, **named: Any) -> None:
+    """Is called by the host."""
+
+
+HOSTS: Mapping[str, tuple[str, Train, Train]] = {
+    "Lightning": ("trainer_lightning", with_empty_lightning, with_plugins_lightning),
+}
+"""Host -> the module to look for, how it trains with an empty callback, and with five plugins."""
+
+
+def time_update(train: Train) -> float:
+    """Returns the µs of an update, the median of a run."""
+    loader = Clock()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train(loader)
+    return 1e6 * statistics.median(loader.seconds)
+
+
+def measure(host: str, rounds: int) -> dict[str, Row]:
+    _, empty, plugins = HOSTS[host]
+    ways = {"empty": lambda: time_update(empty), "five plugins": lambda: time_update(plugins)}
+    figures = run_rounds(ways, rounds)
+    pairs = list(zip(figures["empty"], figures["five plugins"], strict=True))
+    return {"five plugins": describe_pairs(pairs)}
+
+
+def main() -> None:
+    options = make_parser(__doc__, rounds=20).parse_args()
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "trainer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    hosts = [name for name, (module, *_) in HOSTS.items() if is_installed(module)]
+    found = {name: measure(name, options.rounds) for name in hosts}
+    rows = []
+    for name, sides in found.items():
+        row = sides["five plugins"]
+        figures = f"{row['difference']:.1f} ({row['difference_low']:.1f} … "
+        rows.append([name, f"{figures}{row['difference_high']:.1f})", f"{BARS[name]:.0f}"])
+    print("µs per update beside the host with an empty callback: median and quartiles.")
+    print_table(["host", "five plugins", "bar"], rows)
+    write(options.json, found, rounds=options.rounds)
+
+
+if __name__ == "__main__":
+    main()

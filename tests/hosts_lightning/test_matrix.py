@@ -1,0 +1,23 @@
+"""The same run in our own trainer and in a Lightning trainer, case by case."""
+
+import pytest
+
+pytest.importorskip("lightning")
+
+from .driver import MARKS, compare, scenarios
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.mark.parametrize("case", scenarios.CASES, ids=lambda case: case.name)
+def test_a_run_is_that_of_our_own_trainer(case, tmp_path):
+    found = compare(case, tmp_path)
+    if case.name in MARKS:
+        assert found, f"it is the same now: take it off MARKS ({MARKS[case.name]})"
+    else:
+        assert not found, "\n".join(found)
+
+
+def test_at_most_six_cases_are_not_the_same():
+    assert len(MARKS) <= 6
+    assert MARKS.keys() <= {case.name for case in scenarios.CASES}
