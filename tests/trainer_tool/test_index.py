@@ -103,6 +103,13 @@ def test_a_plugin_has_all_that_is_known_of_it(site: Any) -> None:
     assert page.links == ["https://pypi.org/project/dist-warmth/", "https://example.org/warmth"]
 
 
+def test_a_private_one_leads_to_no_index_where_somebody_elses_may_have_its_name(site: Any) -> None:
+    install(site, "warmth", "Classifier: Private :: Do Not Upload")
+    page = make(site)
+    assert "dist-warmth" in page.words
+    assert not [link for link in page.links if "dist-warmth" in link]
+
+
 def test_a_broken_one_is_there_with_its_reason(site: Any) -> None:
     install(site, "broken", source="import gone")
     assert "No module named 'gone'" in make(site).words

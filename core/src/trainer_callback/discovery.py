@@ -31,7 +31,6 @@ __all__ = [
 
 GROUP: Final = "trainer.callbacks"
 _COMMANDS: Final = "trainer.commands"
-
 _MOST_METADATA: Final = 1 << 20
 """Bytes of a file of a wheel's metadata: a small archive may hold what fills the memory."""
 
@@ -114,6 +113,7 @@ class Distribution:
         name, version, summary: as pip shows them.
         links: label -> address: documentation, home page and so on.
         requires: its requirements, as written.
+        is_private: by a classifier, so that no package index has it.
     """
 
     name: str
@@ -121,6 +121,7 @@ class Distribution:
     summary: str
     links: dict[str, str]
     requires: tuple[str, ...]
+    is_private: bool = False
 
 
 def find_entries(blocked: Iterable[str] = ()) -> list[Entry]:
@@ -238,13 +239,13 @@ class _Wheel(importlib_metadata.Distribution):
 
 def _read_distribution(found: Any) -> Distribution:
     metadata = found.metadata
-    pairs = (line.partition(",") for line in metadata.get_all("Project-URL") or ())
-    links = {label.strip(): address.strip() for label, _, address in pairs}
-    if metadata.get("Home-page"):
-        links.setdefault("Homepage", metadata["Home-page"])
-    return Distribution(
-        found.name, found.version, metadata.get("Summary", ""), links, tuple(found.requires or ())
-    )
+    pairs = [line.partition(",") for line in metadata.get_all("Project-URL") or ()]
+    given = {"Homepage": metadata.get("Home-page")}
+    given.update({label.strip(): address.strip() for label, _, address in pairs})
+    links = {label: address for label, address in given.items() if address}
+    private, requires = str(metadata.get_all("Classifier")), tuple(found.requires or ())
+    words = (metadata.get("Summary", ""), links, requires, "Private ::" in private)
+    return Distribution(found.name, found.version, *words)
 
 
 def read_names(variable: str) -> list[str]:

@@ -91,7 +91,7 @@ def _write(row: Mapping[str, Any]) -> str:
         badge = f'<span class="level {name}" title="{why}">{said}</span>'
     state = _STATES[row["status"]]
     facts = [
-        _link_distribution(row["distribution"], row["version"]),
+        _link_distribution(row["distribution"], row["version"], listed=not row["private"]),
         f"for trainer-core {_text(row['core'])}" if row["core"] else "",
         _link_home(row["home"]),
         f'<span class="state {row["status"]}">{state}</span>',
@@ -105,9 +105,12 @@ def _write(row: Mapping[str, Any]) -> str:
     )
 
 
-def _link_distribution(name: str, version: str) -> str:
+def _link_distribution(name: str, version: str, *, listed: bool) -> str:
+    """Returns a link to the package index; the name alone of what is not `listed` there, where
+    somebody else's may have it.
+    """
     label = f"<bdi>{_text(name)}</bdi> <bdi>{_text(version)}</bdi>" if name else ""
-    if not _NAME.fullmatch(name):
+    if not (listed and _NAME.fullmatch(name)):
         return label
     return f'<a href="{_INDEX}{quote(name, safe="")}/" rel="noreferrer nofollow">{label}</a>'
 

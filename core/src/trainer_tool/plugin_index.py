@@ -108,6 +108,7 @@ def _row(entry: Entry, status: str, problem: str | None) -> dict[str, Any]:
         "problem": problem,
         "summary": "",
         "core": None,
+        "private": False,
         "home": None,
         "hooks": None,
         "brings": None,
@@ -122,7 +123,8 @@ def _read_metadata(found: Distribution | None) -> dict[str, Any]:
     links = {label.lower(): address for label, address in found.links.items()}
     ways = ("homepage", "home", "documentation", "repository", "source", *links)
     home = next((links[label] for label in ways if label in links), None)
-    return {"summary": found.summary, "core": _read_core(found.requires), "home": home}
+    facts = {"core": _read_core(found.requires), "home": home, "private": found.is_private}
+    return {"summary": found.summary, **facts}
 
 
 def _read_core(requires: Sequence[str]) -> str | None:

@@ -190,14 +190,18 @@ def compare_functions(scheduler: Any) -> tuple[str, bool] | None:
     if not parts:
         return None
     text = f"{type(parts[0]).__name__}: no snapshot keeps its functions"
+    seen = True
     for part in parts:
         rates = _rates_of(part)
+        seen = seen and rates is not None
         if rates is not None and not all(map(_is_close, rates, part._last_lr)):
             text += (
                 f", and this run's are others. The rates were {part._last_lr!r} in the snapshot "
                 f"and would be {rates!r} by those of this run, which hold behind the next update."
             )
             return text, True
+    if seen:
+        return f"{text}. This run's give the rates that the snapshot has here.", False
     return f"{text}. Nobody can see whether this run's are those of the snapshot's run.", False
 
 
