@@ -10,9 +10,10 @@ PACKAGES := core $(sort $(wildcard plugins/*))
 TRACKERS := $(addprefix plugins/,mlflow trackio wandb)
 LEVELS ?= early_stopping ema gradient_monitor lr_finder mirror notify optuna profiler tensorboard \
 	throughput
+HOSTS := $(sort $(wildcard hosts/*))
 PROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 
-.PHONY: help train test trackers try oldest check levels docs bench wheels clean
+.PHONY: help train test trackers hosts try oldest check levels docs bench wheels clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*##/make \1 \t/p' $(MAKEFILE_LIST)
@@ -25,6 +26,11 @@ test: $(VENV)/.dev  ## run every test
 
 trackers: .venv-trackers/.trackers  ## the tests of MLflow, trackio and W&B, with their own clients
 	timeout 900 .venv-trackers/bin/python -m pytest -n 2 tests/trackers
+
+hosts: .venv-hosts/.hosts  ## the tests of other trainers, with these; some minutes
+	for name in transformers lightning; do \
+		timeout 600 .venv-hosts/bin/python -m pytest -n 2 tests/hosts_$$name || exit 1; \
+	done
 
 try: $(VENV)/.run  ## a short run with every plugin: does this Python do?
 	$(BIN)/train-lm --max_steps 20 --early_stopping --gradient_monitor --ema --throughput \
@@ -40,7 +46,7 @@ oldest:  ## the tests with the oldest Python and the oldest libraries that are d
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(addsuffix /src,$(PACKAGES))
+	$(BIN)/mypy $(addsuffix /src,$(PACKAGES) $(HOSTS))
 	$(BIN)/python tests/check_types.py
 
 levels: $(VENV)/.dev  ## whether each plugin is gold, but for trackers, whose clients are elsewhere; half a minute each
@@ -76,6 +82,13 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 	$(PYTHON) -m venv .venv-trackers
 	.venv-trackers/bin/python -m pip install --quiet -c tests/trackers/constraints.txt \
 		$(addprefix -e ./,core $(TRACKERS)) pytest pytest-timeout pytest-xdist
+	touch $@
+
+.venv-hosts/.hosts: $(PROJECTS) $(addsuffix /pyproject.toml,$(HOSTS)) tests/hosts/constraints.txt
+	$(PYTHON) -m venv .venv-hosts
+	.venv-hosts/bin/python -m pip install --quiet -c constraints.txt -c tests/hosts/constraints.txt \
+		$(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES)) $(HOSTS)) -e "./core[data]" \
+		lightning peft trl pytest pytest-timeout pytest-xdist
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
