@@ -52,12 +52,68 @@ class Clock:
 Train = Callable[[Clock], nn.Module]
 """Trains on a loader; returns the model."""
 
-BARS = {"Lightning": 40.0}
+BARS = {"Hugging Face": 20.0, "Lightning": 40.0}
 """Host -> µs."""
 
 
 def make_listeners() -> list[object]:
     return [Listener(number) for number in range(5)]
+
+
+class Named:
+    """The batches of a loader as mappings, as a Hugging Face trainer wants them."""
+
+    def __init__(self, loader: Clock) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for x, y in self._loader:
+            yield {"x": x, "y": y}
+
+
+def in_transformers(loader: Clock, prepare: Callable[[Any], object]) -> nn.Module:
+    import transformers
+
+    own, optimizer = build()
+
+    class Trainer(transformers.Trainer):  # type: ignore[misc]
+        def get_train_dataloader(self) -> Any:
+            return Named(loader)
+
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Tensor:
+            return loss_of(model, (inputs["x"], inputs["y"]))
+
+    off = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none"}
+    with tempfile.TemporaryDirectory() as folder:
+        args = transformers.TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=1,
+            lr_scheduler_type="constant",
+            use_cpu=True,
+            disable_tqdm=True,
+            **off,
+        )
+        trainer = Trainer(own, args, optimizers=(optimizer, None))
+        prepare(trainer)
+        trainer.train()
+    return own
+
+
+def with_empty_transformers(loader: Clock) -> nn.Module:
+    from transformers import TrainerCallback
+
+    names = [name for name in vars(TrainerCallback) if name.startswith("on_")]
+    empty = type("Empty", (TrainerCallback,), dict.fromkeys(names, _do_nothing))
+    return in_transformers(loader, lambda trainer: trainer.add_callback(empty()))
+
+
+def with_plugins_transformers(loader: Clock) -> nn.Module:
+    from trainer_transformers import attach
+
+    return in_transformers(loader, lambda t: attach(t, make_listeners(), discover=False))
 
 
 def in_lightning(loader: Clock, make_callback: Callable[[str], Any]) -> nn.Module:
@@ -109,6 +165,11 @@ def _do_nothing(self: object, *arguments: Any, **named: Any) -> None:
 
 
 HOSTS: Mapping[str, tuple[str, Train, Train]] = {
+    "Hugging Face": (
+        "trainer_transformers",
+        with_empty_transformers,
+        with_plugins_transformers,
+    ),
     "Lightning": ("trainer_lightning", with_empty_lightning, with_plugins_lightning),
 }
 """Host -> the module to look for, how it trains with an empty callback, and with five plugins."""

@@ -84,7 +84,8 @@ def check_pip(arguments: list[str]) -> None:
     for word in arguments[1:]:
         if not word.startswith("-") and not (ROOT / word).exists():
             names = [path.read_text() for path in ROOT.glob("*/pyproject.toml")]
-            names += [path.read_text() for path in ROOT.glob("plugins/*/pyproject.toml")]
+            for folder in ("hosts", "plugins"):
+                names += [each.read_text() for each in ROOT.glob(f"{folder}/*/pyproject.toml")]
             names.append((ROOT / "CALLBACKS.md").read_text())
             assert any(f'name = "{word.partition("[")[0]}"' in text for text in names), word
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("transformers", minversion="5.3")
 
 
 from trainer_callback import StopRequest, TrainerCallback, UsageError

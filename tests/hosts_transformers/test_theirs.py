@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("transformers", minversion="5.3")
 
 import torch
 import transformers
