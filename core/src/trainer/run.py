@@ -21,6 +21,7 @@ from trainer_callback.checks import is_count
 from .config import ConfigError, TrainerConfig, refuse_settings
 from .counters import Position
 from .data.loaders import EpochLoader
+from .engine.accelerated_state import AcceleratedState
 from .engine.answers import Answers
 from .engine.assembly import Setup, assemble
 from .engine.boundary import Boundary, Validate
@@ -110,6 +111,7 @@ class Run:
         self._passes = Passes(setup, self._boundary, self._loaders)
         self.answers: Answers = self._passes.answers
         self._lifetime = Lifetime(setup, self._boundary, self._passes)
+        AcceleratedState(accelerator, setup, self._passes, self._lifetime)
         self.use_validation(validate)
 
     @property
@@ -163,8 +165,6 @@ class Run:
         share, and a signal cuts it.
         """
         return self._loaders.validation_batches(loader)
-
-    # Inside `start`
 
     def start(self, resume: Resume = False) -> contextlib.AbstractContextManager[Run]:
         """Returns the run as a context; inside it, the run holds the directory and the signals.

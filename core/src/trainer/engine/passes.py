@@ -182,7 +182,7 @@ class Passes:
         if number != self._pass:
             raise StopIteration
         if self.in_batch:
-            self._end_batch()
+            self.end_batch()
         elif self._source is None:
             self._finish_resume()
             self._source = self._checkpoint.continue_epoch(position.epoch, position.batch)
@@ -245,7 +245,7 @@ class Passes:
         position = self._position
         if self.in_batch and self.loss is not None:
             position.is_last |= self.ends_update  # the epoch's end decides and saves, not this one
-            self._end_batch()
+            self.end_batch()
         self.in_batch = self._setup.ranks.is_in_update = False
         if position.window:
             logger.warning(
@@ -307,7 +307,7 @@ class Passes:
         if self._setup.buffers is not None:
             self._setup.buffers.keep()
 
-    def _end_batch(self) -> None:
+    def end_batch(self) -> None:
         """Ends the micro-batch at hand, and the update where it was its last."""
         position, loss = self._position, self.loss
         self.in_batch = False

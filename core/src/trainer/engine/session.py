@@ -51,6 +51,7 @@ class Session:
     """One run outside its loop.
 
     Attributes:
+        place: where it writes, and what it goes on from.
         is_open: a run has begun, and is not over with all that its end does.
         result: how the last run ended, also where it failed; None before its end.
     """
@@ -61,7 +62,7 @@ class Session:
         self._store = view.store
         self._ranks = view.ranks
         self._checkpoint = checkpoint
-        self._place = Place(view.config, view.store, checkpoint, artifacts, self._ranks)
+        self.place: Place = Place(view.config, view.store, checkpoint, artifacts, self._ranks)
         self._files = {name: save_bytes(content) for name, content in artifacts.items()}
         self._states = CallbackStates()
         self._saved: tuple[int, bool, bool] | None = None
@@ -74,11 +75,10 @@ class Session:
         """Holds the output directory while the run lasts, and closes the callbacks at its end; see
         `Place.open`.
         """
-        self.is_open = True
-        place = self._place.open(resume, find_search(self._view))
+        self.is_open, place = True, self.place.open(resume, find_search(self._view))
         try:
             with self._ranks.run(), place, contextlib.closing(self._callbacks):
-                self._view.run_id = self._place.run_id
+                self._view.run_id = self.place.run_id
                 yield
         finally:
             self._store.end()
@@ -98,7 +98,7 @@ class Session:
         self._states = CallbackStates()
         self._saved = self._report_resumed = self.result = None
         with refusing():
-            found = self._place.find(resume)
+            found = self.place.find(resume)
             check_same(found, self._ranks)
         if self._callbacks.plugins:
             names = ", ".join(plugin.label for plugin in self._callbacks.plugins)
@@ -176,8 +176,8 @@ class Session:
         hook, loaded = self._callbacks.hook.on_snapshot_load, self._states.loaded
         with self._ending():
             hook(trainer=view, checkpoint=self._describe(found), state=loaded)
-        self._place.note_resume(position.step)
-        if self._place.found_is_own:
+        self.place.note_resume(position.step)
+        if self.place.found_is_own:
             self._saved = position.boundary
             if view.is_main_process:  # the killed run may not have come to report it
                 report = partial(self._report_saved, position.epoch, position.step, path)
@@ -221,7 +221,7 @@ class Session:
         if not due:
             return
         view.check_replicas()
-        state = self._collect()
+        state = self.collect()
         facts = describe_run(position, view.config, self._callbacks.plugins, view.model)
         facts["plugins"] = {**facts["plugins"], **self._states.carried_writers}
         facts.update(describe_changes(self._checkpoint.changed, self._callbacks.plugins))
@@ -232,7 +232,7 @@ class Session:
 
     def _report_saved(self, epoch: int, step: int, path: Path) -> None:
         """Tells every callback that the snapshot of an update is durable."""
-        self._place.note_snapshot()
+        self.place.note_snapshot()
         hook = self._callbacks.hook.on_snapshot_saved
         hook(trainer=self._view, path=path, epoch=epoch, step=step)
 
@@ -287,7 +287,8 @@ class Session:
         unsaved = self._attempt(partial(self._ranks.on_main, write, "end") if decided else write)
         return unsaved if error is None or (resumable and unsaved is not None) else error
 
-    def _collect(self) -> dict[str, Any]:
+    def collect(self) -> dict[str, Any]:
+        """Returns the state of everything now; all processes have to call it."""
         position = self._view.position
         self._checkpoint.check_rates(self._view.step)
         state = self._checkpoint.read(mid_epoch=position.is_mid_epoch)
@@ -327,8 +328,7 @@ class Session:
 
     def _write_final(self, weights: Mapping[str, Any], described: ModelWeights) -> Path:
         """Returns where it stands."""
-        view = self._view
-        files = dict(self._files)
+        view, files = self._view, dict(self._files)
         if describe_unsaveable(weights) is None:
             files["model.safetensors"] = save_safetensors(weights)
         facts = describe_run(view.position, view.config, self._callbacks.plugins, view.model)

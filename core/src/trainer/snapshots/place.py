@@ -84,6 +84,7 @@ class Place:
 
     Attributes:
         run_id: what tells the run that is open from all others, in all processes.
+        handed: returns what somebody else has kept, from which the next run goes on; or None.
     """
 
     def __init__(
@@ -106,8 +107,10 @@ class Place:
         self._artifacts = artifacts
         self._ranks = ranks
         self._named: Found | None = None
+        self._is_handed = False
         self._directory: RunDirectory | None = None
         self.run_id: str = ""
+        self.handed: Callable[[], Found] | None = None
 
     @contextlib.contextmanager
     def open(self, resume: Resume, search: Callable[[str], object] | None = None) -> Iterator[None]:
@@ -123,7 +126,7 @@ class Place:
             ResumeError: the snapshot that `resume` names cannot be trusted.
         """
         place = self._config.output_dir
-        self._named = self._directory = None
+        self._named, self._directory, self._is_handed = None, None, False
         if self._config.dry_run and resume not in (False, "auto"):
             raise ConfigError(
                 "a dry run starts anew, and cannot go on from a snapshot. Leave "
@@ -156,6 +159,9 @@ class Place:
             ConfigError: there is nothing to resume.
             SnapshotError: there are snapshots, and none is sound.
         """
+        if self.handed is not None and resume is False:
+            handed, self.handed, self._is_handed = self.handed, None, True
+            return handed()
         if self._named is not None:
             return self._named
         found = self._store.load_newest() if resume else None
@@ -172,7 +178,7 @@ class Place:
     @property
     def found_is_own(self) -> bool:
         """Whether the snapshot that `find` returns is one of this run's own."""
-        return self._named is None or self._is_own_snapshot
+        return not self._is_handed and (self._named is None or self._is_own_snapshot)
 
     def note_snapshot(self) -> None:
         """Remembers that a snapshot is durable here; in other processes nothing happens."""
@@ -204,6 +210,7 @@ class Place:
             record = RunRecord.read(place)
             search("" if record is None else record.run_id)
         resumes = self._is_own_snapshot or (asked and directory.has_snapshots)
+        resumes = resumes or (self.handed is not None and not resume and directory.is_known)
         if resume is True and not resumes:
             self.find(resume)
         directory.claim(
