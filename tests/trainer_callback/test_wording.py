@@ -46,7 +46,9 @@ def test_an_option_is_named_as_whoever_reads_it_can_give_it(arguments, code, fla
 
 
 def strings(path):
-    """The text of each string that is no docstring, with its line."""
+    """The text of each string that is no docstring, with its line; a `contract` is no message, but
+    says how `trainer plugins check` builds a plugin.
+    """
     tree = ast.parse(path.read_text())
     docs = {
         id(node.body[0].value)
@@ -55,6 +57,13 @@ def strings(path):
         and node.body
         and isinstance(node.body[0], ast.Expr)
     }
+    declared = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "contract"
+        for part in ast.walk(node)
+    }
+    docs |= declared
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
             yield node.lineno, node.value
