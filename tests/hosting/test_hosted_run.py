@@ -1,5 +1,9 @@
 """A loop of somebody else's that tells a `HostedRun` what it does."""
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -297,3 +301,43 @@ def train_batch(run, model):
     run.end_backward()
     run.end_step(skipped=False)
     run.end_batch(ends_update=True)
+
+
+BREAKING = """
+import os, sys, torch
+from trainer import TrainerConfig
+from trainer.hosting import HostedRun
+torch.manual_seed(0)
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+config = TrainerConfig(device="cpu")
+run = HostedRun(model, optimizer, host="A loop", config=config, callbacks=[], discover=False)
+run.open()
+run.begin()
+try:
+    run.start_epoch(0, batches=1)
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("the host broke")
+    run.decide()
+except BaseException as error:
+    run.end(None, error)
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_where_one_process_of_a_host_fails_the_others_hear_of_it(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    words = [sys.executable, "-c", BREAKING]
+    others = {**os.environ, **place, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            words, env={**others, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    waits, breaks = (process.communicate(timeout=60)[0] for process in processes)
+    assert breaks == "RuntimeError: the host broke\n"
+    assert waits.startswith("FixedPointError: ")
+    assert "the host broke" in waits

@@ -42,7 +42,6 @@ from ..engine.decision import StopDecider
 from ..engine.hyperparameters import check_hyperparameters, collect_hyperparameters
 from ..engine.outcome import make_result
 from ..result import Stop, TrainResult
-from ..step.losses import LossMeter
 from .parts import make_view
 from .place import hold_folder
 from .state import SavedState
@@ -112,14 +111,13 @@ class HostedRun(HostedUpdates):
             ConfigError: a callback needs an output directory, and there is none.
             PluginError: a callback cannot be used.
         """
-        view = make_view(
+        view, losses = make_view(
             *(model, optimizer, scheduler, config),
             host=host,
             callbacks=callbacks,
             discover=discover,
             device=device,
         )
-        losses = LossMeter(view.ranks)
         super().__init__(view, losses, StopDecider(config, view.manager, view.ranks))
         self._states = HostedStates(view, losses)
         self._held = contextlib.ExitStack()
@@ -268,8 +266,12 @@ class HostedRun(HostedUpdates):
                 _attempt(lambda: self.hook.on_train_end(trainer=view, result=result), failures)
                 _attempt(view.senders.wait, failures)
                 _attempt(view.queue.close, failures)
-                if error is None and failures:
-                    raise failures[0]
+                for failure in (error, *failures):
+                    if failure is not None:
+                        raise failure  # of which the other processes hear when `held` is left
+        except BaseException as raised:
+            if raised is not error:  # that the host raises itself
+                raise
         finally:
             view.is_ending = False
         return result

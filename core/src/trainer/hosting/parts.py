@@ -32,12 +32,15 @@ def make_view(
     callbacks: Sequence[object],
     discover: bool,
     device: torch.device | None,
-) -> HostedView:
-    """Returns what callbacks see; `HostedRun` says what the arguments are, and what is raised."""
+) -> tuple[HostedView, LossMeter]:
+    """Returns what callbacks see, and what adds up the losses; `HostedRun` says what the arguments
+    are, and what is raised.
+    """
     device = next(model.parameters()).device if device is None else device
     manager = make_manager(callbacks, config, discover=discover, progress=False)
     check_needs(manager.plugins, config)
     ranks, precision = join_ranks(device.type), Precision("fp32", device)
+    losses = LossMeter(ranks)
     updater = Updater(
         "",
         optimizer,
@@ -45,7 +48,7 @@ def make_view(
         Gradients(model, optimizer),
         config=config,
         precision=precision,
-        losses=LossMeter(ranks),
+        losses=losses,
         buffers=None,
         weights=Weights(ranks, batches=config.gradient_accumulation_steps),
     )
@@ -60,4 +63,4 @@ def make_view(
         precision=precision,
     )
     view.journal = make_journal(manager)
-    return view
+    return view, losses
