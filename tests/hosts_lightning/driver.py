@@ -8,7 +8,6 @@ prints, for each case, what differs from our own trainer.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -21,20 +20,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from trainer_lightning import Plugins
 
-
-def load_scenarios() -> Any:
-    """Returns the module, which is no package's: tests are not installed."""
-    if "scenarios" not in sys.modules:
-        path = Path(__file__).parent.parent / "hosts" / "scenarios.py"
-        spec = importlib.util.spec_from_file_location("scenarios", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules["scenarios"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["scenarios"]
-
-
-scenarios = load_scenarios()
+sys.path.insert(0, str(Path(__file__).parent.parent / "hosts"))  # tests are not installed
+import scenarios
 
 _SHORT = (
     "approximate: Lightning divides each loss of a window by its full size, so the gradient of a "

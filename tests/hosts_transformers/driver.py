@@ -8,7 +8,6 @@ prints, for each case, what differs from our own trainer.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -17,20 +16,8 @@ import transformers
 
 from trainer_transformers import attach
 
-
-def load_scenarios() -> Any:
-    """Returns the module, which is no package's: tests are not installed."""
-    if "scenarios" not in sys.modules:
-        path = Path(__file__).parent.parent / "hosts" / "scenarios.py"
-        spec = importlib.util.spec_from_file_location("scenarios", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules["scenarios"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["scenarios"]
-
-
-scenarios = load_scenarios()
+sys.path.insert(0, str(Path(__file__).parent.parent / "hosts"))  # tests are not installed
+import scenarios
 
 MARKS: Final = {
     "clipping, and a short window": "approximate: the gradient of a window of 2 of 3 micro-batches "

@@ -21,6 +21,7 @@ from ..result import Stop
 from ..step.scheduling import Scheduling
 from ..step.validation import CutError, agree_on_metrics, without_trace
 from .assembly import Setup
+from .own_metrics import describe_epoch, describe_interval, find_validated, record
 
 __all__ = ["Boundary", "Validate"]
 
@@ -100,23 +101,14 @@ class Boundary:
             position.validation_pending = position.step % every == 0
 
     def _log_interval(self) -> None:
-        metrics: dict[str, float | None] = {}
-        for name, updater in self._setup.updaters.items():
-            of = f"/{name}" if name else ""
-            metrics[f"learning_rate{of}"] = updater.rate
-            if updater.total_norm is not None:
-                metrics[f"grad_norm{of}"] = float(updater.total_norm)
-        if self._position.skips:
-            metrics["skipped_updates"] = self._position.skips
-        for name, mean in self._setup.losses.take_interval().items():
-            metrics[f"loss/{name}" if name else "loss"] = mean
-        self._view.log({name: value for name, value in metrics.items() if value is not None})
+        setup = self._setup
+        self._view.log(describe_interval(setup.updaters, self._position, setup.losses))
 
     def finish_update(self) -> None:
         """Validates, decides and saves behind an update inside an epoch."""
         if self._position.validation_pending and (metrics := self._validate()) is not None:
             self._position.validation_pending = False
-            self._record(metrics)
+            record(self._view, metrics)
             self.scheduling.end_validation(metrics)
         self.decide_and_save()
 
@@ -133,21 +125,17 @@ class Boundary:
         position.is_last = not cut  # after a resume behind the last update, too
         metrics: dict[str, float] | None = {}
         if self.validate is not None:
-            metrics = (self._find_validated() if cut else None) or self._validate()
+            metrics = (find_validated(position) if cut else None) or self._validate()
         if metrics is None:
             self.decide_and_save()
             return
-        means = self._setup.losses.epoch_means()
-        train_loss = sum(means.values()) if means else math.nan
-        named = {f"train_loss/{name}": mean for name, mean in means.items() if name}
-        if position.skips:
-            named["skipped_updates"] = position.skips
-        self._record({"train_loss": train_loss, **named, **metrics})
+        found = describe_epoch(position, self._setup.losses)
+        record(self._view, {**found, **metrics})
         self._decider.agree_on_callbacks()
         self._hook.on_epoch_end(
             trainer=self._view,
             epoch=position.epoch,
-            train_loss=train_loss,
+            train_loss=found["train_loss"],
             val_loss=metrics.get("val_loss"),
             metrics=position.metrics,
         )
@@ -155,14 +143,6 @@ class Boundary:
             position.epoch_done = True
             self.scheduling.end_epoch()
             self.decide_and_save()
-
-    def _find_validated(self) -> dict[str, float] | None:
-        """Returns what a validation has found at this update, if there was one."""
-        history, position = self._position.history, self._position
-        last = history[-1] if history else {}
-        if last.get("step") != position.step or "train_loss" in last:
-            return None
-        return {name: value for name, value in last.items() if name not in ("epoch", "step")}
 
     def decide_and_save(self) -> None:
         """Decides whether the run ends here, then takes the snapshot that is due."""
@@ -206,8 +186,3 @@ class Boundary:
         if found is not None:
             self._decider.reserve(time.monotonic() - started)
         return found
-
-    def _record(self, metrics: Mapping[str, float]) -> None:
-        position = self._position
-        self._view.log(metrics)
-        position.history.append({"epoch": position.epoch, "step": position.step, **metrics})

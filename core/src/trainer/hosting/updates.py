@@ -18,6 +18,7 @@ from trainer_callback.calls.manager import CallbackManager
 from ..config import TrainerConfig
 from ..counters import Position
 from ..engine.decision import StopDecider
+from ..engine.own_metrics import describe_epoch, describe_interval, find_validated, record
 from ..step.losses import LossMeter
 from .view import HostedView
 
@@ -151,19 +152,7 @@ class HostedUpdates:
         if ends_update:
             position.window = 0
             if position.step % self._config.log_interval == 0:
-                self._log_interval()
-
-    def _log_interval(self) -> None:
-        updater, metrics = self._updater, dict[str, float]()
-        if updater.rate is not None:
-            metrics["learning_rate"] = updater.rate
-        if updater.total_norm is not None:
-            metrics["grad_norm"] = float(updater.total_norm)
-        if self.position.skips:
-            metrics["skipped_updates"] = self.position.skips
-        if means := self._losses.take_interval():
-            metrics["loss"] = means[""]
-        self.view.log(metrics)
+                self.log(describe_interval({"": self._updater}, position, self._losses))
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Something else was logged by the host."""
@@ -189,7 +178,7 @@ class HostedUpdates:
         if ends_epoch:
             self._found = found
         else:
-            self._record(found)
+            record(self.view, found)
 
     def end_epoch(self, *, cut: bool = False, train_loss: float | None = None) -> None:
         """An epoch is over; where `cut`, before its end, for the run ends.
@@ -199,32 +188,17 @@ class HostedUpdates:
         """
         position, metrics = self.position, self._found or {}
         if cut and self._found is None:
-            metrics = self._find_validated()
-        self._found = None
-        means = self._losses.epoch_means()
-        if train_loss is None:
-            train_loss = sum(means.values()) if means else math.nan
-        skips = {"skipped_updates": position.skips} if position.skips else {}
-        self._record({"train_loss": train_loss, **skips, **metrics})
+            metrics = find_validated(position) or {}
+        self._found, found = None, describe_epoch(position, self._losses)
+        if train_loss is not None:
+            found["train_loss"] = train_loss
+        record(self.view, {**found, **metrics})
         self._decider.agree_on_callbacks()
         self.hook.on_epoch_end(
             trainer=self.view,
             epoch=position.epoch,
-            train_loss=train_loss,
+            train_loss=found["train_loss"],
             val_loss=metrics.get("val_loss"),
             metrics=position.metrics,
         )
         position.epoch_done = not cut
-
-    def _find_validated(self) -> dict[str, float]:
-        """Returns what a validation has found at this update, if there was one."""
-        history, position = self.position.history, self.position
-        last = history[-1] if history else {}
-        if last.get("step") != position.step or "train_loss" in last:
-            return {}
-        return {name: value for name, value in last.items() if name not in ("epoch", "step")}
-
-    def _record(self, metrics: Mapping[str, float]) -> None:
-        position = self.position
-        self.view.log(metrics)
-        position.history.append({"epoch": position.epoch, "step": position.step, **metrics})
