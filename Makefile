@@ -88,7 +88,7 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 	$(PYTHON) -m venv .venv-hosts
 	.venv-hosts/bin/python -m pip install --quiet -c constraints.txt -c tests/hosts/constraints.txt \
 		$(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES)) $(HOSTS)) -e "./core[data]" \
-		lightning peft trl pytest pytest-timeout pytest-xdist
+		lightning peft torchdata trl pytest pytest-timeout pytest-xdist
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml

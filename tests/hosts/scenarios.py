@@ -403,6 +403,7 @@ def _live(case: Case, driver: Driver, rank: int, port: int) -> None:
         if case.processes > 1:
             named = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.processes}
             named |= {"MASTER_PORT": port, "LOCAL_WORLD_SIZE": case.processes}
+            named |= {"OMP_NUM_THREADS": 1}  # which accelerate sets else, with a warning
             os.environ.update({name: str(value) for name, value in named.items()})
             os.environ["MASTER_ADDR"] = "127.0.0.1"
         found = driver(case, rank)

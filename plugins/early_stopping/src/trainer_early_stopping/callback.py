@@ -106,7 +106,8 @@ class EarlyStoppingCallback(TrainerCallback):
         self.min_delta: float = require_margin(min_delta)
         check_types(EarlyStoppingCallback, locals(), PREFIX)
         self.min_delta_mode = min_delta_mode
-        self.restore_best = self.restores_weights = restore_best
+        self.restore_best = restore_best
+        self.restores_weights: bool = restore_best
         self.monitor = monitor
         self.mode = require_mode(mode, monitor)
         self.check_on = check_on

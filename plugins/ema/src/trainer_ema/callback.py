@@ -93,7 +93,8 @@ class EMACallback(TrainerCallback):
         self.every = every
         self.use_buffers = use_buffers
         self.use_for_validation = use_for_validation
-        self.swap_at_end = self.restores_weights = swap_at_end
+        self.swap_at_end = swap_at_end
+        self.restores_weights: bool = swap_at_end
         self.updates: int = 0
         self._first: object = None
         self._others: dict[str, _Other] = {}
