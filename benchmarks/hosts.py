@@ -2,9 +2,9 @@
 empty callback of its own. The plugins do nothing at the start and the end of each batch; what is
 measured is the host. Bars: at most 20 µs in Hugging Face, at most 40 in Lightning.
 
-The two runs take turns. What counts of each is the processor time of the loop's thread in an update
-that little has disturbed, one of the quickest tenth; then the median over the rounds. A host that
-is not installed is left out.
+The two runs are two threads that take turns at every update, so that the machine is as quick for
+the one as for the other. What counts is the processor time of the thread in an update, and of that
+the difference of the pair. A host that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import statistics
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from loop_overhead import Listener
-from measure import Row, describe_pairs, is_installed, make_parser, print_table, run_rounds
+from measure import Row, describe_pairs, is_installed, make_parser, print_table
 from measure import write_json as write
 from torch import Tensor, nn
 from workload import BATCHES, CHUNK, LEARNING_RATE, UPDATES, Batch, build, loss_of
@@ -33,8 +35,10 @@ class Clock:
         seconds: of each update, but for the first few.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hand_over: Callable[[], None]) -> None:
+        """Calls `hand_over` before each batch; that takes no processor time of this thread."""
         self.seconds: list[float] = []
+        self._hand_over = hand_over
 
     def __len__(self) -> int:
         return UPDATES
@@ -45,7 +49,8 @@ class Clock:
             now = clock()
             if number > CHUNK:
                 self.seconds.append(now - begun)
-            begun = now
+            self._hand_over()
+            begun = clock()
             yield batch
 
 
@@ -175,19 +180,52 @@ HOSTS: Mapping[str, tuple[str, Train, Train]] = {
 """Host -> the module to look for, how it trains with an empty callback, and with five plugins."""
 
 
-def time_update(train: Train) -> float:
-    """Returns the µs of an update of a run that little has disturbed."""
-    loader = Clock()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train(loader)
-    return 1e6 * statistics.quantiles(loader.seconds, n=10)[0]
+class Turns:
+    """Two threads of which one runs at a time."""
+
+    def __init__(self) -> None:
+        self._mine = [threading.Semaphore(1), threading.Semaphore(0)]
+        self._is_alone = False
+
+    def hand_over(self, side: int) -> None:
+        """Lets the other go on until it hands over, or has ended."""
+        if not self._is_alone:
+            self._mine[1 - side].release()
+            self._mine[side].acquire()
+
+    @contextlib.contextmanager
+    def live(self, side: int) -> Iterator[None]:
+        """The whole life of a thread."""
+        self._mine[side].acquire()
+        try:
+            yield
+        finally:
+            self._is_alone = True
+            self._mine[1 - side].release()
+
+
+def run_pair(empty: Train, plugins: Train) -> list[tuple[float, float]]:
+    """Trains both ways in turn; returns the µs of each pair of updates."""
+    turns, clocks = Turns(), list[Clock]()
+    for side in (0, 1):
+        clocks.append(Clock(partial(turns.hand_over, side)))
+
+    def live(side: int, train: Train) -> None:
+        with turns.live(side):
+            train(clocks[side])
+
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with quiet[0], quiet[1], ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(live, 0, empty), pool.submit(live, 1, plugins)]:
+            done.result()
+    pairs = zip(clocks[0].seconds, clocks[1].seconds, strict=True)
+    return [(1e6 * base, 1e6 * own) for base, own in pairs]
 
 
 def measure(host: str, rounds: int) -> dict[str, Row]:
     _, empty, plugins = HOSTS[host]
-    ways = {"empty": lambda: time_update(empty), "five plugins": lambda: time_update(plugins)}
-    figures = run_rounds(ways, rounds)
-    pairs = list(zip(figures["empty"], figures["five plugins"], strict=True))
+    run_pair(empty, plugins)  # does not count
+    pairs = [pair for _ in range(rounds) for pair in run_pair(empty, plugins)]
     return {"five plugins": describe_pairs(pairs)}
 
 

@@ -66,6 +66,10 @@ class Decision:
     saves: bool
 
 
+_NONE: list[Answer] = []
+_GO_ON = Decision(None, saves=False)
+
+
 class HostedRun(HostedUpdates):
     """One run of a host, as its callbacks see it.
 
@@ -207,16 +211,17 @@ class HostedRun(HostedUpdates):
         """Asks callbacks whether the run ends here, and whether they want a checkpoint; nothing is
         latched. All processes have to call it.
         """
-        view, answers = self.view, list[Answer]()
+        view, answers = self.view, _NONE
         if view.queue.waiting:
             view.queue.make_calls()
         if "should_stop_training" in self.manager.used:
             answers = self.manager.ask_stop(trainer=view)
         stop = self._decider.decide(self.position, answers)
         stop, saves = self._decider.agree(stop, snapshot_due=view.snapshot_requested)
-        view.snapshot_requested = view.snapshot_requested and not saves
+        if saves:
+            view.snapshot_requested = False
         self.stop = stop
-        return Decision(stop, saves or stop is not None)
+        return _GO_ON if stop is None and not saves else Decision(stop, True)
 
     def collect(self) -> SavedState:
         """Returns the state of the callbacks, for a checkpoint of this place. All processes have to

@@ -13,10 +13,10 @@ from ..engine.assembly import check_needs
 from ..engine.own_callbacks import make_journal, make_manager
 from ..processes.group import join_ranks
 from ..step.gradients import Gradients
-from ..step.losses import LossMeter
 from ..step.precision import Precision
 from ..step.update import Updater
 from ..step.weights import Weights
+from .losses import HostedLosses
 from .view import HostedView
 
 __all__ = ["make_view"]
@@ -32,7 +32,7 @@ def make_view(
     callbacks: Sequence[object],
     discover: bool,
     device: torch.device | None,
-) -> tuple[HostedView, LossMeter]:
+) -> tuple[HostedView, HostedLosses]:
     """Returns what callbacks see, and what adds up the losses; `HostedRun` says what the arguments
     are, and what is raised.
     """
@@ -40,7 +40,7 @@ def make_view(
     manager = make_manager(callbacks, config, discover=discover, progress=False)
     check_needs(manager.plugins, config)
     ranks, precision = join_ranks(device.type), Precision("fp32", device)
-    losses = LossMeter(ranks)
+    losses = HostedLosses(ranks, host=host)
     updater = Updater(
         "",
         optimizer,

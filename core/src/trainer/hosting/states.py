@@ -10,7 +10,7 @@ from trainer_callback import ResumeError
 from ..snapshots.agreement import keep_own_states, pick_own_states
 from ..snapshots.facts import describe_run
 from ..snapshots.state_table import CallbackStates, load_states
-from ..step.losses import LossMeter
+from .losses import HostedLosses
 from .state import SavedState
 from .view import HostedView
 
@@ -25,7 +25,7 @@ class HostedStates:
             begun.
     """
 
-    def __init__(self, view: HostedView, losses: LossMeter) -> None:
+    def __init__(self, view: HostedView, losses: HostedLosses) -> None:
         """Keeps references."""
         self._view, self._losses = view, losses
         self._states, self._own = CallbackStates(), set[str]()

@@ -19,7 +19,7 @@ from ..config import TrainerConfig
 from ..counters import Position
 from ..engine.decision import StopDecider
 from ..engine.own_metrics import describe_epoch, describe_interval, find_validated, record
-from ..step.losses import LossMeter
+from .losses import HostedLosses
 from .view import HostedView
 
 __all__ = ["HostedUpdates"]
@@ -30,10 +30,11 @@ logger: logging.Logger = logging.getLogger("trainer")
 class HostedUpdates:
     """The part of a `HostedRun` between its start and its end; see there."""
 
-    def __init__(self, view: HostedView, losses: LossMeter, decider: StopDecider) -> None:
+    def __init__(self, view: HostedView, losses: HostedLosses, decider: StopDecider) -> None:
         """Keeps references."""
         self.view: HostedView = view
         self.manager: CallbackManager = view.manager
+        self.hook: TrainerCallback = view.manager.hook
         self.position: Position = view.position
         self._config: TrainerConfig = view.config
         self._ranks, self._updater = view.ranks, view.updater
@@ -41,12 +42,6 @@ class HostedUpdates:
         self._found: dict[str, float] | None = None
         self._loss: Tensor | None = None
         self._outputs: Any = None
-        self._is_finite = True
-
-    @property
-    def hook(self) -> TrainerCallback:
-        """What calls the hooks."""
-        return self.manager.hook
 
     @property
     def asks_outputs(self) -> bool:
@@ -95,8 +90,7 @@ class HostedUpdates:
         """
         own = loss.detach()
         self._loss, self._outputs = own, outputs
-        self._losses.items = items
-        self._losses.add(own)
+        self._losses.add_batch(own, items)
         if "on_forward_end" in self.manager.used:
             self.hook.on_forward_end(trainer=self.view, loss=own.clone(), outputs=outputs)
         self.position.window += 1
@@ -104,7 +98,6 @@ class HostedUpdates:
 
     def end_backward(self) -> None:
         """The gradients of an update are complete: of the unscaled loss, averaged, not clipped."""
-        self.view.updater = self._updater
         self.position.step = self.position.update - 1
         rate = self._updater.optimizer.param_groups[0].get("lr")
         self._updater.rate = None if rate is None else float(rate)
@@ -114,7 +107,8 @@ class HostedUpdates:
 
     def end_clipping(self, total_norm: Tensor | float, limit: float) -> None:
         """The gradients were clipped to `limit`; `total_norm` is their norm before."""
-        norm = torch.as_tensor(total_norm).detach()
+        norm = total_norm if isinstance(total_norm, Tensor) else torch.as_tensor(total_norm)
+        norm = norm.detach() if norm.requires_grad else norm
         self._updater.total_norm = norm
         if "on_gradients_clipped" in self.manager.used:
             own, clipped = norm.clone(), norm > limit
@@ -127,13 +121,7 @@ class HostedUpdates:
         position = self.position
         position.step, position.skips = position.update, position.skips + int(skipped)
         self._ranks.is_in_update = False
-        if not self._losses.fetch() and self._is_finite:
-            self._is_finite = False
-            logger.warning(
-                "the loss of update %d is not finite, and is left out of the means that plugins "
-                "see; %s goes on.",
-                *(position.step, self.view.host),
-            )
+        self._losses.end_update(position.step)
         self.hook.on_step_end(trainer=self.view, skipped=skipped)
 
     def end_batch(self, *, ends_update: bool) -> None:

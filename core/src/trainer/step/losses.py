@@ -266,9 +266,9 @@ class LossMeter:
             pairs = [*pairs, *self._pending.pop(name, _NONE)]
         read, items = zip(*pairs, strict=True) if pairs else ((), ())
         if isinstance(verdict, Tensor):
-            *values, self.verdict = _read([*read, verdict])
+            *values, self.verdict = read_scalars([*read, verdict])
         else:
-            values = [read[0].item()] if len(read) == 1 else _read(read)
+            values = [read[0].item()] if len(read) == 1 else read_scalars(read)
             self.verdict = verdict or 0.0
         if first == 1 and not name:
             found = [values[0] * items[0], items[0], 0.0, 0]
@@ -295,7 +295,7 @@ class LossMeter:
         read += [count for count in counts if isinstance(count, Tensor)]
         known = [count for count in counts if not isinstance(count, Tensor)]
         read += [verdict] if isinstance(verdict, Tensor) else []
-        total, *rest = _read(read)
+        total, *rest = read_scalars(read)
         self.verdict = rest.pop() if isinstance(verdict, Tensor) else verdict or 0.0
         for count in rest:
             check_count(count)
@@ -339,7 +339,8 @@ class LossMeter:
         self._sums.update({name: _Sums(**sums) for name, sums in {"": own, **named}.items()})
 
 
-def _read(scalars: Sequence[Tensor]) -> list[float]:
+def read_scalars(scalars: Sequence[Tensor]) -> list[float]:
+    """Returns 0-dim tensors as numbers, those of one device in one copy."""
     if not scalars or scalars[0].is_cpu or scalars[-1].is_cpu:
         return list(map(Tensor.item, scalars))
     double = any(scalar.dtype == torch.float64 for scalar in scalars)

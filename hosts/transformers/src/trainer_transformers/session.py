@@ -62,6 +62,7 @@ class Session:
         """
         self._trainer, self._options, self._checkpoint = trainer, options, checkpoint
         self.run: HostedRun | None = None
+        self._live: HostedRun  # the same, from then on
         self.window: Window = Window()
         self.is_validating: bool = False
         self._batches: int | None = None
@@ -113,7 +114,7 @@ class Session:
         run.view.batches_per_epoch = self._batches
         if isinstance(trainer, transformers.Trainer):
             lend_data(run, trainer)
-        self.run = run
+        self.run = self._live = run
         names = set(trainer.model.state_dict())
         place = find_place(trainer, self._batches)
         self._next_epoch = place[0]
@@ -146,11 +147,6 @@ class Session:
         self._live.begin(scheduler=self._trainer.lr_scheduler)
         if self._is_resumed and self._live.decide().stop is not None:
             self.is_ended_at_start = control.should_training_stop = True
-
-    @property
-    def _live(self) -> HostedRun:
-        assert self.run is not None
-        return self.run
 
     # Epochs and updates
 
@@ -272,6 +268,8 @@ class Session:
 
     def _decide(self, control: Any) -> None:
         decision = self._live.decide()
+        if decision.stop is None and not decision.saves:
+            return
         saves = self._trainer.args.save_strategy != SaveStrategy.NO
         if decision.stop is not None:
             control.should_training_stop = True

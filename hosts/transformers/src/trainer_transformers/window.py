@@ -5,7 +5,8 @@ Letters: k micro-batches of an update, n items (tokens, where the trainer counts
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import UserDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -72,9 +73,9 @@ class Window:
 
 def count_rows(inputs: object) -> int:
     """Returns the number of rows of a batch: of its first tensor, or of a list of examples."""
-    values: Sequence[Any] = ()
-    if isinstance(inputs, Mapping):
-        values = [*inputs.values()]
+    values: Iterable[Any] = ()
+    if isinstance(inputs, (dict, UserDict, Mapping)):  # the last of which is slow to ask
+        values = inputs.values()
     elif isinstance(inputs, (list, tuple)):
         if not any(isinstance(each, Tensor) for each in inputs):
             return max(len(inputs), 1)
