@@ -50,7 +50,8 @@ ENTRIES = {
 
 def main(target: Path) -> int:
     target.mkdir(exist_ok=True)
-    for project in [ROOT / "core", *sorted((ROOT / "plugins").iterdir())]:
+    folders = [*(ROOT / "plugins").iterdir(), *(ROOT / "hosts").iterdir()]
+    for project in [ROOT / "core", *sorted(folders)]:
         build(project, target)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -20,9 +20,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the commands keep about plugins is kept here, and not among the user's own files."""
+    """What the commands keep about plugins is kept here, and not among the user's own files; and a
+    pytest that a test starts tidies up no folders of another one.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRAINER_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PYTEST_DEBUG_TEMPROOT", str(tmp_path_factory.mktemp("nested")))
         yield
 
 
