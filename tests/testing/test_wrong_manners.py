@@ -243,6 +243,23 @@ def test_a_passive_callback_leaves_gradients_switched_on(tmp_path: Path) -> None
         Contract().test_it_leaves_the_model_in_its_mode(tmp_path)
 
 
+class LinkMaker(TrainerCallback):
+    """Points to a file that is to come, as libraries do with the newest of their logs."""
+
+    def on_train_start(self, trainer: Any) -> None:  # type: ignore[override]
+        link = trainer.output_dir / "newest.log" if trainer.output_dir is not None else None
+        if link is not None and not link.is_symlink():
+            link.symlink_to("of-tomorrow.log")
+
+
+def test_a_link_to_what_is_not_there_yet_is_no_fault(tmp_path: Path) -> None:
+    class Contract(CallbackContract):
+        def make(self) -> LinkMaker:
+            return LinkMaker()
+
+    assert [each.outcome for each in run_clauses(Contract, tmp_path, {KILLED})] == ["passed"]
+
+
 def test_a_callback_may_say_that_it_changes_batches(tmp_path: Path) -> None:
     class Contract(CallbackContract):
         changes_batches = True

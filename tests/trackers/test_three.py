@@ -85,7 +85,10 @@ def test_a_full_disk_is_said_once_and_changes_nothing_of_the_run(run: Lives, req
         load(name).prepare(run.output)
         assert run.live(At("on_batch_end", 1, lambda _: fill(disk))) == 0
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        is_busy = subprocess.run(["umount", str(disk)], check=False).returncode != 0
+        if is_busy:  # of the next session it is not to be the trouble
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    assert not is_busy
     assert run.said.count("not all of it was sent") == 1, run.said
     assert run.said.count("cannot send") <= 1
     model = Path("final", "model.safetensors")

@@ -16,14 +16,23 @@ from trainer.view import senders
 from trainer_callback import PluginError, TrackerCallback, TrackerProcess, tracker_process
 
 NOTEBOOK = '''
-import os, sys, tempfile, time
+import os, subprocess, sys, tempfile, time
 from trainer_callback import serve_tracker
+
+LIBRARY = """
+import os, time
+parent = os.getppid()
+while os.getppid() == parent:
+    time.sleep(0.01)
+time.sleep(0.3)
+"""
 
 class Notebook:
     """Writes down what it is asked; hangs, or fails, in one of the calls."""
 
-    def __init__(self, path, hangs, fails):
+    def __init__(self, path, hangs, fails, starts):
         self.path, self.hangs, self.fails, self.count = path, hangs, fails, 0
+        self.starts = starts
         tempfile.mkdtemp()
 
     def note(self, what, *more):
@@ -35,6 +44,9 @@ class Notebook:
             raise OSError(28, "No space left on device")
 
     def start(self):
+        if self.starts:  # in a session of its own, and it takes a moment to end
+            words = [sys.executable, "-S", "-E", "-c", LIBRARY]
+            subprocess.Popen(words, start_new_session=True)
         self.note("start")
 
     def open(self, known):
@@ -65,16 +77,15 @@ class Notes(TrackerCallback):
     client = "json"
     requirement = "json>=1"
 
-    def __init__(self, hangs: str = "", fails: str = "") -> None:
-        self.hangs = hangs
-        self.fails = fails
+    def __init__(self, hangs: str = "", fails: str = "", starts: bool = False) -> None:
+        self.faults = {"hangs": hangs, "fails": fails, "starts": starts}
 
     def make_tracker(self, trainer, folder):
         folder.mkdir(exist_ok=True)
         (folder / "notebook_tracker.py").write_text(NOTEBOOK)
         return TrackerProcess(
             "notebook_tracker",
-            {"path": str(folder / "notes.txt"), "hangs": self.hangs, "fails": self.fails},
+            {"path": str(folder / "notes.txt"), **self.faults},
             log=folder / "client.log",
             environment={"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
         )
@@ -139,6 +150,12 @@ def test_what_hangs_costs_seconds_is_said_and_ends_with_the_run(place, impatient
     assert time.monotonic() - began < 15
     assert caplog.text.count("not all of it was sent") == 1
     assert "save_final" not in read_notes(place)
+
+
+@pytest.mark.parametrize("faults", [{}, {"fails": "send"}, {"hangs": "send"}])
+def test_what_its_process_has_started_is_gone_at_the_end_of_the_run(place, impatient, faults):
+    assert run(place, starts=True, **faults).exit_code == 0
+    assert find_processes(place.parent) == []
 
 
 def test_an_upload_of_the_finished_model_that_hangs_ends_with_the_run(place, impatient, caplog):

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from .outbox import Tracker
 from .records import LogRecord
@@ -30,7 +31,8 @@ __all__ = ["TrackerProcess", "serve_tracker"]
 logger: logging.Logger = logging.getLogger("trainer")
 
 _LOOK: Final = 0.1
-_PATIENCE: Final = 14.0
+_PATIENCE: Final = 13.5
+_GRACE: Final = 1.0
 
 
 class TrackerProcess:
@@ -120,15 +122,20 @@ class TrackerProcess:
         process, self._process = self._process, None
         if process is None or process.stdin is None or process.stdout is None:
             return None
-        if self._is_lost:  # another thread may wait for it, in a lock of these files
-            process.kill()
         with contextlib.suppress(OSError):
-            process.stdin.close()
+            if self._is_lost:
+                process.kill()
+            else:
+                process.stdin.write(json.dumps(["close", None]) + "\n")
+                process.stdin.flush()
         try:
             process.wait(patience)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        _wait_for_heirs(process.stdin)
+        with contextlib.suppress(OSError):
+            process.stdin.close()
         with process.stdout:
             answer = process.stdout.readline()
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -164,6 +171,15 @@ class TrackerProcess:
         return found.get("value")
 
 
+def _wait_for_heirs(stdin: IO[str]) -> None:
+    """Waits, a moment at most, for what the process had started: a library's own process ends a
+    little after it. Whoever has inherited its standard input keeps this pipe whole.
+    """
+    pipe = select.poll()
+    pipe.register(stdin, 0)  # errors alone: nobody reads any more
+    pipe.poll(_GRACE * 1000)
+
+
 def serve_tracker(make: Callable[..., Tracker]) -> None:
     """Answers a `TrackerProcess` until it has no more questions, or its process is gone. What the
     tracker logs for `trainer` is logged there. Does not return.
@@ -187,6 +203,8 @@ def serve_tracker(make: Callable[..., Tracker]) -> None:
             found["error"] = f"{type(error).__name__}: {error}"
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more
             print(json.dumps({**found, "said": said.take()}), file=answers, flush=True)
+        if what == "close":
+            break
     shutil.rmtree(temporary, ignore_errors=True)
     sys.stderr.flush()
     os._exit(0)  # Python takes a second or two to take a large library apart; a run waits for it

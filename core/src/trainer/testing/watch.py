@@ -4,6 +4,7 @@ the disk in the middle of a run.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -99,7 +100,7 @@ class StateWatch(TrainerCallback):
 
 class DiskCopy(TrainerCallback):
     """Copies the output directory once the snapshot of an update is durable: what a killed run
-    leaves behind.
+    leaves behind. Processes of the callback's may write there meanwhile.
     """
 
     def __init__(self, step: int, target: Path) -> None:
@@ -110,4 +111,10 @@ class DiskCopy(TrainerCallback):
         self, trainer: TrainerProtocol, step: int
     ) -> None:
         if step == self.step and trainer.output_dir is not None:
-            shutil.copytree(trainer.output_dir, self.target)
+            source = trainer.output_dir
+            shutil.copytree(source, self.target, symlinks=True, copy_function=_copy_if_there)
+
+
+def _copy_if_there(source: str, target: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
