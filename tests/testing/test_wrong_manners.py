@@ -247,8 +247,7 @@ class LinkMaker(TrainerCallback):
     """Points to a file that is to come, as libraries do with the newest of their logs."""
 
     def on_train_start(self, trainer: Any) -> None:  # type: ignore[override]
-        link = trainer.output_dir / "newest.log" if trainer.output_dir is not None else None
-        if link is not None and not link.is_symlink():
+        if not (link := trainer.output_dir / "newest.log").is_symlink():
             link.symlink_to("of-tomorrow.log")
 
 

@@ -159,7 +159,7 @@ class Outbox:
 
     def _allow(self, limit: int) -> None:
         self._limit = limit
-        if self._is_waiting or (self._retry_at and time.monotonic() < self._retry_at):
+        if self._is_waiting or time.monotonic() < self._retry_at:
             return
         self._is_waiting = True  # before the other thread may say that it is not
         if not self._trainer.submit(self._callback, self._send):
@@ -167,6 +167,8 @@ class Outbox:
 
     def _send(self) -> None:
         self._is_waiting = False  # what is allowed from here on needs another turn
+        if time.monotonic() < self._retry_at:  # it has failed since this was submitted
+            return
         try:
             if self._next is None:
                 self._next = self._tracker.open(self._known)

@@ -11,7 +11,7 @@ from trainer_callback.values import check_types
 
 __all__ = ["MLflowCallback"]
 
-_QUICK: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_QUICK: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 """For a server that does not answer: it is asked again later in any case."""
 
 
