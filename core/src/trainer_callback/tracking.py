@@ -6,7 +6,7 @@ import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import UsageError
 from .hookspecs import TrainerCallback
@@ -32,6 +32,7 @@ class TrackerCallback(TrainerCallback):
 
     critical = False
     needs_output_dir = True
+    contract: ClassVar[Mapping[str, object]] = {"passive": True}
     logs_metrics: tuple[str, ...] | None = ()
     name: str
     client: str
