@@ -13,7 +13,14 @@ LEVELS ?= early_stopping ema gradient_monitor lr_finder mirror notify optuna pro
 HOSTS := $(sort $(wildcard hosts/*))
 PROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 
-.PHONY: help train test trackers hosts try oldest check levels docs bench wheels clean
+define check_levels
+failed=; for name in $(2); do \
+	$(1)/trainer plugins check $$name --require gold || failed="$$failed $$name"; \
+done; \
+[ -z "$$failed" ] || { echo "not gold:$$failed"; exit 1; }
+endef
+
+.PHONY: help train test trackers hosts try oldest check levels trackerlevels docs bench wheels clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*##/make \1 \t/p' $(MAKEFILE_LIST)
@@ -49,11 +56,11 @@ check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/mypy $(addsuffix /src,$(PACKAGES) $(HOSTS))
 	$(BIN)/python tests/check_types.py
 
-levels: $(VENV)/.dev  ## whether each plugin is gold, but for trackers, whose clients are elsewhere; half a minute each
-	failed=; for name in $(LEVELS); do \
-		$(BIN)/trainer plugins check $$name --require gold || failed="$$failed $$name"; \
-	done; \
-	[ -z "$$failed" ] || { echo "not gold:$$failed"; exit 1; }
+levels: $(VENV)/.dev  ## whether each plugin but those of trackers is gold; half a minute each
+	$(call check_levels,$(BIN),$(LEVELS))
+
+trackerlevels: .venv-trackers/.trackers  ## the same of MLflow, trackio and W&B; some minutes
+	$(call check_levels,.venv-trackers/bin,$(notdir $(TRACKERS)))
 
 docs: $(VENV)/.docs  ## build the pages into docs/build; a warning is an error
 	$(BIN)/python -m sphinx -q -E -W --keep-going docs docs/build

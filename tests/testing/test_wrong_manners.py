@@ -244,11 +244,9 @@ def test_a_passive_callback_leaves_gradients_switched_on(tmp_path: Path) -> None
 
 
 class LinkMaker(TrainerCallback):
-    """Points to a file that is to come, as libraries do with the newest of their logs."""
-
     def on_train_start(self, trainer: Any) -> None:  # type: ignore[override]
         if not (link := trainer.output_dir / "newest.log").is_symlink():
-            link.symlink_to("of-tomorrow.log")
+            link.symlink_to("to-come.log")
 
 
 def test_a_link_to_what_is_not_there_yet_is_no_fault(tmp_path: Path) -> None:
