@@ -146,8 +146,6 @@ VENDORS = {
     "TrackioCallback": "trackio",
     "SwanLabCallback": "swanlab",
     "WandbCallback": "wandb",
-    "CometCallback": "comet_ml",
-    "ClearMLCallback": "clearml",
 }
 
 
@@ -163,11 +161,6 @@ def test_a_vendors_callback_runs_over_a_resume(name, tmp_path, monkeypatch):
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "TRACKIO_DIR": str(tmp_path / "trackio"),
         "DVCLIVE_NO_DVC": "1",
-        "COMET_START_ONLINE": "0",
-        "COMET_API_KEY": "none",
-        "COMET_OFFLINE_DIRECTORY": str(tmp_path),
-        "CLEARML_OFFLINE_MODE": "1",
-        "CLEARML_LOG_MODEL": "False",
     }.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.chdir(tmp_path)
