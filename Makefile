@@ -4,6 +4,7 @@ VENV := .venv
 PEERS := .venv-peers
 OLDEST ?= python3.10
 TESTS ?= tests
+JOBS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 PACKAGES := core $(sort $(wildcard plugins/*))
@@ -20,7 +21,7 @@ done; \
 [ -z "$$failed" ] || { echo "not gold:$$failed"; exit 1; }
 endef
 
-.PHONY: help train test trackers hosts try oldest check levels trackerlevels docs bench wheels clean
+.PHONY: help train test trackers hosts oldhosts try oldest check levels trackerlevels docs bench wheels clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*##/make \1 \t/p' $(MAKEFILE_LIST)
@@ -29,14 +30,20 @@ train: $(VENV)/.run  ## train a small language model: early stopping, gradient m
 	$(BIN)/train-lm --early_stopping --gradient_monitor --snapshot_interval 500
 
 test: $(VENV)/.dev  ## run every test
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
 trackers: .venv-trackers/.trackers  ## the tests of MLflow, trackio and W&B, with their own clients
-	timeout 900 .venv-trackers/bin/python -m pytest -n 2 tests/trackers
+	timeout 900 .venv-trackers/bin/python -m pytest -n $(JOBS) tests/trackers
 
 hosts: .venv-hosts/.hosts  ## the tests of other trainers, with these; some minutes
 	for name in transformers lightning; do \
-		timeout 600 .venv-hosts/bin/python -m pytest -n 2 tests/hosts_$$name || exit 1; \
+		timeout 600 .venv-hosts/bin/python -m pytest -n $(JOBS) tests/hosts_$$name || exit 1; \
+	done
+
+oldhosts: .venv-oldhosts/.hosts  ## the same runs in the oldest of the other trainers that are declared
+	for name in transformers lightning; do \
+		timeout 600 .venv-oldhosts/bin/python -m pytest -n $(JOBS) -W ignore::DeprecationWarning \
+			tests/hosts_$$name/test_matrix.py || exit 1; \
 	done
 
 try: $(VENV)/.run  ## a short run with every plugin: does this Python do?
@@ -48,7 +55,7 @@ oldest:  ## the tests with the oldest Python and the oldest libraries that are d
 	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/.dev
 	.venv-oldest/bin/python tests/oldest.py > .venv-oldest/oldest.txt
 	.venv-oldest/bin/python -m pip install --quiet -r .venv-oldest/oldest.txt
-	.venv-oldest/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(TESTS)
+	.venv-oldest/bin/python -m pytest -n $(JOBS) -W ignore::DeprecationWarning $(TESTS)
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
@@ -96,6 +103,14 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 	.venv-hosts/bin/python -m pip install --quiet -c constraints.txt -c tests/hosts/constraints.txt \
 		$(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES)) $(HOSTS)) -e "./core[data]" \
 		lightning peft torchdata trl pytest pytest-timeout pytest-xdist
+	touch $@
+
+.venv-oldhosts/.hosts: $(PROJECTS) $(addsuffix /pyproject.toml,$(HOSTS)) tests/hosts/oldest.txt
+	$(PYTHON) -m venv .venv-oldhosts
+	sed '/^tokenizers/d' constraints.txt > .venv-oldhosts/constraints.txt
+	.venv-oldhosts/bin/python -m pip install --quiet -c .venv-oldhosts/constraints.txt \
+		-c tests/hosts/oldest.txt $(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES)) $(HOSTS)) \
+		-e "./core[data]" lightning pytorch-lightning torchdata pytest pytest-timeout pytest-xdist
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml

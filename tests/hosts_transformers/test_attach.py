@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-pytest.importorskip("transformers", minversion="5.3")
+pytest.importorskip("transformers", minversion="5.6")
 
 import torch
 import transformers

@@ -1,8 +1,11 @@
 """The same run in our own trainer and in a Hugging Face trainer, case by case."""
 
 import pytest
+from packaging.version import Version
 
-pytest.importorskip("transformers", minversion="5.3")
+pytest.importorskip("transformers", minversion="5.6")
+
+import transformers
 
 from .driver import MARKS, compare, scenarios
 
@@ -11,6 +14,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("case", scenarios.CASES, ids=lambda case: case.name)
 def test_a_run_is_that_of_our_own_trainer(case, tmp_path):
+    resumed = case.processes > 1 and "killed" in case.name
+    if resumed and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("this transformers cannot load an optimizer in several processes on a CPU")
     found = compare(case, tmp_path)
     if case.name in MARKS:
         assert found, f"it is the same now: take it off MARKS ({MARKS[case.name]})"

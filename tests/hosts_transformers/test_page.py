@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformers", minversion="5.3")
+pytest.importorskip("transformers", minversion="5.6")
 
 from .driver import MARKS, scenarios
 

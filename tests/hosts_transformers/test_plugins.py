@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-pytest.importorskip("transformers", minversion="5.3")
+pytest.importorskip("transformers", minversion="5.6")
 
 
 from trainer_callback import StopRequest, TrainerCallback, UsageError

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-pytest.importorskip("transformers", minversion="5.3")
+pytest.importorskip("transformers", minversion="5.6")
 
 import torch
 import transformers
