@@ -10,6 +10,7 @@ import transformers
 
 from .events import Events
 from .metrics import PREFIX
+from .private import put_best_metric
 from .session import Session
 from .wrapping import WrappedMethods, ZeroGrad
 
@@ -37,6 +38,8 @@ def watch(
             if session.run is None:
                 session.open()
                 trainer.add_callback(events)
+                # Not before: a search for hyperparameters makes an accelerator for each trial.
+                _wrap_accelerator(trainer.accelerator, session, methods)
             return optimizer
 
         return create_optimizer
@@ -52,7 +55,6 @@ def watch(
     methods.put(trainer, "create_optimizer", open_behind)
     _wrap_step(trainer, session, methods)
     _wrap_loss(trainer, session, methods)
-    _wrap_clipping(trainer.accelerator, session, methods)
     _wrap_rest(trainer, session, methods)
 
 
@@ -98,19 +100,18 @@ def _wrap_loss(trainer: transformers.Trainer, session: Session, methods: Wrapped
 
         return compute_loss
 
+    methods.put(trainer, "compute_loss", compute)
+
+
+def _wrap_accelerator(accelerator: Any, session: Session, methods: WrappedMethods) -> None:
     def backward(original: Callable[..., Any]) -> Callable[..., Any]:
         def run_backward(loss: Any, **named: Any) -> Any:
-            if window.is_in_step:
+            if session.window.is_in_step:
                 session.end_forward(loss)
             return original(loss, **named)
 
         return run_backward
 
-    methods.put(trainer, "compute_loss", compute)
-    methods.put(trainer.accelerator, "backward", backward)
-
-
-def _wrap_clipping(accelerator: Any, session: Session, methods: WrappedMethods) -> None:
     def unscale(original: Callable[..., Any]) -> Callable[..., Any]:
         def unscale_gradients(*values: Any, **named: Any) -> Any:
             answer = original(*values, **named)
@@ -127,6 +128,7 @@ def _wrap_clipping(accelerator: Any, session: Session, methods: WrappedMethods) 
 
         return clip_grad_norm_
 
+    methods.put(accelerator, "backward", backward)
     methods.put(accelerator, "unscale_gradients", unscale)
     methods.put(accelerator, "clip_grad_norm_", clip)
 
@@ -154,3 +156,4 @@ def _wrap_rest(trainer: transformers.Trainer, session: Session, methods: Wrapped
 
     methods.put(trainer, "evaluate", validate)
     methods.put(trainer, "save_model", save)
+    put_best_metric(methods, trainer, lambda: session.wants_save)

@@ -51,6 +51,7 @@ class Session:
         is_validating: the trainer evaluates.
         is_ended_at_start: plugins have ended the run where it was resumed.
         asks_outputs: a callback wants what the model answers.
+        wants_save: plugins want a checkpoint behind the validation that has ended last.
         train_loss: of the epoch, where nobody tells the losses of its batches.
     """
 
@@ -69,6 +70,7 @@ class Session:
         self._next_epoch = 0
         self.is_ended_at_start: bool = False
         self.asks_outputs: bool = False
+        self.wants_save: bool = False
         self._is_resumed = self._ends_epoch = self._is_unscaled = self._steps = False
         self._later = (False, False)
         self._saved: Path | None = None
@@ -274,13 +276,13 @@ class Session:
         if decision.stop is not None:
             control.should_training_stop = True
         if decision.saves and (saves or decision.stop is None):
-            control.should_save = True
+            control.should_save = self.wants_save = True
 
     # Validation, logging, checkpoints
 
     def start_validation(self) -> None:
         """The trainer is about to evaluate."""
-        self.is_validating, self._logged = True, {}
+        self.is_validating, self.wants_save, self._logged = True, False, {}
         self._live.start_validation()
 
     def end_validation(self, metrics: Mapping[str, Any]) -> None:
