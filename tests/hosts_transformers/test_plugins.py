@@ -1,12 +1,16 @@
 """`Plugins`: an ordinary callback, which does what events allow and refuses the rest."""
 
+import copy
 import json
+import pickle
 import shutil
 
 import pytest
 
 pytest.importorskip("transformers", minversion="5.6")
 
+import torch
+import transformers
 
 from trainer_callback import StopRequest, TrainerCallback, UsageError
 from trainer_early_stopping import EarlyStoppingCallback
@@ -109,3 +113,72 @@ def test_a_run_that_plugins_had_ended_says_that_it_makes_one_update_more(tmp_pat
     found = train(tmp_path, True, entries=lambda: [Stops()], resume=True)
     assert found["end"][:2] == ("stopped", "enough")
     assert "one more update" in caplog.text
+
+
+class Boom(transformers.TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 2:
+            raise ConnectionError("boom")
+
+
+def test_the_arguments_are_the_trainers_own_in_a_checkpoint_and_behind_an_exception(tmp_path):
+    train(tmp_path / "a", True, num_train_epochs=1)
+    saved = torch.load(tmp_path / "a/checkpoint-3/training_args.bin", weights_only=False)
+    assert saved.max_grad_norm == 0.5
+    trainer = make_trainer(CASE, tmp_path / "b")
+    trainer.add_callback(Plugins(make_plugins(), discover=False))
+    trainer.add_callback(Boom())
+    with pytest.raises(ConnectionError):
+        trainer.train()
+    assert trainer.args.max_grad_norm == 0.5
+
+
+def test_a_training_behind_one_that_an_exception_has_ended_has_the_folder(tmp_path):
+    ends, first = scenarios.Ends(), make_trainer(CASE, tmp_path)
+    first.add_callback(Plugins([ends], discover=False))
+    first.add_callback(Boom())
+    with pytest.raises(ConnectionError):
+        first.train()
+    train(tmp_path, True, num_train_epochs=1)
+    assert (ends.result.status, ends.result.steps) == ("failed", 2)
+
+
+def test_two_of_them_in_one_trainer_are_refused(tmp_path):
+    trainer = make_trainer(CASE, tmp_path)
+    for _ in range(2):
+        trainer.add_callback(Plugins([], discover=False))
+    with pytest.raises(UsageError, match="is in use"):
+        trainer.train()
+
+
+def test_they_are_copied_and_pickled_behind_a_run(tmp_path):
+    plugins, trainer = Plugins(make_plugins(), discover=False), make_trainer(CASE, tmp_path)
+    trainer.add_callback(plugins)
+    trainer.train()
+    pickle.dumps(copy.deepcopy(plugins))
+
+
+def test_several_validation_sets_are_refused_and_attach_is_named(tmp_path):
+    trainer = make_trainer(CASE, tmp_path)
+    trainer.eval_dataset = {name: scenarios.make_data(1, 8) for name in ("a", "b")}
+    trainer.add_callback(Plugins(make_plugins(), discover=False))
+    with pytest.raises(UsageError, match=r"several sets .*trainer_transformers\.attach"):
+        trainer.train()
+
+
+def test_an_evaluation_under_another_name_is_no_validation(tmp_path):
+    class Tests(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            trainer.evaluate(scenarios.make_data(5, 8), metric_key_prefix="test")
+
+    class Validated(TrainerCallback):
+        calls = 0
+
+        def on_validation_end(self):
+            self.calls += 1
+
+    validated, trainer = Validated(), make_trainer(CASE, tmp_path, num_train_epochs=2)
+    trainer.add_callback(Plugins([validated], discover=False))
+    trainer.add_callback(Tests())
+    trainer.train()
+    assert validated.calls == 2

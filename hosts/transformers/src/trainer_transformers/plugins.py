@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 import transformers
 from torch import nn
@@ -16,6 +17,7 @@ from trainer_callback import RunError, UsageError
 
 from .metrics import PREFIX
 from .session import Options, Session
+from .settings import find_folder
 
 __all__ = ["Plugins"]
 
@@ -52,14 +54,17 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
         self._session: Session | None = None
         self._told = _Told()
         self._limit = 0.0
+        self._place: Path | None = None
         self._loss, self._steps, self._last_logged = 0.0, 0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        if self._session is not None:
-            self._session.end(RunError("the training was left, and has begun again."))
+        place = find_folder(args, self._options.output_dir)
+        for each in [*_open]:
+            if each is self or (each._place == place and each._told.state is not state):
+                each._leave()
+        self._place = place
         _check(args, state)
-        self._limit = self._limit or float(args.max_grad_norm or 0.0)
-        args.max_grad_norm = self._limit
+        self._limit = float(args.max_grad_norm or 0.0)
         told = self._told = _Told()
         told.model, told.optimizer = named["model"], named["optimizer"]
         told.lr_scheduler = named["lr_scheduler"]
@@ -71,9 +76,7 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
         session.note_loader(named["train_dataloader"])
         session.open(refuse=lambda run: _refuse(run, resumes=step > 0))
         self._loss, self._steps, self._last_logged = 0.0, 0, step
-        run = session.run
-        if run is not None and run.manager.used & {"on_backward_end", "on_gradients_clipped"}:
-            args.max_grad_norm = 0.0  # the gradients are clipped here, when they were shown
+        _open.add(self)
         session.begin(control)
         if session.is_ended_at_start:
             logger.warning(
@@ -91,6 +94,8 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if self._is_over:
             return
+        if self._clips:
+            args.max_grad_norm = 0.0  # the gradients are clipped here, when they were shown
         self._live.start_window_by_events()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
@@ -105,7 +110,8 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
             return
         session = self._live
         session.end_backward()
-        if args.max_grad_norm == 0.0 and self._limit:
+        if self._clips:
+            args.max_grad_norm = self._limit
             norm = nn.utils.clip_grad_norm_(self._told.model.parameters(), self._limit)
             session.end_clipping(norm, self._limit)
 
@@ -127,9 +133,17 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **named: Any
     ) -> None:
-        if self._session is not None and self._session.is_live:
-            self._told.control = control
-            self._session.end_validation(metrics or {})
+        session, found = self._session, metrics or {}
+        if session is None or not session.is_live:
+            return
+        self._told.control = control
+        if found.keys() & {f"{PREFIX}_loss", f"{PREFIX}_runtime"}:
+            session.end_validation(found)
+        elif session.is_due and any(name.startswith(f"{PREFIX}_") for name in found):
+            raise UsageError(
+                "Plugins: the trainer evaluates several sets one after the other, and no event "
+                "tells which is the last. Use trainer_transformers.attach(trainer, [...]) instead."
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **named: Any) -> None:
         if self._session is None or not self._session.is_live or not logs:
@@ -139,8 +153,7 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             done, self._last_logged = state.global_step - self._last_logged, state.global_step
             self._loss, self._steps = self._loss + logs["loss"] * done, self._steps + done
-            clips_here = args.max_grad_norm != self._limit
-            own = {"loss"} if clips_here else {"loss", "grad_norm"}
+            own = {"loss"} if self._clips else {"loss", "grad_norm"}
             self._session.log_own({name: logs[name] for name in sorted(own & logs.keys())})
         self._session.log(logs)
 
@@ -151,9 +164,29 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
         self._live.tell_saved()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        args.max_grad_norm = self._limit
-        session, self._session, self._limit = self._live, None, 0.0
+        session = self._live
+        self._forget()
         session.end()
+
+    def _forget(self) -> None:
+        """Keeps nothing of a training that is over."""
+        if self._told.args is not None:
+            self._told.args.max_grad_norm = self._limit
+        self._session, self._told = None, _Told()
+        _open.discard(self)
+
+    def _leave(self) -> None:
+        """Ends a training that an exception has ended, of which no event tells."""
+        session = self._live
+        self._forget()
+        session.end(RunError("the training was left, and has begun again."))
+
+    @property
+    def _clips(self) -> bool:
+        """Whether gradients are clipped here, and not by the trainer."""
+        run = self._live.run
+        looks = run is not None and run.manager.used & {"on_backward_end", "on_gradients_clipped"}
+        return bool(looks and self._limit)
 
     @property
     def _is_over(self) -> bool:
@@ -163,6 +196,10 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
     def _live(self) -> Session:
         assert self._session is not None
         return self._session
+
+
+_open: Final[WeakSet[Plugins]] = WeakSet()
+"""Those whose training has begun and not ended, as far as events tell."""
 
 
 def _check(args: Any, state: Any) -> None:

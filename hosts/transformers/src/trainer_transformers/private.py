@@ -11,9 +11,7 @@ from .wrapping import WrappedMethods
 __all__ = ["put_best_metric", "reload_weights"]
 
 
-def put_best_metric(
-    methods: WrappedMethods, trainer: Any, wants_save: Callable[[], bool]
-) -> None:
+def put_best_metric(methods: WrappedMethods, trainer: Any, wants_save: Callable[[], bool]) -> None:
     """Lets `save_strategy="best"`, which decides behind each validation anew, save a checkpoint
     that plugins want, too.
     """

@@ -49,6 +49,7 @@ class Session:
         run: what callbacks see; None before the optimizer is there.
         window: the update under way.
         is_validating: the trainer evaluates.
+        is_due: a validation follows, by the trainer's settings.
         is_ended_at_start: plugins have ended the run where it was resumed.
         asks_outputs: a callback wants what the model answers.
         wants_save: plugins want a checkpoint behind the validation that has ended last.
@@ -66,6 +67,7 @@ class Session:
         self._live: HostedRun  # the same, from then on
         self.window: Window = Window()
         self.is_validating: bool = False
+        self.is_due: bool = False
         self._batches: int | None = None
         self._next_epoch = 0
         self.is_ended_at_start: bool = False
@@ -243,8 +245,10 @@ class Session:
             # A checkpoint between the last update and the epoch's end would lose that at a resume.
             self._later = (control.should_evaluate, control.should_save)
             control.should_evaluate = control.should_save = False
-        elif not control.should_evaluate:
-            self._decide(control)
+        else:
+            self.is_due = bool(control.should_evaluate)
+            if not self.is_due:
+                self._decide(control)
 
     def end_epoch(self, control: Any) -> None:
         """An epoch is over, or is left."""
@@ -255,8 +259,8 @@ class Session:
         self._later = (False, False)
         control.should_evaluate = control.should_evaluate or evaluates
         control.should_save = control.should_save or saves
-        self._ends_epoch = True
-        if not control.should_evaluate:
+        self._ends_epoch, self.is_due = True, bool(control.should_evaluate)
+        if not self.is_due:
             self._finish_epoch(control)
 
     def _finish_epoch(self, control: Any) -> None:
@@ -287,7 +291,7 @@ class Session:
 
     def end_validation(self, metrics: Mapping[str, Any]) -> None:
         """The trainer has evaluated."""
-        self.is_validating = False
+        self.is_validating = self.is_due = False
         found = name_validated({**self._logged, **metrics})
         ends_epoch = self._ends_epoch
         self._live.end_validation(found, ends_epoch=ends_epoch)

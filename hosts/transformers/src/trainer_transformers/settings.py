@@ -20,6 +20,7 @@ from .host import Host
 __all__ = [
     "count_batches",
     "describe_settings",
+    "find_folder",
     "find_place",
     "make_config",
     "note_host",
@@ -38,9 +39,6 @@ def make_config(trainer: Host, output_dir: Path | None) -> TrainerConfig:
         output_dir: where plugins write; None: `plugins` in the trainer's output directory.
     """
     args, state = trainer.args, trainer.state
-    place = (
-        Path(args.output_dir or "trainer_output") / _FOLDER if output_dir is None else output_dir
-    )
     is_cut = args.max_steps <= 0 and args.num_train_epochs != int(args.num_train_epochs)
     intervals: dict[str, Any] = {"log_interval": _NEVER}
     if args.logging_strategy == IntervalStrategy.STEPS:
@@ -52,7 +50,7 @@ def make_config(trainer: Host, output_dir: Path | None) -> TrainerConfig:
     return TrainerConfig(
         epochs=max(int(state.num_train_epochs), 1),
         max_steps=int(state.max_steps) if args.max_steps > 0 or is_cut else None,
-        output_dir=place if output_dir is None else output_dir,
+        output_dir=find_folder(args, output_dir),
         run_name=_read_name(args),
         seed=max(args.seed, 0),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -61,6 +59,11 @@ def make_config(trainer: Host, output_dir: Path | None) -> TrainerConfig:
         snapshot_epochs=args.save_strategy == SaveStrategy.EPOCH,
         **intervals,
     )
+
+
+def find_folder(args: Any, output_dir: Path | None) -> Path:
+    """Returns where plugins write; see `make_config`."""
+    return Path(args.output_dir or "trainer_output") / _FOLDER if output_dir is None else output_dir
 
 
 def _read_name(args: Any) -> str | None:
