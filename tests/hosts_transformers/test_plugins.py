@@ -115,6 +115,14 @@ def test_a_run_that_plugins_had_ended_says_that_it_makes_one_update_more(tmp_pat
     assert "one more update" in caplog.text
 
 
+def test_a_checkpoint_elsewhere_is_not_mistaken_for_one_of_the_same_update_here(tmp_path, caplog):
+    there, here = tmp_path / "there", tmp_path / "here"
+    train(there, True, num_train_epochs=1)
+    train(here, True, num_train_epochs=1, logging_steps=3)
+    train(here, True, num_train_epochs=2, resume=str(there / "checkpoint-3"))
+    assert "of another run than the rest of the checkpoint" in caplog.text
+
+
 class Boom(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if state.global_step == 2:

@@ -48,3 +48,13 @@ def test_a_checkpoint_of_plugins_is_saved_where_only_the_best_are(tmp_path):
     attach(trainer, [Asks(), scenarios.StopAt(15)], discover=False).train()
     found = {path.name for path in tmp_path.glob("checkpoint-*")}
     assert found == {"checkpoint-5", "checkpoint-10", "checkpoint-15"}
+
+
+def test_the_state_of_a_run_whose_checkpoint_was_written_over_is_not_taken(tmp_path, caplog):
+    attach(make_trainer(CASE, tmp_path, num_train_epochs=1), [], discover=False).train()
+    make_trainer(CASE, tmp_path, num_train_epochs=1, logging_steps=2).train()  # without plugins
+    recorder = Recorder()
+    trainer = attach(make_trainer(CASE, tmp_path, num_train_epochs=2), [recorder], discover=False)
+    trainer.train(resume_from_checkpoint=True)
+    assert "of another run than the rest of the checkpoint" in caplog.text
+    assert recorder.of("on_train_start") == [{"resumed": False}]

@@ -25,7 +25,7 @@ STATE_FOLDER: Final = "plugins"
 
 
 class StateFileError(ResumeError):
-    """The state of the callbacks in a checkpoint is missing, damaged or of another update."""
+    """The state of the callbacks in a checkpoint is missing, damaged or of another update or run."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,27 @@ class SavedState:
             raise StateFileError(f"{source} has no state of plugins: {error!r}.") from error
 
 
-def write_state_file(checkpoint: Path, saved: SavedState) -> None:
+def write_state_file(checkpoint: Path, saved: SavedState, *, mark: str | None = None) -> None:
     """Writes the state into the folder `plugins` of a checkpoint, wholly or not at all.
+
+    Args:
+        mark: by which its host tells the run of the checkpoint from others; None: it cannot.
 
     Raises:
         SnapshotError: it could not be written.
     """
-    facts = {"step": saved.step, "plugins": dict(saved.writers)}
+    facts = {"step": saved.step, "plugins": dict(saved.writers), "mark": mark}
     write_snapshot(checkpoint / STATE_FOLDER, {STATE: save_state(saved.state)}, facts)
 
 
-def read_state_file(checkpoint: Path, step: int, *, strict: bool = False) -> SavedState | None:
+def read_state_file(
+    checkpoint: Path, step: int, *, mark: str | None = None, strict: bool = False
+) -> SavedState | None:
     """Returns the state in a checkpoint; None, with a warning, where there is none that fits.
 
     Args:
         step: the update that the host says the checkpoint is of.
+        mark: that of the run that the host says it is of; see `write_state_file`.
         strict: refuse the run instead.
 
     Raises:
@@ -93,6 +99,8 @@ def read_state_file(checkpoint: Path, step: int, *, strict: bool = False) -> Sav
             raise StateFileError(
                 f"{place} is of update {manifest.get('step')}, and the checkpoint of update {step}"
             )
+        if None not in (mark, own := manifest.get("mark")) and own != mark:
+            raise StateFileError(f"{place} is of another run than the rest of the checkpoint")
         return SavedState(step, state, manifest.get("plugins", {}), str(checkpoint))
     except StateFileError as error:
         if strict:

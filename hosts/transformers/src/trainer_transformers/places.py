@@ -8,6 +8,7 @@ from typing import Any
 
 import transformers
 
+from .checkpoints import mark_of
 from .events import Events
 from .metrics import PREFIX
 from .private import put_best_metric
@@ -149,7 +150,7 @@ def _wrap_rest(trainer: transformers.Trainer, session: Session, methods: Wrapped
     def save(original: Callable[..., Any]) -> Callable[..., Any]:
         def save_model(output_dir: Any = None, *values: Any, **named: Any) -> Any:
             if output_dir is not None and session.is_live:
-                session.save(Path(output_dir))
+                session.save(Path(output_dir), mark_of(trainer.state.log_history))
             return original(output_dir, *values, **named)
 
         return save_model

@@ -15,6 +15,7 @@ from trainer.config import read_path
 from trainer.hosting import HostedRun, make_callbacks
 from trainer_callback import RunError, UsageError
 
+from .checkpoints import mark_written
 from .metrics import PREFIX
 from .session import Options, Session
 from .settings import find_folder
@@ -160,7 +161,8 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if self._is_over:
             return
-        self._live.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self._live.save(folder, mark_written(folder))
         self._live.tell_saved()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:

@@ -16,10 +16,11 @@ import transformers
 from torch import Tensor
 from transformers.trainer_utils import SaveStrategy
 
-from trainer.hosting import HostedRun, SavedState, read_state_file, write_state_file
+from trainer.hosting import HostedRun
 from trainer.result import Stop
 
 from .beside import lend_data
+from .checkpoints import read_state, write_state
 from .host import Host
 from .metrics import name_validated, pick_other
 from .private import reload_weights
@@ -122,29 +123,13 @@ class Session:
         names = set(trainer.model.state_dict())
         place = find_place(trainer, self._batches)
         self._next_epoch = place[0]
-        saved = self._read_state(run)
+        saved = read_state(run, self._checkpoint, trainer.state, strict=options.strict)
         self._is_resumed, self.asks_outputs = saved is not None, run.asks_outputs
         run.open(saved, resumes=self._checkpoint is not None, place=place)
         if trainer.args.ignore_data_skip:
             run.position.batch = 0
         if self._checkpoint is not None and set(trainer.model.state_dict()) != names:
             reload_weights(trainer, self._checkpoint)
-
-    def _read_state(self, run: HostedRun) -> SavedState | None:
-        """Returns the state of the plugins that all processes have found, or None."""
-        if self._checkpoint is None:
-            return None
-        saved, fault = None, None
-        try:
-            step = int(self._trainer.state.global_step)
-            saved = read_state_file(self._checkpoint, step, strict=self._options.strict)
-        except Exception as error:
-            fault = error
-        everywhere = run.view.ranks.gather((saved is None, fault), "the state of the plugins")
-        for _, raised in everywhere:
-            if raised is not None:
-                raise raised
-        return None if any(is_missing for is_missing, _ in everywhere) else saved
 
     def begin(self, control: Any) -> None:
         """Everything is restored, and the first epoch has not begun."""
@@ -311,13 +296,16 @@ class Session:
         """The trainer has logged what `log` leaves out, and nobody else tells."""
         self._live.log({name: float(value) for name, value in logs.items()})
 
-    def save(self, folder: Path) -> None:
-        """A checkpoint is about to be saved to `folder`."""
-        run, step = self._live, int(self._trainer.state.global_step)
+    def save(self, folder: Path, mark: str | None) -> None:
+        """A checkpoint is saved to `folder`, in a moment or a moment ago.
+
+        Args:
+            mark: of the run that it is of, as `checkpoints` makes it.
+        """
+        step = int(self._trainer.state.global_step)
         if folder.name != f"checkpoint-{step}":
             return
-        saved = run.collect()
-        run.view.ranks.on_main(lambda: write_state_file(folder, saved), "the state of the plugins")
+        write_state(self._live, folder, mark)
         self._saved, self._saved_step = folder, step
 
     def tell_saved(self) -> None:
