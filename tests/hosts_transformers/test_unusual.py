@@ -1,14 +1,18 @@
 """Runs of a trainer that are less common: searches, data without a length, other ways of saving."""
 
+import math
+
 import pytest
 
 pytest.importorskip("transformers", minversion="5.3")
 
+import torch
 import transformers
 
 from trainer.testing import Recorder
 from trainer_callback import TrainerCallback
-from trainer_transformers import attach
+from trainer_early_stopping import EarlyStoppingCallback
+from trainer_transformers import Plugins, attach
 
 from .driver import make_trainer, scenarios
 
@@ -58,3 +62,67 @@ def test_the_state_of_a_run_whose_checkpoint_was_written_over_is_not_taken(tmp_p
     trainer.train(resume_from_checkpoint=True)
     assert "of another run than the rest of the checkpoint" in caplog.text
     assert recorder.of("on_train_start") == [{"resumed": False}]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Five batches, without a length."""
+
+    def __iter__(self):
+        return iter(scenarios.make_data(0))
+
+
+def make_streaming(place, **options):
+    made = make_trainer(CASE, place, eval_strategy="no", save_strategy="steps", **options)
+    model, optimizer = scenarios.make_model()
+    return transformers.Trainer(
+        model, made.args, train_dataset=Stream(), optimizers=(optimizer, None)
+    )
+
+
+class Epochs(TrainerCallback):
+    """Notes where epochs begin and end."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_epoch_start(self, trainer, epoch):
+        self.seen.append((epoch, trainer.step))
+
+    def on_epoch_end(self, trainer, epoch, train_loss):
+        assert math.isfinite(train_loss)
+        self.seen.append((epoch, trainer.step))
+
+
+def take_part(by_events, trainer, plugins):
+    if by_events:
+        trainer.add_callback(Plugins(plugins, discover=False))
+        return trainer
+    return attach(trainer, plugins, discover=False)
+
+
+@pytest.mark.parametrize("by_events", [False, True])
+def test_a_resume_in_data_without_a_length_begins_no_empty_epoch(by_events, tmp_path, caplog):
+    take_part(by_events, make_streaming(tmp_path, max_steps=8, save_steps=8), []).train()
+    epochs, trainer = Epochs(), make_streaming(tmp_path, max_steps=16, save_steps=20)
+    take_part(by_events, trainer, [epochs]).train(resume_from_checkpoint=True)
+    assert epochs.seen == [(1, 8), (1, 13), (2, 13), (2, 16)]
+    assert "begins it anew, in epoch 1" in caplog.text
+
+
+@pytest.mark.parametrize("by_events", [False, True])
+def test_early_stopping_ends_a_run_at_the_end_of_an_epoch_without_a_length(by_events, tmp_path):
+    trainer = make_streaming(tmp_path, max_steps=40, save_steps=50)
+    stopping = EarlyStoppingCallback(patience=1, min_delta=100.0, monitor="train_loss")
+    take_part(by_events, trainer, [stopping]).train()
+    assert trainer.state.global_step == 2 * scenarios.BATCHES
+
+
+def test_a_resume_with_another_batch_size_stands_where_the_trainer_does(tmp_path):
+    trainer = make_trainer(CASE, tmp_path, save_strategy="steps", save_steps=9, num_train_epochs=2)
+    attach(trainer, [], discover=False).train()
+    recorder = Recorder()
+    trainer = make_trainer(CASE, tmp_path, per_device_train_batch_size=scenarios.B // 2)
+    attach(trainer, [recorder], discover=False)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+    first = next(call for call in recorder.calls if call.hook == "on_batch_start")
+    assert (first.epoch, first.arguments["batch_idx"]) == (0, 9)

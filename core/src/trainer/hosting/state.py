@@ -25,7 +25,7 @@ STATE_FOLDER: Final = "plugins"
 
 
 class StateFileError(ResumeError):
-    """The state of the callbacks in a checkpoint is missing, damaged or of another update or run."""
+    """The state of callbacks in a checkpoint is missing, damaged or of another update or run."""
 
 
 @dataclass(frozen=True)

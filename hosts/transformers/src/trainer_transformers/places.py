@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
+from torch import Tensor
 
 from .checkpoints import mark_of
 from .events import Events
@@ -16,6 +18,8 @@ from .session import Session
 from .wrapping import WrappedMethods, ZeroGrad
 
 __all__ = ["watch"]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 
 def watch(
@@ -91,7 +95,7 @@ def _wrap_loss(trainer: transformers.Trainer, session: Session, methods: Wrapped
             if not window.is_in_step:
                 return original(model, inputs, *values, **named)
             if session.asks_outputs and not values and not named.get("return_outputs"):
-                loss, outputs = session.compute_with_outputs(original, model, inputs, named)
+                loss, outputs = _compute_with_outputs(session, original, model, inputs, named)
                 window.note_loss(loss, inputs, outputs)
                 return loss
             answer = original(model, inputs, *values, **named)
@@ -102,6 +106,27 @@ def _wrap_loss(trainer: transformers.Trainer, session: Session, methods: Wrapped
         return compute_loss
 
     methods.put(trainer, "compute_loss", compute)
+
+
+def _compute_with_outputs(
+    session: Session,
+    compute: Callable[..., Any],
+    model: Any,
+    inputs: Any,
+    named: Mapping[str, Any],
+) -> tuple[Tensor, Any]:
+    """Returns loss and outputs of `compute_loss`; of a trainer that has no outputs None for them,
+    which is said once.
+    """
+    try:
+        loss, outputs = compute(model, inputs, return_outputs=True, **named)
+        return loss, outputs
+    except ValueError as error:
+        if "output" not in str(error):
+            raise
+        session.asks_outputs = False
+        logger.warning("the trainer has no outputs (%s): plugins get None for them.", error)
+        return compute(model, inputs, **named), None
 
 
 def _wrap_accelerator(accelerator: Any, session: Session, methods: WrappedMethods) -> None:

@@ -25,7 +25,14 @@ from .host import Host
 from .metrics import name_validated, pick_other
 from .private import reload_weights
 from .refusals import refuse_two_restorers
-from .settings import count_batches, describe_settings, find_place, make_config, note_host
+from .settings import (
+    count_batches,
+    describe_settings,
+    find_place,
+    follow_place,
+    make_config,
+    note_host,
+)
 from .window import Window
 
 __all__ = ["Options", "Session"]
@@ -74,6 +81,7 @@ class Session:
         self.is_ended_at_start: bool = False
         self.asks_outputs: bool = False
         self.wants_save: bool = False
+        self._is_waiting = self._is_guessed = False
         self._is_resumed = self._ends_epoch = self._is_unscaled = self._steps = False
         self._later = (False, False)
         self._saved: Path | None = None
@@ -122,12 +130,10 @@ class Session:
         self.run = self._live = run
         names = set(trainer.model.state_dict())
         place = find_place(trainer, self._batches)
-        self._next_epoch = place[0]
         saved = read_state(run, self._checkpoint, trainer.state, strict=options.strict)
         self._is_resumed, self.asks_outputs = saved is not None, run.asks_outputs
         run.open(saved, resumes=self._checkpoint is not None, place=place)
-        if trainer.args.ignore_data_skip:
-            run.position.batch = 0
+        self._next_epoch = follow_place(run.position, place, known=self._batches is not None)
         if self._checkpoint is not None and set(trainer.model.state_dict()) != names:
             reload_weights(trainer, self._checkpoint)
 
@@ -140,14 +146,23 @@ class Session:
     # Epochs and updates
 
     def start_epoch(self) -> None:
-        """An epoch begins, or goes on."""
+        """An epoch begins, or goes on. One of unknown length is told when its first batch is there:
+        a resumed trainer may find that it has passed over all of them.
+        """
+        self._is_waiting = self._batches is None and not self.is_ended_at_start
+        if not self._is_waiting:
+            self._tell_epoch()
+
+    def _tell_epoch(self) -> None:
         run, epoch = self._live, self._next_epoch
-        self._next_epoch += 1
+        self._next_epoch, self._is_waiting = epoch + 1, False
         if not self.is_ended_at_start or run.position.is_mid_epoch:
             run.start_epoch(epoch, batches=self._batches)
 
     def start_window(self, size: int, items: Any) -> None:
         """The micro-batches of an update were fetched."""
+        if self._is_waiting and size:
+            self._tell_epoch()
         if self._batches is not None:
             ends_epoch = self._live.position.batch + size >= self._batches
         else:
@@ -158,7 +173,10 @@ class Session:
         """The first micro-batch of an update is about to be trained on; nobody tells how many
         follow.
         """
+        if self._is_waiting:
+            self._tell_epoch()
         batches, window = self._batches, self._trainer.args.gradient_accumulation_steps
+        self._is_guessed = batches is None
         left = window if batches is None else min(window, batches - self._live.position.batch)
         self._trainer.accelerator.sync_gradients = True
         done = self._live.position.batch + left
@@ -168,23 +186,6 @@ class Session:
     def start_batch(self, inputs: Any) -> None:
         """A micro-batch is about to be trained on."""
         self._live.start_batch(inputs, is_last=self.window.start_batch())
-
-    def compute_with_outputs(
-        self, compute: Callable[..., Any], model: Any, inputs: Any, named: Mapping[str, Any]
-    ) -> tuple[Tensor, Any]:
-        """Returns loss and outputs of `compute_loss`; of a trainer that has no outputs None for
-        them, which is said once.
-        """
-        try:
-            loss, outputs = compute(model, inputs, return_outputs=True, **named)
-            return loss, outputs
-        except ValueError as error:
-            if "output" not in str(error):
-                raise
-            self.asks_outputs = False
-            name = type(self._trainer).__name__
-            logger.warning("%s has no outputs (%s): plugins get None for them.", name, error)
-            return compute(model, inputs, **named), None
 
     def end_forward(self, loss: Tensor) -> None:
         """A loss is about to go through its backward pass."""
@@ -237,9 +238,14 @@ class Session:
 
     def end_epoch(self, control: Any) -> None:
         """An epoch is over, or is left."""
-        if self.is_ended_at_start and not self._live.position.is_mid_epoch:
+        position = self._live.position
+        if self._is_waiting:  # all batches were passed over: the data begins anew
+            position.batch = 0
+        if self._is_waiting or (self.is_ended_at_start and not position.is_mid_epoch):
             control.should_evaluate = control.should_save = control.should_log = False
             return
+        if self._is_guessed:
+            self.window.ends_epoch = not (control.should_training_stop or control.should_epoch_stop)
         evaluates, saves = self._later
         self._later = (False, False)
         control.should_evaluate = control.should_evaluate or evaluates

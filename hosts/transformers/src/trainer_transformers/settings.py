@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ __all__ = [
     "describe_settings",
     "find_folder",
     "find_place",
+    "follow_place",
     "make_config",
     "note_host",
 ]
@@ -30,6 +32,8 @@ _FOLDER: Final = "plugins"
 """Where plugins write, below the trainer's own output directory."""
 
 _NEVER: Final = 2**62
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 
 def make_config(trainer: Host, output_dir: Path | None) -> TrainerConfig:
@@ -133,3 +137,27 @@ def find_place(trainer: Host, batches: int | None) -> tuple[int, int, int]:
     window = args.gradient_accumulation_steps
     epoch, updates = divmod(done, max(math.ceil(batches / window), 1))
     return epoch, done, 0 if args.ignore_data_skip else updates * window
+
+
+def follow_place(position: Position, place: tuple[int, int, int], *, known: bool) -> int:
+    """Moves `position`, which the state of plugins has told, to where the trainer goes on, and
+    returns the epoch that begins there. They differ where an epoch has another length now.
+
+    Args:
+        place: what `find_place` has found.
+        known: the length of an epoch is known; else the trainer knows no epochs, and passes over
+            all batches that it has had.
+    """
+    epoch, _, batch = place
+    if not known:
+        if position.epoch:
+            logger.warning(
+                "the training data has no length: the trainer does not find its place in it, and "
+                "begins it anew, in epoch %d.",
+                position.epoch,
+            )
+        return position.epoch + int(position.epoch_done)
+    done = position.epoch_done and position.epoch + 1 == epoch and not batch
+    if not done:
+        position.epoch, position.batch, position.epoch_done = epoch, batch, False
+    return epoch
