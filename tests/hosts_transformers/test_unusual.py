@@ -1,6 +1,7 @@
 """Runs of a trainer that are less common: searches, data without a length, other ways of saving."""
 
 import math
+import shutil
 
 import pytest
 
@@ -10,7 +11,7 @@ import torch
 import transformers
 
 from trainer.testing import Recorder
-from trainer_callback import TrainerCallback
+from trainer_callback import TrainerCallback, UsageError
 from trainer_early_stopping import EarlyStoppingCallback
 from trainer_transformers import Plugins, attach
 
@@ -126,3 +127,35 @@ def test_a_resume_with_another_batch_size_stands_where_the_trainer_does(tmp_path
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
     first = next(call for call in recorder.calls if call.hook == "on_batch_start")
     assert (first.epoch, first.arguments["batch_idx"]) == (0, 9)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_best_weights_of_another_folder_are_missed_at_the_start(copies, tmp_path, caplog):
+    def train(place, epochs, resume=None):
+        trainer = make_trainer(CASE, tmp_path / place, num_train_epochs=epochs)
+        stopping = EarlyStoppingCallback(patience=9, min_delta=100.0)
+        attach(trainer, [stopping], discover=False).train(resume_from_checkpoint=resume)
+        return [each.clone() for each in trainer.model.parameters()]
+
+    best = train("here", 1)
+    if copies:
+        shutil.copytree(tmp_path / "here/plugins/weights", tmp_path / "there/plugins/weights")
+    found = train("there", 2, resume=str(tmp_path / "here/checkpoint-5"))
+    assert ("Copy that folder there" in caplog.text) is not copies
+    assert all(map(torch.equal, found, best)) is copies
+
+
+def test_a_validation_without_metrics_is_said_once(tmp_path, caplog):
+    trainer = make_trainer(CASE, tmp_path, num_train_epochs=2)
+    trainer.label_names = ["answers"]  # which no batch has
+    attach(trainer, [EarlyStoppingCallback()], discover=False).train()
+    assert caplog.text.count("no metrics, not even a loss") == 1
+
+
+def test_early_stopping_says_that_several_validation_sets_have_no_loss_in_common(tmp_path):
+    trainer = make_trainer(CASE, tmp_path)
+    trainer.eval_dataset = {name: scenarios.make_data(1, 8) for name in ("a", "b")}
+    attach(trainer, [EarlyStoppingCallback()], discover=False)
+    with pytest.raises(UsageError, match=r"no val_loss .* watch one of val_a_loss, val_b_loss"):
+        trainer.train()
+    assert trainer.state.global_step == scenarios.BATCHES

@@ -81,7 +81,7 @@ class Session:
         self.is_ended_at_start: bool = False
         self.asks_outputs: bool = False
         self.wants_save: bool = False
-        self._is_waiting = self._is_guessed = False
+        self._is_waiting = self._is_guessed = self._is_told = False
         self._is_resumed = self._ends_epoch = self._is_unscaled = self._steps = False
         self._later = (False, False)
         self._saved: Path | None = None
@@ -284,6 +284,12 @@ class Session:
         """The trainer has evaluated."""
         self.is_validating = self.is_due = False
         found = name_validated({**self._logged, **metrics})
+        if not found and not self._is_told:
+            self._is_told = True
+            logger.warning(
+                "the validation has found no metrics, not even a loss: plugins that wait for one "
+                "do nothing. Where the labels are called otherwise, set label_names."
+            )
         ends_epoch = self._ends_epoch
         self._live.end_validation(found, ends_epoch=ends_epoch)
         if ends_epoch:

@@ -179,6 +179,7 @@ class EarlyStoppingCallback(TrainerCallback):
             self._start_afresh()
         if self.restore_best:
             self._weights.claim(trainer)
+            self._weights.check(trainer, self.state)
         if self.monitor == "val_loss" and not getattr(trainer, "has_validation", True):
             other = option_text("monitor", "train_loss", PREFIX)
             self._report_missing("without a validation set", f"use {other}")
@@ -201,6 +202,9 @@ class EarlyStoppingCallback(TrainerCallback):
         if value is not None:
             self.state.validated = True
             self._check(trainer, getattr(trainer, "epoch", self.state.epochs_done), value)
+        elif self.monitor == "val_loss" and self.state.checks == 0:  # a host may not compute it
+            advice = _WATCH_ANOTHER % (", ".join(sorted(metrics)), "")
+            self._report_missing("among the metrics of a validation", advice)
 
     @hookimpl(trylast=True)
     def on_epoch_end(

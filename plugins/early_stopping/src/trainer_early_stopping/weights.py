@@ -60,6 +60,19 @@ class BestWeights:
         """Drops the copy in memory, for another run."""
         self._copy = None
 
+    def check(self, trainer: TrainerProtocol, state: State) -> None:
+        """Says, at a resume, that the best weights of before are not where the run is now."""
+        folder = getattr(trainer, "output_dir", None)
+        if folder is None or state.best_file is None or not getattr(trainer, "is_main_process", 1):
+            return
+        place = Path(folder, "weights", state.best_file)
+        if self._copy is None and not place.exists():
+            logger.warning(
+                "early stopping: the best weights, of epoch %s, are not in %s. Copy that folder "
+                "there from the run that goes on here, or they cannot be put back.",
+                *(state.best_epoch, place),
+            )
+
     def keep(self, trainer: TrainerProtocol, state: State) -> None:
         """Keeps the weights as they are now, which `state` has just called the best."""
         if getattr(trainer, "output_dir", None) is None:
