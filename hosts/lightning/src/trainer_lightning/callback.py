@@ -30,7 +30,6 @@ from trainer.result import Stop, TrainResult
 
 from .beside import Beside
 from .framework import Callback, is_a
-from .logger import RunLogger
 from .metrics import ValidationMetrics
 from .progress import (
     Turn,
@@ -46,10 +45,11 @@ from .settings import (
     find_saves,
     list_approximations,
     make_config,
+    refuse_two_restorers,
     weights_changer,
 )
 from .state import pack_state, unpack_state
-from .wraps import measure_clipping, watch_loss, watch_saves, wrapped
+from .wraps import listen
 
 __all__ = ["Plugins"]
 
@@ -87,7 +87,7 @@ class Plugins(Callback):  # type: ignore[misc]
             PluginError: an entry cannot be used.
         """
         self.result: TrainResult | None = None
-        self._callbacks = make_callbacks(entries)
+        self._callbacks, self._others = make_callbacks(entries), list[object]()
         self._discover, self._output_dir, self._strict = discover, output_dir, strict
         self._metrics = ValidationMetrics(val_loss)
         self._run: HostedRun | None = None
@@ -105,8 +105,8 @@ class Plugins(Callback):  # type: ignore[misc]
         return self._run
 
     def add(self, callbacks: Sequence[object]) -> None:
-        """Takes more callbacks, before a run."""
-        self._callbacks = [*self._callbacks, *callbacks]
+        """Takes callbacks beside its own, instead of earlier such, before a run."""
+        self._others = [*callbacks]
 
     @property
     def state_key(self) -> str:
@@ -117,6 +117,7 @@ class Plugins(Callback):  # type: ignore[misc]
             self._found, self._place = None, (0, 0, 0)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        self._found = None  # of another one: what looks for a learning rate goes back to its own
         self._place = (int(checkpoint.get("epoch", 0)), int(checkpoint.get("global_step", 0)), 0)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -132,7 +133,7 @@ class Plugins(Callback):  # type: ignore[misc]
             trainer.optimizers[0],
             host="Lightning",
             config=make_config(trainer, Path(place).absolute()),
-            callbacks=self._callbacks,
+            callbacks=[*self._callbacks, *self._others],
             discover=self._discover,
             scheduler=schedulers[0] if schedulers else None,
             device=trainer.strategy.root_device,
@@ -140,13 +141,15 @@ class Plugins(Callback):  # type: ignore[misc]
             hyperparameters=describe_hparams(pl_module),
         )
         self._tell_view(trainer, run)
-        saved = self._read_state(trainer)
-        run.open(saved, resumes=trainer.ckpt_path is not None, place=self._place)
-        self._wrap(trainer, pl_module, run)
+        refuse_two_restorers(run)
+        resumes = trainer.ckpt_path is not None and bool(self._found or self._place[1])
+        saved = self._read_state(trainer) if resumes else None
+        run.open(saved, resumes=resumes, place=self._place)
+        self._held = listen(
+            trainer, pl_module, run, loss=self._take_loss, log=self._log, saved=self._tell_saved
+        )
 
     def _read_state(self, trainer: Any) -> SavedState | None:
-        if trainer.ckpt_path is None:
-            return None
         found, self._found = self._found, None
         step = self._place[1] or None
         return unpack_state(found, step, str(trainer.ckpt_path), strict=self._strict)
@@ -162,18 +165,6 @@ class Plugins(Callback):  # type: ignore[misc]
             any(position.update % each == 0 for each in updates)
             or (position.is_last and any((position.epoch + 1) % each == 0 for each in epochs))
         )
-
-    def _wrap(self, trainer: Any, pl_module: Any, run: HostedRun) -> None:
-        """Listens where Lightning's callbacks are not called, until `_unwrap`."""
-        precision, hold = trainer.precision_plugin, self._held.enter_context
-        self._held.callback(setattr, trainer, "loggers", list(trainer.loggers))
-        own = RunLogger(self._log, str(trainer.default_root_dir))
-        trainer.loggers = [*trainer.loggers, own]
-        hold(wrapped(pl_module, "training_step", watch_loss(self._take_loss)))
-        clipping = measure_clipping(precision, run.end_clipping)
-        hold(wrapped(precision, "clip_grad_by_norm", clipping))
-        if not is_a(trainer.strategy.checkpoint_io, "AsyncCheckpointIO"):
-            hold(wrapped(trainer, "save_checkpoint", watch_saves(self._tell_saved)))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         run = self._running
@@ -201,7 +192,7 @@ class Plugins(Callback):  # type: ignore[misc]
         try:
             self.result = run.end(stop, error) or self.result
         finally:
-            self._at.begun = False
+            self._at, self._run, self._beside, self._scaler = Turn(), None, None, None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         run = self._run

@@ -18,7 +18,8 @@ class EnvironmentPlugins(Plugins):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        others = [each for each in trainer.callbacks if type(each) is Plugins]
+        found = [each for each in trainer.callbacks if isinstance(each, Plugins)]
+        others = [each for each in found if not isinstance(each, EnvironmentPlugins)]
         if others:
             others[0].add(self._callbacks)
             trainer.callbacks = [each for each in trainer.callbacks if each is not self]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trainer import TrainerConfig
+from trainer.hosting import HostedRun
 from trainer_callback import UsageError
 
 from .framework import is_a
@@ -22,6 +23,7 @@ __all__ = [
     "find_saves",
     "list_approximations",
     "make_config",
+    "refuse_two_restorers",
     "weights_changer",
 ]
 
@@ -85,6 +87,22 @@ def weights_changer(trainer: Any) -> str:
     names = ("WeightAveraging", "StochasticWeightAveraging")
     found = [each for each in trainer.callbacks if any(is_a(each, name) for name in names)]
     return type(found[0]).__name__ if found else ""
+
+
+def refuse_two_restorers(run: HostedRun) -> None:
+    """Refuses plugins that put weights back at the end beside a callback of Lightning that does.
+
+    Raises:
+        UsageError: names both.
+    """
+    names = sorted(each.name for each in run.manager.plugins if each.restores_weights)
+    if names and (other := run.view.puts_weights_back):
+        raise UsageError(
+            f"Plugins: {other} and {' and '.join(names)} both put weights into the model at the "
+            "end of the run, and the one would undo the other. Leave one out, or set the plugin's "
+            "own option that restores (restore_best=False of early_stopping, swap_at_end=False of "
+            "ema)."
+        )
 
 
 def describe_hparams(module: Any) -> dict[str, object]:

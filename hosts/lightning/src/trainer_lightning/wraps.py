@@ -6,13 +6,44 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["measure_clipping", "watch_loss", "watch_saves", "wrapped"]
+from trainer.hosting import HostedRun
+
+from .framework import is_a
+from .logger import RunLogger
+
+__all__ = ["listen", "measure_clipping", "watch_loss", "watch_saves", "wrapped"]
+
+
+def listen(
+    trainer: Any,
+    module: Any,
+    run: HostedRun,
+    *,
+    loss: Callable[[Tensor, Any], None],
+    log: Callable[[Mapping[str, float]], None],
+    saved: Callable[[str], None],
+) -> contextlib.ExitStack:
+    """Listens where Lightning's callbacks are not called, until the answer is closed."""
+    precision, held = trainer.precision_plugin, contextlib.ExitStack()
+    own = RunLogger(log, str(trainer.default_root_dir))
+    trainer.loggers = [*trainer.loggers, own]
+    held.callback(_drop_logger, trainer, own)
+    held.enter_context(wrapped(module, "training_step", watch_loss(loss)))
+    clipping = measure_clipping(precision, run.end_clipping)
+    held.enter_context(wrapped(precision, "clip_grad_by_norm", clipping))
+    if not is_a(trainer.strategy.checkpoint_io, "AsyncCheckpointIO"):
+        held.enter_context(wrapped(trainer, "save_checkpoint", watch_saves(saved)))
+    return held
+
+
+def _drop_logger(trainer: Any, own: RunLogger) -> None:
+    trainer.loggers = [each for each in trainer.loggers if each is not own]
 
 
 @contextlib.contextmanager
