@@ -27,8 +27,7 @@ SCRIPT = """
     names = [type(each).__name__ for each in trainer.callbacks if "Plugins" in type(each).__name__]
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(8, 2), batch_size=2))
     plugins = [each for each in trainer.callbacks if "Plugins" in type(each).__name__]
-    print("CALLBACKS", *names, "RAN", *(sorted(plugins[0]._run.manager.hook and
-          [each.name for each in plugins[0]._run.manager.plugins]) if plugins else ()))
+    print("CALLBACKS", *names, "RAN", *(sorted(plugins[0].result.callback_costs) if plugins else ()))
     """
 
 

@@ -19,6 +19,8 @@ from trainer_gradient_monitor import GradientMonitorCallback
 from trainer_lightning import Plugins
 
 from .runs import (
+    BATCHES,
+    VALIDATION,
     Cut,
     Module,
     assert_same_records,
@@ -202,3 +204,16 @@ def test_a_killed_run_goes_on_exactly(tmp_path, run_script):
     module.load_state_dict(torch.load(tmp_path / "weights.pt"))
     assert_same_records(read_records(tmp_path / "plugins"), read_records(tmp_path / "home"))
     assert_same_weights(module, expected[1])
+
+
+def test_a_second_fit_of_a_trainer_counts_on_and_is_gone_on_from(tmp_path, caplog):
+    trainer, plugins = make_host(tmp_path, [], others=[save_each(tmp_path)], epochs=1)
+    module = Module()
+    trainer.fit(module, make_loader(0, BATCHES), make_loader(1, VALIDATION))
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, make_loader(0, BATCHES), make_loader(1, VALIDATION))
+    assert (plugins.result.epochs, plugins.result.steps) == (2, 2 * BATCHES)
+    file = tmp_path / "kept" / f"step={2 * BATCHES}.ckpt"
+    found, *_ = train_host(tmp_path, [], epochs=3, ckpt_path=str(file))
+    assert (found.epochs, found.steps) == (3, 3 * BATCHES)
+    assert "start fresh" not in caplog.text

@@ -144,7 +144,8 @@ class Plugins(Callback):  # type: ignore[misc]
         refuse_two_restorers(run)
         resumes = trainer.ckpt_path is not None and bool(self._found or self._place[1])
         saved = self._read_state(trainer) if resumes else None
-        run.open(saved, resumes=resumes, place=self._place)
+        here = (trainer.current_epoch, trainer.global_step, 0)  # not 0 in a second fit
+        run.open(saved, resumes=resumes, place=self._place if resumes else here)
         self._held = listen(
             trainer, pl_module, run, loss=self._take_loss, log=self._log, saved=self._tell_saved
         )
@@ -175,7 +176,7 @@ class Plugins(Callback):  # type: ignore[misc]
         if run.is_main:
             for sentence in list_approximations(trainer):
                 logger.warning("Lightning: %s.", sentence)
-        resumed = run.position.step > 0
+        resumed = trainer.ckpt_path is not None and run.position.step > 0
         self._beside = Beside(trainer, run.view)
         run.begin()
         if resumed:
