@@ -159,3 +159,11 @@ def test_early_stopping_says_that_several_validation_sets_have_no_loss_in_common
     with pytest.raises(UsageError, match=r"no val_loss .* watch one of val_a_loss, val_b_loss"):
         trainer.train()
     assert trainer.state.global_step == scenarios.BATCHES
+
+
+def test_a_checkpoint_whose_writing_was_cut_short_is_refused_by_name(tmp_path):
+    attach(make_trainer(CASE, tmp_path, num_train_epochs=2), [], discover=False).train()
+    (tmp_path / "checkpoint-10/trainer_state.json").unlink()  # which is written last
+    trainer = attach(make_trainer(CASE, tmp_path), [], discover=False)
+    with pytest.raises(UsageError, match=r"checkpoint-10 is not .* checkpoint-5 is complete\."):
+        trainer.train(resume_from_checkpoint=True)

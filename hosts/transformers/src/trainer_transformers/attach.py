@@ -13,6 +13,7 @@ from trainer.config import read_path
 from trainer.hosting import make_callbacks
 from trainer_callback import UsageError
 
+from .checkpoints import check_complete
 from .events import Events
 from .places import watch
 from .refusals import check_entries, check_trainer
@@ -105,7 +106,10 @@ class _Train:
             checkpoint = str(resume_from_checkpoint)
         elif resume_from_checkpoint:
             checkpoint = get_last_checkpoint(trainer.args.output_dir)
-        session = Session(trainer, self._options, None if checkpoint is None else Path(checkpoint))
+        place = None if checkpoint is None else Path(checkpoint)
+        if place is not None:
+            check_complete(place)
+        session = Session(trainer, self._options, place)
         methods, events = WrappedMethods(), Events(session)
         watch(trainer, session, methods, events)
         self.is_running = True

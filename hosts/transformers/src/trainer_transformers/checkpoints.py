@@ -10,12 +10,36 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerState
 
-from trainer.hosting import HostedRun, SavedState, read_state_file, write_state_file
+from trainer.hosting import (
+    STATE_FOLDER,
+    HostedRun,
+    SavedState,
+    read_state_file,
+    write_state_file,
+)
+from trainer_callback import UsageError
 
-__all__ = ["mark_of", "mark_written", "read_state", "write_state"]
+__all__ = ["check_complete", "mark_of", "mark_written", "read_state", "write_state"]
 
 _STATE = "trainer_state.json"
-"""Where a checkpoint has the history of its run."""
+"""Where a checkpoint has the history of its run; the last file of it that a trainer writes."""
+
+
+def check_complete(checkpoint: Path) -> None:
+    """Refuses a checkpoint in whose writing a run was killed.
+
+    Raises:
+        UsageError: names it, and the newest that is complete.
+    """
+    if not (checkpoint / STATE_FOLDER).exists() or (checkpoint / _STATE).exists():
+        return
+    found = [each.parent for each in checkpoint.parent.glob(f"checkpoint-*/{_STATE}")]
+    steps = [int(step) for each in found if (step := each.name.rpartition("-")[2]).isdecimal()]
+    other = f" checkpoint-{max(steps)} is complete." if steps else ""
+    raise UsageError(
+        f"{checkpoint} is not complete: it has no {_STATE}, so its writing was cut short. Remove "
+        f"it, or resume from another one.{other}"
+    )
 
 
 def mark_of(history: Sequence[Any]) -> str:
