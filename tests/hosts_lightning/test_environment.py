@@ -27,7 +27,8 @@ SCRIPT = """
     names = [type(each).__name__ for each in trainer.callbacks if "Plugins" in type(each).__name__]
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(8, 2), batch_size=2))
     plugins = [each for each in trainer.callbacks if "Plugins" in type(each).__name__]
-    print("CALLBACKS", *names, "RAN", *(sorted(plugins[0].result.callback_costs) if plugins else ()))
+    ran = plugins[0].result.callback_costs if plugins else ()
+    print("CALLBACKS", *names, "RAN", *sorted(ran))
     """
 
 

@@ -7,13 +7,14 @@ import pytest
 
 pytest.importorskip("transformers", minversion="5.6")
 
+import accelerate
 import torch
 import transformers
 from transformers.trainer_callback import ExportableState
 
 from trainer import Trainer, TrainerConfig
 from trainer_callback import CallbackError, UsageError
-from trainer_transformers import FromTransformers
+from trainer_transformers import FromTransformers, Plugins, attach
 
 from .driver import make_trainer, scenarios
 
@@ -136,6 +137,21 @@ def test_their_failure_is_named(tmp_path):
 def test_what_is_no_callback_is_refused(callback):
     with pytest.raises(UsageError, match=r"takes a transformers\.TrainerCallback, made"):
         FromTransformers(callback)
+
+
+def test_plugins_inside_of_plugins_are_refused():
+    with pytest.raises(UsageError, match="are plugins already"):
+        FromTransformers(Plugins([]))
+
+
+def test_an_accelerator_of_the_process_stays_as_it_is(tmp_path):
+    accelerator, notes = accelerate.Accelerator(cpu=True), Notes()
+    before = (accelerator.distributed_type, accelerator.device)
+    make_home(tmp_path / "home", [FromTransformers(Notes())], epochs=1).train()
+    assert (accelerator.distributed_type, accelerator.device) == before
+    trainer = make_trainer(scenarios.Case("a test"), tmp_path / "host", num_train_epochs=1)
+    attach(trainer, [FromTransformers(notes)], discover=False).train()
+    assert notes.seen[-1][:2] == ("on_train_end", scenarios.BATCHES)
 
 
 VENDORS = {

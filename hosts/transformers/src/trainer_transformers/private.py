@@ -1,14 +1,33 @@
-"""Everything of transformers that this package uses and that is not public."""
+"""Everything of transformers and accelerate that this package uses and that is not public."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState, PartialState
+
 from .wrapping import WrappedMethods
 
-__all__ = ["put_best_metric", "reload_weights"]
+__all__ = ["kept_accelerator", "put_best_metric", "reload_weights"]
+
+
+@contextlib.contextmanager
+def kept_accelerator() -> Iterator[None]:
+    """Keeps the state that all accelerators of the process share, which `TrainingArguments` drops
+    when they are made.
+    """
+    shared = [each._shared_state for each in (AcceleratorState, PartialState)]
+    before = [dict(each) for each in shared]
+    try:
+        yield
+    finally:
+        for state, kept in zip(shared, before, strict=True):
+            if kept:
+                state.clear()
+                state.update(kept)
 
 
 def put_best_metric(methods: WrappedMethods, trainer: Any, wants_save: Callable[[], bool]) -> None:

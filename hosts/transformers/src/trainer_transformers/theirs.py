@@ -13,6 +13,8 @@ from trainer_callback import StopRequest, TrainerCallback, TrainerProtocol, Usag
 from trainer_callback.errors import show
 
 from .metrics import PREFIX
+from .plugins import Plugins
+from .private import kept_accelerator
 
 __all__ = ["FromTransformers"]
 
@@ -46,12 +48,17 @@ class FromTransformers(TrainerCallback):
                 `metric_for_best_model="eval_loss"`.
 
         Raises:
-            UsageError: it is no such callback.
+            UsageError: it is no such callback, or one that has plugins in it.
         """
         if not isinstance(callback, transformers.TrainerCallback):
             raise UsageError(
                 f"FromTransformers takes a transformers.TrainerCallback, made, and not "
                 f"{show(callback)}. Write FromTransformers(WandbCallback())."
+            )
+        if isinstance(callback, Plugins):
+            raise UsageError(
+                "FromTransformers: Plugins are plugins already. Give what is in them to "
+                "the trainer itself: callbacks=[EarlyStoppingCallback()]."
             )
         self.callback: Any = callback
         self.state_key: str | None = f"FromTransformers.{type(callback).__name__}"
@@ -233,7 +240,8 @@ class FromTransformers(TrainerCallback):
             "use_cpu": trainer.device.type == "cpu",
             **self._arguments,
         }
-        return transformers.TrainingArguments(**settings)
+        with kept_accelerator():
+            return transformers.TrainingArguments(**settings)
 
 
 def _rename(metrics: Mapping[str, float]) -> dict[str, float]:
