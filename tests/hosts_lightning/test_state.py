@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("lightning")
 
 import torch
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from trainer.testing import Recorder
@@ -20,6 +21,7 @@ from trainer_lightning import Plugins
 
 from .runs import (
     BATCHES,
+    EPOCHS,
     VALIDATION,
     Cut,
     Module,
@@ -217,3 +219,21 @@ def test_a_second_fit_of_a_trainer_counts_on_and_is_gone_on_from(tmp_path, caplo
     found, *_ = train_host(tmp_path, [], epochs=3, ckpt_path=str(file))
     assert (found.epochs, found.steps) == (3, 3 * BATCHES)
     assert "start fresh" not in caplog.text
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end"])
+def test_a_checkpoint_that_is_saved_on_an_exception_has_the_state(hook, tmp_path):
+    def train(place, **named):
+        stopping, recorder = EarlyStoppingCallback(patience=9), Recorder()
+        train_host(place, [stopping, recorder], **named)
+        return stopping, recorder
+
+    whole, _ = train(tmp_path / "whole")
+    others = [OnExceptionCheckpoint(tmp_path), Cut(8, hook)]
+    with pytest.raises(ConnectionError):
+        train(tmp_path / "cut", others=others)
+    file = str(tmp_path / "on_exception.ckpt")
+    found, recorder = train(tmp_path / "cut", ckpt_path=file)
+    assert recorder.of("on_train_start") == [{"resumed": True}]
+    assert (found.state.checks, found.state.epochs_done) == (EPOCHS, EPOCHS)
+    assert found.state.checks == whole.state.checks

@@ -46,6 +46,7 @@ from .settings import (
     list_approximations,
     make_config,
     refuse_two_restorers,
+    saves_on_exception,
     weights_changer,
 )
 from .state import pack_state, unpack_state
@@ -199,7 +200,11 @@ class Plugins(Callback):  # type: ignore[misc]
         run = self._run
         if run is None or not run.is_open:
             self._held.close()
-        elif is_a(exception, "SIGTERMException"):
+            return
+        if saves_on_exception(trainer) and run.view.world_size == 1:  # others may not come
+            with contextlib.suppress(Exception):
+                self._last = pack_state(run.collect())
+        if is_a(exception, "SIGTERMException"):
             self._finish(run, Stop("terminated", "SIGTERM"))
         else:
             self._finish(run, None, exception)

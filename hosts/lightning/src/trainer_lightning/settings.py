@@ -24,6 +24,7 @@ __all__ = [
     "list_approximations",
     "make_config",
     "refuse_two_restorers",
+    "saves_on_exception",
     "weights_changer",
 ]
 
@@ -129,6 +130,14 @@ def find_saves(trainer: Any) -> tuple[list[int], list[int]]:
     return updates, epochs
 
 
+def saves_on_exception(trainer: Any) -> bool:
+    """Whether a callback of Lightning saves a checkpoint when the run is over by an exception."""
+    return any(
+        is_a(each, "OnExceptionCheckpoint") or getattr(each, "save_on_exception", False)
+        for each in trainer.callbacks
+    )
+
+
 def list_approximations(trainer: Any) -> Iterator[str]:
     """Yields a sentence for each thing that plugins are told otherwise than by a
     `trainer.Trainer`.
@@ -159,5 +168,7 @@ def list_approximations(trainer: Any) -> Iterator[str]:
         yield "gradients are clipped by value: on_gradients_clipped is not called"
     if is_a(trainer.strategy.checkpoint_io, "AsyncCheckpointIO"):
         yield "checkpoints are written in the background: on_snapshot_saved is not called"
+    if saves_on_exception(trainer) and trainer.world_size > 1:
+        yield "a checkpoint that is saved on an exception has no state of plugins"
     if str(trainer.precision).startswith("64"):
         yield "trainer.precision says fp32, and the model computes in float64"
