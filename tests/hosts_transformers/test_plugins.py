@@ -190,3 +190,30 @@ def test_an_evaluation_under_another_name_is_no_validation(tmp_path):
     trainer.add_callback(Tests())
     trainer.train()
     assert validated.calls == 2
+
+
+@pytest.mark.parametrize("saves", ["no", "epoch"])
+def test_an_epoch_ends_whose_validation_another_callback_calls_off(saves, tmp_path):
+    class CallsOff(transformers.TrainerCallback):
+        def on_epoch_end(self, args, state, control, **_):
+            control.should_evaluate = False
+
+    class Epochs(TrainerCallback):
+        ended = 0
+
+        def on_epoch_end(self):
+            self.ended += 1
+
+        def on_snapshot_save(self):
+            return {"ended": self.ended}
+
+        def on_snapshot_load(self, state):
+            assert state == {"ended": 2}
+
+    for entry, epochs in ((Epochs(), 2), (Epochs(), 3)):
+        trainer = make_trainer(CASE, tmp_path, num_train_epochs=epochs, save_strategy=saves)
+        trainer.add_callback(Plugins([entry], discover=False))
+        trainer.add_callback(CallsOff())
+        resumes = saves == "epoch" and epochs == 3
+        trainer.train(resume_from_checkpoint=resumes or None)
+        assert entry.ended == (1 if resumes else epochs)

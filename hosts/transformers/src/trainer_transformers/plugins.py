@@ -89,6 +89,7 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if self._is_over:
             return
+        self._live.finish_epoch(control)
         self._live.start_epoch()
         self._loss, self._steps = 0.0, 0
 
@@ -161,12 +162,14 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if self._is_over:
             return
+        self._live.finish_epoch(control)
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self._live.save(folder, mark_written(folder))
         self._live.tell_saved()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         session = self._live
+        session.finish_epoch(control)
         self._forget()
         session.end()
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor
 from transformers.trainer_utils import SaveStrategy
@@ -32,6 +31,7 @@ from .settings import (
     follow_place,
     make_config,
     note_host,
+    unwrap,
 )
 from .window import Window
 
@@ -111,7 +111,7 @@ class Session:
         trainer, options = self._trainer, self._options
         run = HostedRun(
             trainer.model,
-            _unwrap(trainer.optimizer),
+            unwrap(trainer.optimizer),
             host="Hugging Face",
             config=make_config(trainer, options.output_dir),
             callbacks=options.callbacks,
@@ -252,9 +252,12 @@ class Session:
         control.should_save = control.should_save or saves
         self._ends_epoch, self.is_due = True, bool(control.should_evaluate)
         if not self.is_due:
-            self._finish_epoch(control)
+            self.finish_epoch(control)
 
-    def _finish_epoch(self, control: Any) -> None:
+    def finish_epoch(self, control: Any) -> None:
+        """Ends an epoch whose validation has ended, or was called off; nothing else."""
+        if not self._ends_epoch:
+            return
         run, self._ends_epoch = self._live, False
         is_cut = not self.window.ends_epoch
         run.end_epoch(cut=is_cut, train_loss=self.train_loss)
@@ -293,7 +296,7 @@ class Session:
         ends_epoch = self._ends_epoch
         self._live.end_validation(found, ends_epoch=ends_epoch)
         if ends_epoch:
-            self._finish_epoch(self._trainer.control)
+            self.finish_epoch(self._trainer.control)
         else:
             self._decide(self._trainer.control)
 
@@ -337,11 +340,3 @@ class Session:
         if error is None and stop is None and state.global_step < state.max_steps:
             stop = Stop("stopped", "host", "Hugging Face has ended the run before its last update.")
         run.end(stop, error)
-
-
-def _unwrap(optimizer: Any) -> torch.optim.Optimizer:
-    """Returns the plain optimizer inside what accelerate has made of it in an earlier `train`."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    found: torch.optim.Optimizer = optimizer
-    return found

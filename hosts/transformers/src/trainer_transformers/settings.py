@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trainer import TrainerConfig
@@ -26,6 +27,7 @@ __all__ = [
     "follow_place",
     "make_config",
     "note_host",
+    "unwrap",
 ]
 
 _FOLDER: Final = "plugins"
@@ -161,3 +163,11 @@ def follow_place(position: Position, place: tuple[int, int, int], *, known: bool
     if not done:
         position.epoch, position.batch, position.epoch_done = epoch, batch, False
     return epoch
+
+
+def unwrap(optimizer: Any) -> torch.optim.Optimizer:
+    """Returns the plain optimizer inside what accelerate has made of it in an earlier `train`."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    found: torch.optim.Optimizer = optimizer
+    return found
