@@ -155,7 +155,14 @@ def test_two_of_them_in_one_trainer_are_refused(tmp_path):
     trainer = make_trainer(CASE, tmp_path)
     for _ in range(2):
         trainer.add_callback(Plugins([], discover=False))
-    with pytest.raises(UsageError, match="is in use"):
+    with pytest.raises(UsageError, match="two of them in this trainer"):
+        trainer.train()
+
+
+def test_they_are_refused_beside_attach(tmp_path):
+    trainer = attach(make_trainer(CASE, tmp_path), [], discover=False)
+    trainer.add_callback(Plugins([], discover=False, output_dir=tmp_path / "other"))
+    with pytest.raises(UsageError, match="has Plugins among its callbacks"):
         trainer.train()
 
 

@@ -16,6 +16,7 @@ from trainer_callback import UsageError
 from .checkpoints import check_complete
 from .events import Events
 from .places import watch
+from .plugins import Plugins
 from .refusals import check_entries, check_trainer
 from .session import Options, Session
 from .wrapping import WrappedMethods
@@ -101,6 +102,11 @@ class _Train:
         """Trains; see `transformers.Trainer.train`."""
         trainer = self._trainer
         check_trainer(trainer)
+        if any(isinstance(each, Plugins) for each in trainer.callback_handler.callbacks):
+            raise UsageError(
+                "attach: this trainer has Plugins among its callbacks. Give all plugins in one "
+                "list to attach, and take that callback away."
+            )
         checkpoint: str | None = None
         if isinstance(resume_from_checkpoint, (str, Path)):
             checkpoint = str(resume_from_checkpoint)

@@ -61,7 +61,11 @@ class Plugins(transformers.TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         place = find_folder(args, self._options.output_dir)
         for each in [*_open]:
-            if each is self or (each._place == place and each._told.state is not state):
+            if each is not self and each._told.state is state:
+                raise UsageError(
+                    "Plugins: there are two of them in this trainer. Give all plugins in one list."
+                )
+            if each is self or each._place == place:
                 each._leave()
         self._place = place
         _check(args, state)
