@@ -1,10 +1,13 @@
-"""Scripts in processes of their own."""
+"""Scripts in processes of their own; what is shared by the tests of all hosts can be imported."""
 
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "hosts"))  # tests are not installed
 
 
 @pytest.fixture

@@ -286,7 +286,7 @@ def test_one_reason_for_many_clauses_is_printed_once() -> None:
         for name, why in [("a", "it refuses"), ("b", "other"), ("c", "it refuses")]
     ]
     found = {"name": "x", "distribution": "y", "version": "1", "level": "none", "clauses": clauses}
-    assert _write_check(found) == (
-        "x (y 1): below bronze, 0 clauses hold\n\nsilver: a\nsilver: c\n  it refuses\n\n"
-        "silver: b\n  other\n"
+    assert _write_check({**found, "hosts": "the same in z"}) == (
+        "x (y 1): below bronze, 0 clauses hold\nin other trainers: the same in z\n\n"
+        "silver: a\nsilver: c\n  it refuses\n\nsilver: b\n  other\n"
     )

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import importlib_metadata
 
@@ -21,16 +21,15 @@ __all__ = [
     "Entry",
     "canonical",
     "explain_import",
-    "find_commands",
     "find_distribution",
     "find_entries",
+    "find_functions",
     "find_version",
     "read_names",
     "read_wheel",
 ]
 
 GROUP: Final = "trainer.callbacks"
-_COMMANDS: Final = "trainer.commands"
 _MOST_METADATA: Final = 1 << 20
 """Bytes of a file of a wheel's metadata: a small archive may hold what fills the memory."""
 
@@ -170,11 +169,11 @@ def _compare(entry: Entry, rivals: Sequence[Entry]) -> Entry:
     return replace(entry, problem=problem, is_ambiguous=True)
 
 
-def find_commands() -> list[Entry]:
-    """Returns every installed sub-command of `trainer` by name; imports none of them. `load` of one
-    gives its function.
+def find_functions(group: Literal["trainer.commands", "trainer.hosts"]) -> list[Entry]:
+    """Returns every installed sub-command of `trainer`, or every other trainer that takes plugins,
+    by name; imports none of them. `load` of one gives its function.
     """
-    found = set(_read_entries(_COMMANDS))
+    found = set(_read_entries(group))
     return sorted(found, key=lambda each: (each.name, each.distribution, each.value))
 
 

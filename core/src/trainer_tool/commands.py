@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from trainer_callback import PluginError, RunError, SnapshotError, UsageError
-from trainer_callback.discovery import Entry, find_commands, find_distribution
+from trainer_callback.discovery import Entry, find_distribution, find_functions
 from trainer_callback.errors import closest, show, text_of
 
 __all__ = ["COMMANDS", "find_added", "list_added", "run_added"]
@@ -31,7 +31,7 @@ _NAME: Final = re.compile(r"[A-Za-z][\w-]*")
 
 def find_added() -> list[Entry]:
     """Returns the commands of plugins by name, those that cannot be run so with their `problem`."""
-    entries = find_commands()
+    entries = find_functions("trainer.commands")
     return [replace(each, problem=_find_problem(each, entries)) for each in entries]
 
 

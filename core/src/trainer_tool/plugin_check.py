@@ -19,8 +19,9 @@ __all__ = ["check"]
 
 
 def check(name: str, flags: str, required: str) -> dict[str, Any]:
-    """Returns what was found: `name`, `distribution`, `version`, `level`, `suffices`, and `clauses`
-    with `clause`, `level`, `outcome` and `message`.
+    """Returns what was found: `name`, `distribution`, `version`, `level`, `suffices`, `hosts` (in
+    which other trainers it is the same, in words), and `clauses` with `clause`, `level`, `outcome`
+    and `message`.
 
     Args:
         flags: options of the plugin, as they are typed.
@@ -59,6 +60,7 @@ def check(name: str, flags: str, required: str) -> dict[str, Any]:
         "version": report.entry.version,
         "level": report.level,
         "suffices": LEVELS.index(report.level) >= LEVELS.index(required),
+        "hosts": report.hosts,
         "clauses": clauses,
     }
 

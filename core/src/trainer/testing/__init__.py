@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .contract import CallbackContract
+    from .host_task import HostTask
     from .recorder import Call, Recorder
     from .tiny import TinyTrainer, make_tiny_trainer
 
-__all__ = ["Call", "CallbackContract", "Recorder", "TinyTrainer", "make_tiny_trainer"]
+__all__ = ["Call", "CallbackContract", "HostTask", "Recorder", "TinyTrainer", "make_tiny_trainer"]
 
 _ROOMS = {
     "Call": "recorder",
     "CallbackContract": "contract",
+    "HostTask": "host_task",
     "Recorder": "recorder",
     "TinyTrainer": "tiny",
     "make_tiny_trainer": "tiny",

@@ -19,7 +19,11 @@ __all__ = ["find_difference", "read_attributes"]
 
 
 def find_difference(
-    expected: object, found: object, path: str, varying: Sequence[str] = ()
+    expected: object,
+    found: object,
+    path: str,
+    varying: Sequence[str] = (),
+    tolerance: float = 0.0,
 ) -> str | None:
     """Returns `PATH is FOUND instead of EXPECTED` for the first difference, or None. Of two tensors
     of one form it is `PATH has other values`.
@@ -29,13 +33,14 @@ def find_difference(
 
     Args:
         varying: glob patterns of keys (or of their last part) that are not looked at.
+        tolerance: by how much floats may differ, as a share of the larger one.
     """
     if type(expected) is type(found):
         if isinstance(expected, Mapping) and isinstance(found, Mapping):
-            return _compare_mappings(expected, found, path, varying)
+            return _compare_mappings(expected, found, path, varying, tolerance)
         if isinstance(expected, (list, tuple)) and isinstance(found, (list, tuple)):
-            return _compare_sequences(expected, found, path, varying)
-        if _is_same(expected, found):
+            return _compare_sequences(expected, found, path, varying, tolerance)
+        if _is_same(expected, found, tolerance):
             return None
     if isinstance(found, torch.Tensor) and _show(expected) == _show(found):
         return f"{path} has other values ({found.dtype} tensor {tuple(found.shape)})"
@@ -62,7 +67,11 @@ def read_attributes(thing: object, prefix: str = "self") -> dict[str, Any]:
 
 
 def _compare_mappings(
-    expected: Mapping[Any, Any], found: Mapping[Any, Any], path: str, varying: Sequence[str]
+    expected: Mapping[Any, Any],
+    found: Mapping[Any, Any],
+    path: str,
+    varying: Sequence[str],
+    tolerance: float,
 ) -> str | None:
     for key in [*expected, *(key for key in found if key not in expected)]:
         place = f"{path}.{key}"
@@ -73,27 +82,29 @@ def _compare_mappings(
         elif key not in expected:
             difference = f"{place} is {_show(found[key])} and was not there"
         else:
-            difference = find_difference(expected[key], found[key], place, varying)
+            difference = find_difference(expected[key], found[key], place, varying, tolerance)
         if difference is not None:
             return difference
     return None
 
 
 def _compare_sequences(
-    expected: Sequence[Any], found: Sequence[Any], path: str, varying: Sequence[str]
+    expected: Sequence[Any], found: Sequence[Any], path: str, *how: Any
 ) -> str | None:
     if len(expected) != len(found):
         return f"{path} has {len(found)} items instead of {len(expected)}"
     pairs = enumerate(zip(expected, found, strict=True))
-    differences = (find_difference(a, b, f"{path}[{i}]", varying) for i, (a, b) in pairs)
+    differences = (find_difference(a, b, f"{path}[{i}]", *how) for i, (a, b) in pairs)
     return next((difference for difference in differences if difference), None)
 
 
-def _is_same(expected: object, found: object) -> bool:
+def _is_same(expected: object, found: object, tolerance: float) -> bool:
     if isinstance(expected, torch.Tensor) and isinstance(found, torch.Tensor):
         return same_bits(expected, found)
-    if isinstance(expected, float) and isinstance(found, float) and math.isnan(expected):
-        return math.isnan(found)
+    if isinstance(expected, float) and isinstance(found, float):
+        if math.isnan(expected):
+            return math.isnan(found)
+        return math.isclose(expected, found, rel_tol=tolerance)
     return expected == found
 
 

@@ -17,6 +17,7 @@ from trainer_callback.plugins import SLOW_IMPORT
 
 from .batch_clauses import BatchClauses
 from .compare import find_difference
+from .host_clauses import HostClauses
 from .installed import find_plugin, read_group, read_options
 from .runs import (
     Outcome,
@@ -36,7 +37,7 @@ from .watch import Bystander, DiskCopy, StateWatch
 __all__ = ["CallbackContract"]
 
 
-class CallbackContract(BatchClauses, TidyClauses, TogetherClauses):
+class CallbackContract(BatchClauses, TidyClauses, TogetherClauses, HostClauses):
     """Tests of a callback, to be inherited by a class whose name starts with `Test`.
 
         class TestMyCallback(CallbackContract):

@@ -18,6 +18,7 @@ from trainer_callback.plugins import InstalledPlugin, discover
 
 from .contract import CallbackContract
 from .cost import measure_share
+from .host_clauses import IN_HOSTS, describe_hosts
 from .runner import ClauseResult, run_clauses
 from .runs import fail
 
@@ -38,6 +39,7 @@ _GOLD: Final = frozenset(
     {
         "test_a_killed_run_goes_on_as_if_nothing_had_happened",
         "test_an_ended_run_goes_on_as_if_it_had_not_ended",
+        IN_HOSTS,
         "test_it_takes_less_than_a_hundredth_of_an_update",
         "test_only_the_main_process_writes",
         "test_two_killed_processes_go_on_as_if_nothing_had_happened",
@@ -107,12 +109,14 @@ class LevelReport:
         level: one of `LEVELS`.
         results: level -> the results of its clauses.
         waived: clause -> why its author says that it does not count.
+        hosts: what was found in other trainers, for people.
     """
 
     entry: Entry
     level: str
     results: Mapping[str, Sequence[ClauseResult]]
     waived: Mapping[str, str]
+    hosts: str
 
 
 def find_level(name: str, flags: Sequence[str], place: Path) -> LevelReport:
@@ -136,7 +140,8 @@ def find_level(name: str, flags: Sequence[str], place: Path) -> LevelReport:
         if any(result.outcome == "failed" for result in results[each]):
             break
         level = each
-    return LevelReport(_load(name).entry, level, results, waived)
+    found = next((each for each in results["gold"] if each.clause == IN_HOSTS), None)
+    return LevelReport(_load(name).entry, level, results, waived, describe_hosts(found))
 
 
 def _level_of(clause: str) -> str:

@@ -24,6 +24,7 @@ from .compare import find_difference, read_attributes
 from .tiny import make_tiny_trainer
 
 __all__ = [
+    "DECISIONS",
     "Outcome",
     "build",
     "fail",
@@ -35,7 +36,7 @@ __all__ = [
     "train_if_it_suits",
 ]
 
-_DECISIONS: Final = (
+DECISIONS: Final = (
     "status",
     "stop_reason",
     "stopped_by",
@@ -202,7 +203,7 @@ def play(
     result = train(trainer, resume=resume)
     assert result is not None
     after = read_attributes(callback)
-    decisions = {name: getattr(result, name) for name in _DECISIONS}
+    decisions = {name: getattr(result, name) for name in DECISIONS}
     return Outcome(
         {**decisions, "history": [dict(entry) for entry in result.history]},
         read_state(trainer, callback),

@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from trainer import Trainer, TrainerConfig
 
-__all__ = ["TinyTrainer", "make_tiny_trainer"]
+__all__ = ["BATCH", "TinyTrainer", "make_data", "make_tiny_trainer", "squared_error"]
 
-_BATCH: Final = 2
+BATCH: Final = 2
+"""Items of a batch."""
+
 _FEATURES: Final = 4
 
 
@@ -72,9 +74,9 @@ def make_tiny_trainer(
     return Trainer(
         model,
         torch.optim.AdamW(model.parameters(), lr=0.01),
-        DataLoader(_make_data(batches, generator), batch_size=_BATCH, shuffle=True),
-        DataLoader(_make_data(2, generator), batch_size=_BATCH) if validation else None,
-        loss_fn=_squared_error,
+        DataLoader(make_data(batches, generator), batch_size=BATCH, shuffle=True),
+        DataLoader(make_data(2, generator), batch_size=BATCH) if validation else None,
+        loss_fn=squared_error,
         config=TrainerConfig(**settings),
         callbacks=callbacks,
         discover=False,
@@ -82,14 +84,15 @@ def make_tiny_trainer(
     )
 
 
-def _make_data(batches: int, generator: torch.Generator) -> TensorDataset:
-    """Returns inputs (N, 4) and noisy sums of them (N, 1)."""
-    inputs = torch.randn(batches * _BATCH, _FEATURES, generator=generator)
-    noise = torch.randn(batches * _BATCH, 1, generator=generator)
+def make_data(batches: int, generator: torch.Generator) -> TensorDataset:
+    """Returns inputs (N, 4) and noisy sums of them (N, 1), in N / `BATCH` batches."""
+    inputs = torch.randn(batches * BATCH, _FEATURES, generator=generator)
+    noise = torch.randn(batches * BATCH, 1, generator=generator)
     return TensorDataset(inputs, inputs.sum(dim=1, keepdim=True) + 0.1 * noise)
 
 
-def _squared_error(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def squared_error(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the loss of a batch, and what the model has answered."""
     inputs, targets = batch
     outputs = model(inputs)
     return nn.functional.mse_loss(outputs, targets), outputs

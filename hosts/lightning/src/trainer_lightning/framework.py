@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from typing import Any, Final
 
-__all__ = ["Callback", "DummyLogger", "is_a"]
+__all__ = ["Callback", "DummyLogger", "is_a", "package"]
 
 
 def _choose() -> str:
@@ -21,7 +21,8 @@ def _choose() -> str:
 
 _NAME: Final = _choose()
 
-Callback: Any = importlib.import_module(_NAME).Callback
+package: Any = importlib.import_module(_NAME)
+Callback: Any = package.Callback
 DummyLogger: Any = importlib.import_module(f"{_NAME}.loggers.logger").DummyLogger
 
 
