@@ -109,7 +109,7 @@ def test_a_refusal_is_named_beside_what_holds(check: Any) -> None:
     ("name", "words"),
     [
         ("longer", "does not do what it does in a trainer.Trainer: decisions.epochs is 4 instead"),
-        ("forgetting", "resumed is not as if it had never ended: state[0].count is 5 instead of 9"),
+        ("forgetting", "resumed is not as if it had never ended: state.count is 5 instead of 9"),
     ],
 )
 def test_another_trainer_that_differs_fails_it(check: Any, name: str, words: str) -> None:

@@ -11,7 +11,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from trainer.view.view import View
 from trainer.writers.metrics_file import read_logged
 from trainer_callback import CallbackError, StateError, TrainerCallback, UsageError, hookimpl
 from trainer_callback.command_line.guard import undo_changes
+from trainer_callback.state import to_plain
 
 from .compare import find_difference, read_attributes
 from .host_task import HostTask, Regression
@@ -54,33 +54,36 @@ class HostFailureError(Exception):
     """A run fails, or is not as it has to be, in words for people."""
 
 
-@dataclass
 class _Watch(TrainerCallback):
-    """Keeps what the callbacks before it have come to.
+    """Keeps what a callback has come to, and copies `source` to `target` when the checkpoint of
+    update `CUT` is complete.
 
     Attributes:
         result: of the run.
-        states: what was returned from `on_snapshot_save` for the last checkpoint.
-        source: copied to `target` when the checkpoint of update `CUT` is complete.
+        state: what the callback has returned for the last checkpoint; None: nothing.
     """
 
-    source: Path
-    target: Path
-    result: Any = None
-    states: list[Any] = field(default_factory=list)
-
-    __hash__ = object.__hash__
+    def __init__(self, callback: object, source: Path, target: Path) -> None:
+        self._callback, self._source, self._target = callback, source, target
+        self.result: Any = None
+        self.state: Any = None
 
     @hookimpl(wrapper=True)
-    def on_snapshot_save(self) -> Generator[None, list[Any], list[Any]]:  # type: ignore[override]
+    def on_snapshot_save(  # type: ignore[override]
+        self, trainer: View
+    ) -> Generator[None, list[Any], list[Any]]:
         answers = yield
-        self.states = [*answers]
+        keeping = trainer.manager.implementers("on_snapshot_save")
+        names = [name for name in trainer.callbacks if name in keeping]
+        for name, answer in zip(names, answers, strict=False):  # this wrapper is the last, without
+            if trainer.callbacks[name].callback is self._callback:
+                self.state = to_plain(answer)
         return answers
 
     @hookimpl(trylast=True)
     def on_snapshot_saved(self, step: int) -> None:  # type: ignore[override]
-        if step == CUT and not self.target.exists():
-            shutil.copytree(self.source, self.target)
+        if step == CUT and not self._target.exists():
+            shutil.copytree(self._source, self._target)
 
     def on_train_end(self, result: Any) -> None:  # type: ignore[override]
         self.result = result
@@ -113,7 +116,7 @@ def play_in(
     for resumes in (False, True) if cut else (False,):
         callback = fresh(make)
         before = read_attributes(callback)
-        watch = _Watch(here, left)
+        watch = _Watch(callback, here, left)
         callbacks = [callback, *make_others(beside), watch]
         model = _make_model(make_model)
         task = HostTask(model, callbacks, here, here / "plugins", resumes, **settings)
@@ -196,7 +199,7 @@ def _collect(task: HostTask, callback: Any, before: Mapping[str, Any], watch: _W
     logged = read_logged(task.output_dir / "metrics.jsonl")
     return Outcome(
         {**decisions, "history": [dict(entry) for entry in result.history]},
-        watch.states,
+        watch.state,
         after,
         frozenset(n for n in after if find_difference(before.get(n), after[n], n) is not None),
         [json.loads(line) for line in logged],
