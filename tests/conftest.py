@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +120,40 @@ def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def site(tmp_path: Path, bare_packages: Path) -> Site:
     return Site(tmp_path / "site", bare_packages)
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builds plugins of `tests/wheels`, each a distribution of its own, and installs their wheels
+    into a new folder, which is returned. `more` is code behind that of each module.
+    """
+
+    def run(*words: str, cwd: Path) -> None:
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def install(*names: str, more: str = "") -> Path:
+        site = tmp_path_factory.mktemp("site")
+        for name in names:
+            source = tmp_path_factory.mktemp(name)
+            shutil.copytree(ROOT / "tests" / "wheels" / name, source, dirs_exist_ok=True)
+            module = source / f"x_{name}.py"
+            module.write_text((module.read_text() if module.exists() else _read_manual()) + more)
+            run("build", "--wheel", "--no-isolation", cwd=source)
+            wheel = str(next((source / "dist").glob("*.whl")))
+            quietly = ("-q", "--no-deps", "--no-index", "--target", str(site), wheel)
+            run("pip", "install", *quietly, cwd=source)
+        return site
+
+    return install
+
+
+def _read_manual() -> str:
+    """Returns the plugin in the manual that changes what is trained."""
+    manual = (ROOT / "CALLBACKS.md").read_text()
+    (code,) = re.findall(r"```python\n(class UnfreezeAt.*?)```", manual, re.DOTALL)
+    return f"from trainer_callback import TrainerCallback\n\n\n{code}"
 
 
 class Gan:

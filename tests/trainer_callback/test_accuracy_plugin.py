@@ -14,58 +14,6 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "dist-accuracy"
-version = "1.0"
-dependencies = ["trainer-core>=0.1"]
-[project.entry-points."trainer.callbacks"]
-accuracy = "x_accuracy:AccuracyCallback"
-[tool.hatch.build.targets.wheel]
-only-include = ["x_accuracy.py"]
-"""
-PLUGIN = '''
-"""The share of items whose largest logit is that of their label."""
-from trainer_callback import TrainerCallback, UsageError
-
-
-class AccuracyCallback(TrainerCallback):
-    """Logs NAME_accuracy for each set of a validation.
-
-    Args:
-        labels: where a batch has its labels: a key, or the number of a place
-        ignored: the label of an item that does not count
-    """
-
-    def __init__(self, labels: str = "labels", ignored: int = -100) -> None:
-        self.labels = labels
-        self.ignored = ignored
-
-    def on_validation_set_start(self, trainer, name):
-        self._hits = self._items = None
-
-    def on_validation_batch_end(self, batch, outputs):
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs
-        logits = getattr(logits, "logits", logits)
-        if logits is None:
-            raise UsageError("AccuracyCallback: the loss function answers no outputs beside it.")
-        place = int(self.labels) if self.labels.isdigit() else self.labels
-        labels = batch[place]
-        counts = labels != self.ignored
-        hits = ((logits.argmax(-1) == labels) & counts).sum()
-        items = counts.sum()  # both stay on the device
-        self._hits = hits if self._hits is None else self._hits + hits
-        self._items = items if self._items is None else self._items + items
-
-    def on_validation_set_end(self, trainer, name, metrics):
-        here = {"hits": float(self._hits or 0), "items": float(self._items or 0)}
-        found = trainer.total(here)
-        if found["items"]:
-            trainer.log({f"{name}_accuracy": found["hits"] / found["items"]})
-'''
 SCRIPT = """
 import os, sys
 import torch
@@ -116,28 +64,18 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, wheels: Callable[..., Path]) -> Run:
     """Runs Python where the wheel is installed and the script lies."""
-    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    place = tmp_path_factory.mktemp("place")
+    site, place = wheels("accuracy"), tmp_path_factory.mktemp("place")
+    (place / "script.py").write_text(SCRIPT)
 
-    def run_python(
-        *words: str, cwd: Path = place, **named: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run_python(*words: str, **named: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(site), **named}
         return subprocess.run(
             [sys.executable, *words],
-            cwd=cwd, env=environment, capture_output=True, text=True, check=False,
+            cwd=place, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
-    (source / "x_accuracy.py").write_text(PLUGIN)
-    (source / "pyproject.toml").write_text(PROJECT)
-    (place / "script.py").write_text(SCRIPT)
-    built = run_python("-m", "build", "--wheel", "--no-isolation", cwd=source)
-    assert built.returncode == 0, built.stdout + built.stderr
-    wheel = str(next((source / "dist").glob("*.whl")))
-    quietly = ("-q", "--no-deps", "--no-index", "--target", str(site), wheel)
-    assert run_python("-m", "pip", "install", *quietly).returncode == 0
     return run_python
 
 

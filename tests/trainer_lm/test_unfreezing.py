@@ -5,27 +5,14 @@ with it ends in the same bits.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "dist-unfreeze"
-version = "1.0"
-[project.entry-points."trainer.callbacks"]
-unfreeze = "x_unfreeze:UnfreezeAt"
-[tool.hatch.build.targets.wheel]
-only-include = ["x_unfreeze.py"]
-"""
 KILLS = """
 import os
 
@@ -44,32 +31,19 @@ WORDS = (
 
 
 @pytest.mark.slow  # six starts of the real command
-def test_a_run_of_the_plugin_in_the_manual_is_resumed_from_any_epoch(tmp_path: Path) -> None:
-    site, source = tmp_path / "site", tmp_path / "source"
-    source.mkdir()
-    manual = (ROOT / "CALLBACKS.md").read_text()
-    (code,) = re.findall(r"```python\n(class UnfreezeAt.*?)```", manual, re.DOTALL)
-    module = f"from trainer_callback import TrainerCallback\n\n{code}{KILLS}"
-    (source / "x_unfreeze.py").write_text(module)
-    (source / "pyproject.toml").write_text(PROJECT)
+def test_a_run_of_the_plugin_in_the_manual_is_resumed_from_any_epoch(
+    tmp_path: Path, wheels: Callable[..., Path]
+) -> None:
+    site = wheels("unfreeze", more=KILLS)
     (tmp_path / "tiny.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 20)
-
-    def run(*words: str, cwd: Path = tmp_path, **named: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(site), **named}
-        return subprocess.run(
-            [sys.executable, *words],
-            cwd=cwd, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    built = run("-m", "build", "--wheel", "--no-isolation", cwd=source)
-    assert built.returncode == 0, built.stdout + built.stderr
-    wheel = str(next((source / "dist").glob("*.whl")))
-    quietly = ("-q", "--no-deps", "--no-index", "--target", str(site), wheel)
-    assert run("-m", "pip", "install", *quietly).returncode == 0
 
     def train(place: str, kill: int = 0) -> int:
         command = "import sys; from trainer_lm.cli import main; sys.exit(main())"
-        done = run("-c", command, *WORDS, "--output_dir", place, KILL_AT=str(kill))
+        environment = {**os.environ, "PYTHONPATH": str(site), "KILL_AT": str(kill)}
+        done = subprocess.run(
+            [sys.executable, "-c", command, *WORDS, "--output_dir", place],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
         assert kill or done.returncode == 0, done.stderr
         return done.returncode
 
