@@ -35,33 +35,48 @@ RATE = 0.05
 
 
 class TinyModel(nn.Module):
-    """A model as the hub has them: it computes its own loss, and knows no other arguments."""
+    """A model as the hub has them: it computes its own loss, and knows no other arguments. It is a
+    regression, or tells `classes` classes apart.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 0) -> None:
         super().__init__()
         self.first = nn.Linear(4, 4)
-        self.last = nn.Linear(4, 1)
+        self.last = nn.Linear(4, classes or 1)
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
         y = self.last(torch.tanh(self.first(x)))
+        if y.shape[1] > 1:
+            return {"loss": nn.functional.cross_entropy(y, labels), "logits": y}
         return {"loss": nn.functional.mse_loss(y, labels), "y": y}
 
 
-def make_data(seed: int, rows: int = B * BATCHES) -> list[dict[str, torch.Tensor]]:
+def make_data(
+    seed: int, rows: int = B * BATCHES, classes: int = 0
+) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(rows, 4, generator=generator)
+    if classes:
+        labels = inputs.sum(1).long() % classes
+        labels[::7] = -100
+        return [{"x": x, "labels": y} for x, y in zip(inputs, labels, strict=True)]
     return [{"x": x, "labels": x.sum(0, keepdim=True)} for x in inputs]
 
 
-def make_model() -> tuple[TinyModel, torch.optim.Optimizer]:
+def make_model(classes: int = 0) -> tuple[TinyModel, torch.optim.Optimizer]:
     torch.manual_seed(3)
-    model = TinyModel()
+    model = TinyModel(classes)
     return model, torch.optim.AdamW(model.parameters(), lr=RATE)
 
 
+def answer(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+    """Returns the loss, and all that the model has answered."""
+    outputs = model(**batch)
+    return outputs["loss"], outputs
+
+
 def loss_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    loss: torch.Tensor = model(**batch)["loss"]
-    return loss
+    return answer(model, batch)[0]
 
 
 class Killer(TrainerCallback):
@@ -206,6 +221,7 @@ class Case:
         stops_at: of each start but the last, where a plugin ends it cleanly.
         validate_every: updates between two validations; None: one behind each epoch.
         save_every: updates between two checkpoints; None: one behind each epoch.
+        classes: that the model tells apart; 0: it is a regression.
     """
 
     name: str
@@ -221,6 +237,7 @@ class Case:
     save_every: int | None = None
     processes: int = 1
     rows: int = B * BATCHES
+    classes: int = 0
     lives: tuple[int, ...] = ()
     stops_at: tuple[int, ...] = ()
     extra: tuple[object, ...] = field(default=())
@@ -288,7 +305,7 @@ def train_at_home(case: Case, rank: int) -> dict[str, Any]:
     """The run in our own trainer."""
     from trainer import Trainer, TrainerConfig
 
-    model, optimizer = make_model()
+    model, optimizer = make_model(case.classes)
     config = TrainerConfig(
         epochs=case.epochs,
         max_steps=case.max_steps,
@@ -307,11 +324,11 @@ def train_at_home(case: Case, rank: int) -> dict[str, Any]:
     if case.linear:
         last = case.updates
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: max(0, last - n) / last)
-    own, ends = make_loader(case.rows), Ends()
+    own, ends = make_loader(case.rows, case.classes), Ends()
     trainer = Trainer(
         *(model, optimizer, own),
-        val_loader=torch.utils.data.DataLoader(make_data(1, 8), batch_size=8),
-        loss_fn=loss_of,
+        val_loader=torch.utils.data.DataLoader(make_data(1, 8, case.classes), batch_size=8),
+        loss_fn=answer if case.classes else loss_of,
         scheduler=scheduler,
         config=config,
         callbacks=[*_make(case), ends],
@@ -323,8 +340,8 @@ def train_at_home(case: Case, rank: int) -> dict[str, Any]:
     return summarise(ends.result, model, case.place / "home", rank)
 
 
-def make_loader(rows: int) -> Any:
-    return torch.utils.data.DataLoader(make_data(0, rows), batch_size=B)  # type: ignore[arg-type]
+def make_loader(rows: int, classes: int) -> Any:
+    return torch.utils.data.DataLoader(make_data(0, rows, classes), batch_size=B)  # type: ignore[arg-type]
 
 
 def _make(case: Case) -> list[object]:

@@ -44,7 +44,7 @@ class There(pl.LightningModule):
 
     def __init__(self, case: Any) -> None:
         super().__init__()
-        model, _ = scenarios.make_model()
+        model, _ = scenarios.make_model(case.classes)
         self.first, self.last, self.case = model.first, model.last, case
 
     forward = scenarios.TinyModel.forward
@@ -52,8 +52,10 @@ class There(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         return scenarios.loss_of(self, batch)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", scenarios.loss_of(self, batch), batch_size=len(batch["x"]))
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        loss, outputs = scenarios.answer(self, batch)
+        self.log("val_loss", loss, batch_size=len(batch["x"]))
+        return outputs
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=scenarios.RATE)
@@ -70,7 +72,7 @@ def make_loader(case: Any, rank: int) -> StatefulDataLoader:
     rows = list(range(case.rows))
     batches = [rows[start : start + scenarios.B] for start in range(0, case.rows, scenarios.B)]
     share = batches[rank :: case.processes]
-    return StatefulDataLoader(scenarios.make_data(0, case.rows), batch_sampler=share)
+    return StatefulDataLoader(scenarios.make_data(0, case.rows, case.classes), batch_sampler=share)
 
 
 def make_trainer(case: Any, place: Path, callbacks: list[Any]) -> pl.Trainer:
@@ -108,7 +110,7 @@ def train_there(case: Any, rank: int) -> dict[str, Any]:
     module, trainer = There(case), make_trainer(case, place, [entry])
     kept = list((place / "kept").glob("*.ckpt"))
     kept = sorted(kept, key=lambda path: (int(path.stem.split("=")[1]), path.stem))
-    own = torch.utils.data.DataLoader(scenarios.make_data(1, 8), batch_size=8)
+    own = torch.utils.data.DataLoader(scenarios.make_data(1, 8, case.classes), batch_size=8)
     newest = kept[-1] if case.resumes and kept else None
     with contextlib.suppress(Exception):
         trainer.fit(module, make_loader(case, rank), own, ckpt_path=newest)

@@ -30,7 +30,7 @@ MARKS: Final = {
 
 def make_trainer(case: Any, place: Path, **options: Any) -> transformers.Trainer:
     """Returns the trainer of `case`, whose output directory is `place`."""
-    model, optimizer = scenarios.make_model()
+    model, optimizer = scenarios.make_model(case.classes)
     settings: dict[str, Any] = {
         "output_dir": str(place),
         "per_device_train_batch_size": scenarios.B,
@@ -56,8 +56,8 @@ def make_trainer(case: Any, place: Path, **options: Any) -> transformers.Trainer
     return InOrder(
         model,
         transformers.TrainingArguments(**settings),
-        train_dataset=scenarios.make_data(0, case.rows),
-        eval_dataset=scenarios.make_data(1, 8),
+        train_dataset=scenarios.make_data(0, case.rows, case.classes),
+        eval_dataset=scenarios.make_data(1, 8, case.classes),
         optimizers=(optimizer, None),
     )
 

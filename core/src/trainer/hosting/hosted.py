@@ -13,7 +13,11 @@ does, and calls the methods in this order.
                 end_clipping  on_gradients_clipped
                 end_step      on_step_end: optimizer and scheduler have stepped
             end_batch         on_batch_end, on_log
-        start_validation, end_validation     on_validation_start, on_validation_end
+        start_validation      on_validation_start
+            sets.start        on_validation_set_start
+            sets.end_batch    on_validation_batch_end
+            sets.end          on_validation_set_end
+        end_validation        on_validation_end
         end_epoch             on_epoch_end
     decide                    should_stop_training: behind an update, a validation, an epoch
     collect, tell_saved       on_snapshot_save, on_snapshot_saved

@@ -20,6 +20,7 @@ from ..counters import Position
 from ..engine.decision import StopDecider
 from ..engine.own_metrics import describe_epoch, describe_interval, find_validated, record
 from .losses import HostedLosses
+from .sets import HostedSets
 from .view import HostedView
 
 __all__ = ["HostedUpdates"]
@@ -28,7 +29,11 @@ logger: logging.Logger = logging.getLogger("trainer")
 
 
 class HostedUpdates:
-    """The part of a `HostedRun` between its start and its end; see there."""
+    """The part of a `HostedRun` between its start and its end; see there.
+
+    Attributes:
+        sets: those of a validation.
+    """
 
     def __init__(self, view: HostedView, losses: HostedLosses, decider: StopDecider) -> None:
         """Keeps references."""
@@ -36,6 +41,7 @@ class HostedUpdates:
         self.manager: CallbackManager = view.manager
         self.hook: TrainerCallback = view.manager.hook
         self.position: Position = view.position
+        self.sets: HostedSets = HostedSets(view)
         self._config: TrainerConfig = view.config
         self._ranks, self._updater = view.ranks, view.updater
         self._losses, self._decider = losses, decider

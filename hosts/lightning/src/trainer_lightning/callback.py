@@ -30,13 +30,14 @@ from trainer.result import Stop, TrainResult
 
 from .beside import Beside
 from .framework import Callback, is_a
-from .metrics import ValidationMetrics
+from .metrics import NO_BATCHES, ValidationMetrics
 from .progress import (
     Turn,
     count_items,
     find_stop,
     is_validated,
     name_checkpoint,
+    name_set,
     validation_interval,
 )
 from .settings import (
@@ -50,7 +51,7 @@ from .settings import (
     weights_changer,
 )
 from .state import pack_state, unpack_state
-from .wraps import listen
+from .wraps import listen, read_answer
 
 __all__ = ["Plugins"]
 
@@ -159,7 +160,10 @@ class Plugins(Callback):  # type: ignore[misc]
     def _tell_view(self, trainer: Any, run: HostedRun) -> None:
         """Tells what plugins may ask for."""
         view, (updates, epochs) = run.view, find_saves(trainer)
-        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._scaler, run.sets.remedy = (
+            getattr(trainer.precision_plugin, "scaler", None),
+            NO_BATCHES,
+        )
         view.puts_weights_back = weights_changer(trainer)
         if self._scaler is not None:
             view.read_loss_scale = lambda: self._at.scale
@@ -248,14 +252,11 @@ class Plugins(Callback):  # type: ignore[misc]
             self._at.items = count_items(batch)
         run.start_batch(batch, is_last=is_last)
 
-    def _take_loss(self, loss: Tensor, answer: Mapping[str, Any] | None) -> None:
+    def _take_loss(self, loss: Tensor, outputs: Any) -> None:
         run = self._run
         apart = self._beside is not None and self._beside.is_computing
         if run is not None and self._at.begun and not apart:
-            outputs = None
-            if answer is not None and run.asks_outputs:
-                outputs = {name: value for name, value in answer.items() if name != "loss"}
-            run.end_forward(loss, outputs, items=self._at.items)
+            run.end_forward(loss, outputs if run.asks_outputs else None, items=self._at.items)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if self._run is not None:
@@ -288,6 +289,17 @@ class Plugins(Callback):  # type: ignore[misc]
             self._metrics.start(trainer)
             self._run.start_validation()
 
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._at.is_validating and batch_idx == 0:
+            self._running.sets.start(name_set(trainer, dataloader_idx))
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *values: Any) -> None:
+        loss, outputs = read_answer(values[0])
+        if self._at.is_validating and loss is not None:
+            self._running.sets.end_batch(values[1], loss, outputs)
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         run = self._run
         if not self._at.begun or run is None:
@@ -295,6 +307,7 @@ class Plugins(Callback):  # type: ignore[misc]
         ends_epoch = self._at.is_last or (trainer.should_stop and not self._at.due)
         found = self._metrics.read(trainer, run.view)
         self._at.is_validating = False
+        run.sets.end(found)
         run.end_validation(found, ends_epoch=ends_epoch)
         if self._at.ends and not ends_epoch:
             self._decide(trainer)

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from trainer.hosting import HostedView
 
-__all__ = ["ValidationMetrics"]
+__all__ = ["NO_BATCHES", "ValidationMetrics"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
+NO_BATCHES: Final = (
+    "Return the loss in validation_step, and what plugins may look at beside it: "
+    'return {"loss": loss, "logits": logits}.'
+)
 _PREFIX: Final = re.compile(r"^(validation|valid|val|eval)[/_.-]")
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "find_stop",
     "is_validated",
     "name_checkpoint",
+    "name_set",
     "validation_interval",
 ]
 
@@ -67,6 +68,11 @@ def name_checkpoint(trainer: Any, why: str) -> str:
     folder = getattr(trainer.checkpoint_callback, "dirpath", None)
     folder = folder or str(Path(trainer.default_root_dir, "checkpoints"))
     return f"{folder}/{why}-step={trainer.global_step}.ckpt"
+
+
+def name_set(trainer: Any, index: int) -> str:
+    """Returns the name of a validation set: Lightning knows them by their numbers."""
+    return "val" if len(trainer.num_val_batches) == 1 else f"val_{index}"
 
 
 def validation_interval(trainer: Any) -> int | None:

@@ -17,7 +17,7 @@ from trainer.hosting import HostedRun
 from .framework import is_a
 from .logger import RunLogger
 
-__all__ = ["listen", "measure_clipping", "watch_loss", "watch_saves", "wrapped"]
+__all__ = ["listen", "measure_clipping", "read_answer", "watch_loss", "watch_saves", "wrapped"]
 
 
 def listen(
@@ -63,6 +63,17 @@ def wrapped(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]
             delattr(owner, name) if own is None else setattr(owner, name, own)
 
 
+def read_answer(answer: Any) -> tuple[Tensor | None, Any]:
+    """Returns the loss in what a step has answered, and what is beside it: `outputs` where that is
+    all, else a dictionary.
+    """
+    if not isinstance(answer, Mapping):
+        return (answer if isinstance(answer, Tensor) else None), None
+    loss, others = answer.get("loss"), {k: v for k, v in answer.items() if k != "loss"}
+    outputs = others["outputs"] if others.keys() == {"outputs"} else others
+    return (loss if isinstance(loss, Tensor) else None), outputs
+
+
 def watch_loss(take: Callable[[Tensor, Any], None]) -> Callable[[Any], Any]:
     """Returns what wraps `training_step`: `take` gets the loss, not divided and not scaled, and
     what the step has answered beside it.
@@ -71,10 +82,9 @@ def watch_loss(take: Callable[[Tensor, Any], None]) -> Callable[[Any], Any]:
     def make(training_step: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any, **named: Any) -> Any:
             answer = training_step(*arguments, **named)
-            if isinstance(answer, Tensor):
-                take(answer, None)
-            elif answer is not None and isinstance(answer.get("loss"), Tensor):
-                take(answer["loss"], answer)
+            loss, outputs = read_answer(answer)
+            if loss is not None:
+                take(loss, outputs)
             return answer
 
         return step

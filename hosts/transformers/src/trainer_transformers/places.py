@@ -11,8 +11,8 @@ import transformers
 from torch import Tensor
 
 from .checkpoints import mark_of
+from .evaluations import Evaluations
 from .events import Events
-from .metrics import PREFIX
 from .private import put_best_metric
 from .session import Session
 from .wrapping import WrappedMethods, ZeroGrad
@@ -88,12 +88,14 @@ def _wrap_step(trainer: transformers.Trainer, session: Session, methods: Wrapped
 
 
 def _wrap_loss(trainer: transformers.Trainer, session: Session, methods: WrappedMethods) -> None:
-    window = session.window
+    window, evaluations = session.window, Evaluations(trainer, session)
 
     def compute(original: Callable[..., Any]) -> Callable[..., Any]:
         def compute_loss(model: Any, inputs: Any, *values: Any, **named: Any) -> Any:
             if not window.is_in_step:
-                return original(model, inputs, *values, **named)
+                answer = original(model, inputs, *values, **named)
+                evaluations.end_batch(inputs, answer)
+                return answer
             if session.asks_outputs and not values and not named.get("return_outputs"):
                 loss, outputs = _compute_with_outputs(session, original, model, inputs, named)
                 window.note_loss(loss, inputs, outputs)
@@ -106,6 +108,7 @@ def _wrap_loss(trainer: transformers.Trainer, session: Session, methods: Wrapped
         return compute_loss
 
     methods.put(trainer, "compute_loss", compute)
+    methods.put(trainer, "evaluate", evaluations.wrap)
 
 
 def _compute_with_outputs(
@@ -160,18 +163,6 @@ def _wrap_accelerator(accelerator: Any, session: Session, methods: WrappedMethod
 
 
 def _wrap_rest(trainer: transformers.Trainer, session: Session, methods: WrappedMethods) -> None:
-    def validate(original: Callable[..., Any]) -> Callable[..., Any]:
-        def evaluate(*values: Any, **named: Any) -> Any:
-            prefix = values[2] if len(values) > 2 else named.get("metric_key_prefix", PREFIX)
-            if session.is_validating or not session.is_live or prefix != PREFIX:
-                return original(*values, **named)
-            session.start_validation()
-            metrics = original(*values, **named)
-            session.end_validation(metrics)
-            return metrics
-
-        return evaluate
-
     def save(original: Callable[..., Any]) -> Callable[..., Any]:
         def save_model(output_dir: Any = None, *values: Any, **named: Any) -> Any:
             if output_dir is not None and session.is_live:
@@ -180,6 +171,5 @@ def _wrap_rest(trainer: transformers.Trainer, session: Session, methods: Wrapped
 
         return save_model
 
-    methods.put(trainer, "evaluate", validate)
     methods.put(trainer, "save_model", save)
     put_best_metric(methods, trainer, lambda: session.wants_save)

@@ -28,6 +28,9 @@ _OUT_OF_REACH: Final = {
     "on_forward_end": "the loss of a batch",
     "on_batch_end": "the loss of a batch",
     "on_validation_start": "the start of a validation",
+    "on_validation_set_start": "the start of a validation",
+    "on_validation_batch_end": "the batches of a validation",
+    "on_validation_set_end": "the sets of a validation",
 }
 _BATCH: Final = frozenset({"batch"})
 
