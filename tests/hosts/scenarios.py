@@ -340,7 +340,7 @@ def train_at_home(case: Case, rank: int) -> dict[str, Any]:
     return summarise(ends.result, model, case.place / "home", rank)
 
 
-def make_loader(rows: int, classes: int) -> Any:
+def make_loader(rows: int, classes: int = 0) -> Any:
     return torch.utils.data.DataLoader(make_data(0, rows, classes), batch_size=B)  # type: ignore[arg-type]
 
 

@@ -210,8 +210,8 @@ class TrainerCallback:
 
     @_hook(read_only=True)
     def on_validation_set_start(self, trainer: TrainerProtocol, name: str) -> None:
-        """Before each set of a validation of `Trainer`; `name` is that of the set, `val` where it
-        is the only one.
+        """Before each set of a validation of a `Trainer` or of a host; `name` is that of the set,
+        `val` where it is the only one.
         """
 
     @_hook(read_only=True, tensors=("loss",))

@@ -37,9 +37,9 @@ def _explain(hook: str, view: View) -> str:
 
 
 _REASONS = {
-    "on_validation_set_start": "only Trainer validates set by set, and none was due",
-    "on_validation_batch_end": "only Trainer validates set by set, and none was due",
-    "on_validation_set_end": "only Trainer validates set by set, and none was due",
+    "on_validation_set_start": "nobody has validated set by set",
+    "on_validation_batch_end": "nobody has validated set by set",
+    "on_validation_set_end": "nobody has validated set by set",
     "on_snapshot_save": "no snapshot was due: see snapshot_interval",
     "on_snapshot_saved": "no snapshot was written before the last boundary",
     "on_snapshot_load": "the run began afresh",

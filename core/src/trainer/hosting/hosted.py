@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -69,6 +69,12 @@ class Decision:
     stop: Stop | None
     saves: bool
 
+
+_UNCALLED: Final = {
+    "on_snapshot_search": "finds its checkpoints itself",
+    "on_final_saved": "writes no final/",
+}
+"""Hook -> what a host does instead."""
 
 _NONE: list[Answer] = []
 _GO_ON = Decision(None, saves=False)
@@ -198,8 +204,16 @@ class HostedRun(HostedUpdates):
             self._updater.start()
             self.hook.on_train_start(trainer=view, resumed=found is not None)
             self.manager.check_late()
+            self._warn_uncalled()
             view.queue.open()
             self._states.checkpoint = None
+
+    def _warn_uncalled(self) -> None:
+        """Names who implements a hook that no host calls."""
+        for hook, reason in _UNCALLED.items() if self.is_main else ():
+            if names := sorted(self.manager.implementers(hook)):
+                what = (" and ".join(names), hook, self.view.host, reason)
+                logger.warning("%s will not be called in %s: %s %s.", *what)
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:

@@ -9,7 +9,8 @@ It tells a `HostedRun` what the trainer does, at these of the hooks:
     on_before_optimizer_step end_backward
     clip_grad_by_norm        end_clipping: wrapped, for the norm before
     on_train_batch_end       end_step, end_batch: the scheduler has stepped
-    on_validation_start, on_validation_end, on_train_epoch_end
+    on_validation_start, on_validation_batch_start, on_validation_batch_end, on_validation_end,
+    on_train_epoch_end
     state_dict               collect
     save_checkpoint          tell_saved: wrapped
     on_train_end, on_exception
@@ -30,7 +31,7 @@ from trainer.result import Stop, TrainResult
 
 from .beside import Beside
 from .framework import Callback, is_a
-from .metrics import NO_BATCHES, ValidationMetrics
+from .metrics import ValidationMetrics
 from .progress import (
     Turn,
     count_items,
@@ -43,12 +44,11 @@ from .progress import (
 from .settings import (
     check_trainer,
     describe_hparams,
-    find_saves,
     list_approximations,
     make_config,
     refuse_two_restorers,
     saves_on_exception,
-    weights_changer,
+    tell_view,
 )
 from .state import pack_state, unpack_state
 from .wraps import listen, read_answer
@@ -142,7 +142,8 @@ class Plugins(Callback):  # type: ignore[misc]
             validates=trainer.enable_validation,
             hyperparameters=describe_hparams(pl_module),
         )
-        self._tell_view(trainer, run)
+        self._scaler = getattr(trainer.precision_plugin, "scaler", None)
+        tell_view(trainer, run, lambda: self._at.scale if self._scaler is not None else None)
         refuse_two_restorers(run)
         resumes = trainer.ckpt_path is not None and bool(self._found or self._place[1])
         saved = self._read_state(trainer) if resumes else None
@@ -156,21 +157,6 @@ class Plugins(Callback):  # type: ignore[misc]
         found, self._found = self._found, None
         step = self._place[1] or None
         return unpack_state(found, step, str(trainer.ckpt_path), strict=self._strict)
-
-    def _tell_view(self, trainer: Any, run: HostedRun) -> None:
-        """Tells what plugins may ask for."""
-        view, (updates, epochs) = run.view, find_saves(trainer)
-        self._scaler, run.sets.remedy = (
-            getattr(trainer.precision_plugin, "scaler", None),
-            NO_BATCHES,
-        )
-        view.puts_weights_back = weights_changer(trainer)
-        if self._scaler is not None:
-            view.read_loss_scale = lambda: self._at.scale
-        view.is_saved_behind = lambda position: (
-            any(position.update % each == 0 for each in updates)
-            or (position.is_last and any((position.epoch + 1) % each == 0 for each in epochs))
-        )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         run = self._running

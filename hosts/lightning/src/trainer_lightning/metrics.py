@@ -11,14 +11,10 @@ from torch import Tensor
 
 from trainer.hosting import HostedView
 
-__all__ = ["NO_BATCHES", "ValidationMetrics"]
+__all__ = ["ValidationMetrics"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
-NO_BATCHES: Final = (
-    "Return the loss in validation_step, and what plugins may look at beside it: "
-    'return {"loss": loss, "logits": logits}.'
-)
 _PREFIX: Final = re.compile(r"^(validation|valid|val|eval)[/_.-]")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,11 +25,15 @@ __all__ = [
     "make_config",
     "refuse_two_restorers",
     "saves_on_exception",
-    "weights_changer",
+    "tell_view",
 ]
 
 _PRECISIONS: Final = {"16": "fp16", "bf16": "bf16", "32": "fp32", "64": "fp32"}
 _UNLIMITED: Final = 2**31
+_NO_BATCHES: Final = (
+    "Return the loss in validation_step, and what plugins may look at beside it: "
+    'return {"loss": loss, "logits": logits}.'
+)
 _PLAIN: Final = (bool, int, float, str, type(None))
 
 
@@ -81,7 +85,7 @@ def check_trainer(trainer: Any) -> None:
         )
 
 
-def weights_changer(trainer: Any) -> str:
+def _name_weights_changer(trainer: Any) -> str:
     """Returns the name of a callback of Lightning that puts other weights into the model at the
     end; empty: there is none.
     """
@@ -111,6 +115,18 @@ def describe_hparams(module: Any) -> dict[str, object]:
     hparams: Mapping[str, object] = getattr(module, "hparams", {})
     found = {str(name): str(v) if isinstance(v, Path) else v for name, v in hparams.items()}
     return {name: value for name, value in found.items() if isinstance(value, _PLAIN)}
+
+
+def tell_view(trainer: Any, run: HostedRun, read_scale: Callable[[], float | None]) -> None:
+    """Tells the run what its plugins may ask for."""
+    view, (updates, epochs) = run.view, find_saves(trainer)
+    run.sets.remedy = _NO_BATCHES
+    view.puts_weights_back = _name_weights_changer(trainer)
+    view.read_loss_scale = read_scale
+    view.is_saved_behind = lambda position: (
+        any(position.update % each == 0 for each in updates)
+        or (position.is_last and any((position.epoch + 1) % each == 0 for each in epochs))
+    )
 
 
 def find_saves(trainer: Any) -> tuple[list[int], list[int]]:
