@@ -39,6 +39,8 @@ hosts: .venv-hosts/.hosts  ## the tests of other trainers, with these; some minu
 	for name in transformers lightning; do \
 		timeout 600 .venv-hosts/bin/python -m pytest -n $(JOBS) tests/hosts_$$name || exit 1; \
 	done
+	timeout 600 .venv-hosts/bin/python -m pytest -n $(JOBS) -k test_it_decides_in_other_trainers \
+		tests/testing/test_our_plugins.py tests/*/test_contract.py
 
 oldhosts: .venv-oldhosts/.hosts  ## the same runs in the oldest of the other trainers that are declared
 	for name in transformers lightning; do \
@@ -102,7 +104,7 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 	$(PYTHON) -m venv .venv-hosts
 	.venv-hosts/bin/python -m pip install --quiet -c constraints.txt -c tests/hosts/constraints.txt \
 		$(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES)) $(HOSTS)) -e "./core[data]" \
-		lightning peft torchdata trl pytest pytest-timeout pytest-xdist
+		lightning peft torchdata trl build hatchling pytest pytest-timeout pytest-xdist
 	touch $@
 
 .venv-oldhosts/.hosts: $(PROJECTS) $(addsuffix /pyproject.toml,$(HOSTS)) tests/hosts/oldest.txt

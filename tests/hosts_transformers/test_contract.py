@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("transformers", minversion="5.3")
+pytest.importorskip("transformers", minversion="5.6")
 
 import wrong_callbacks
 
