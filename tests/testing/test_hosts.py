@@ -9,6 +9,7 @@ import pytest
 
 from trainer.testing import CallbackContract
 from trainer.testing.host_clauses import IN_HOSTS, describe_hosts
+from trainer.testing.host_runs import play_in, train_at_home
 from trainer.testing.runner import ClauseResult, run_clauses
 from trainer_callback import TrainerCallback
 from trainer_callback.discovery import find_functions
@@ -118,3 +119,16 @@ def test_another_trainer_that_differs_fails_it(check: Any, name: str, words: str
     assert words in found.message
     assert found.message.startswith(f"in {name} (dist-hosts 1.0) ")
     assert describe_hosts(found) == "not the same, see below"
+
+
+class Stateless(TrainerCallback):
+    """Others in its run have a state, such as the file of metrics."""
+
+    def on_snapshot_save(self) -> None: ...
+
+
+@pytest.mark.parametrize(("make", "state"), [(Counter, {"count": 9}), (Stateless, None)])
+def test_the_state_that_is_compared_is_that_of_the_callback(
+    make: Any, state: object, tmp_path: Path
+) -> None:
+    assert play_in(train_at_home, make, tmp_path).state == state

@@ -10,7 +10,7 @@ import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +60,7 @@ class _Watch(TrainerCallback):
 
     Attributes:
         result: of the run.
-        state: what the callback has returned for the last checkpoint; None: nothing.
+        state: of the callback, when the last checkpoint was complete; None: it has none.
     """
 
     def __init__(self, callback: object, source: Path, target: Path) -> None:
@@ -68,20 +68,13 @@ class _Watch(TrainerCallback):
         self.result: Any = None
         self.state: Any = None
 
-    @hookimpl(wrapper=True)
-    def on_snapshot_save(  # type: ignore[override]
-        self, trainer: View
-    ) -> Generator[None, list[Any], list[Any]]:
-        answers = yield
-        keeping = trainer.manager.implementers("on_snapshot_save")
-        names = [name for name in trainer.callbacks if name in keeping]
-        for name, answer in zip(names, answers, strict=False):  # this wrapper is the last, without
-            if trainer.callbacks[name].callback is self._callback:
-                self.state = to_plain(answer)
-        return answers
-
     @hookimpl(trylast=True)
-    def on_snapshot_saved(self, step: int) -> None:  # type: ignore[override]
+    def on_snapshot_saved(  # type: ignore[override]
+        self, trainer: View, epoch: int, step: int
+    ) -> None:
+        states = trainer.manager.ask_state(trainer=trainer, epoch=epoch, step=step)
+        own = [state for plugin, state in states if plugin.callback is self._callback]
+        self.state = to_plain(own[0]) if own else None
         if step == CUT and not self._target.exists():
             shutil.copytree(self._source, self._target)
 
