@@ -21,7 +21,7 @@ from trainer_callback import TrainerCallback, UsageError
 
 
 def refusing(task):
-    raise UsageError("this trainer has no snapshots")
+    raise UsageError(f"{task.place} has no snapshots")
 
 
 class Forgets(TrainerCallback):
@@ -103,7 +103,7 @@ def test_a_refusal_is_named_beside_what_holds(check: Any) -> None:
     assert found.outcome == "skipped"
     assert found.message.startswith("the same in like_ours (dist-hosts 1.0); not in missing (dist")
     assert "it cannot be imported: " in found.message
-    assert found.message.endswith("refusing (dist-hosts 1.0): this trainer has no snapshots")
+    assert found.message.endswith("refusing (dist-hosts 1.0): run has no snapshots")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ class HostClauses(Clauses):
                 check(host, tmp_path / host.name)
                 held.append(host.label)
             except HostRefusalError as refusal:
-                refused.append(f"not in {host.label}: {refusal}")
+                text = str(refusal).replace(f"{tmp_path / host.name}/", "")
+                refused.append(f"not in {host.label}: {text}")
             except HostFailureError as failure:
                 failed.append(f"in {host.label} {failure}")
         if failed:
