@@ -104,7 +104,8 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 	$(PYTHON) -m venv .venv-hosts
 	.venv-hosts/bin/python -m pip install --quiet -c constraints.txt -c tests/hosts/constraints.txt \
 		$(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES)) $(HOSTS)) -e "./core[data]" \
-		lightning peft torchdata trl build hatchling pytest pytest-timeout pytest-xdist
+		jsonargparse lightning peft torchdata trl build hatchling pytest pytest-timeout \
+		pytest-xdist
 	touch $@
 
 .venv-oldhosts/.hosts: $(PROJECTS) $(addsuffix /pyproject.toml,$(HOSTS)) tests/hosts/oldest.txt
