@@ -104,7 +104,7 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 	$(PYTHON) -m venv .venv-hosts
 	.venv-hosts/bin/python -m pip install --quiet -c constraints.txt -c tests/hosts/constraints.txt \
 		$(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES)) $(HOSTS)) -e "./core[data]" \
-		jsonargparse lightning peft torchdata trl build hatchling pytest pytest-timeout \
+		"jsonargparse[signatures]" lightning peft torchdata trl build hatchling pytest pytest-timeout \
 		pytest-xdist
 	touch $@
 

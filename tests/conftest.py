@@ -36,11 +36,12 @@ def logging_as_it_was() -> Iterator[None]:
     """The command sets handlers and levels of the whole process; the next test must not see it."""
     root = logging.getLogger()
     loggers = [root, *(logging.getLogger(name) for name in list(root.manager.loggerDict))]
-    levels = [(logger, logger.level) for logger in loggers]
+    before = [(each, each.level, each.disabled, each.propagate) for each in loggers]
     handlers = root.handlers[:]
     yield
     root.handlers[:] = handlers
-    for logger, level in levels:
+    for logger, level, disabled, propagate in before:
+        logger.disabled, logger.propagate = disabled, propagate
         logger.setLevel(level)
 
 

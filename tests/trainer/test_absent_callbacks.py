@@ -42,7 +42,7 @@ def table(caplog):
 
 
 def test_a_state_that_comes_back_is_restored_and_its_update_is_told(tiny, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "trainer")
     assert absent_for_a_while(tiny, tmp_path, Keeps).found == {"step": 4}
     assert "restored, from update 4 of 6" in table(caplog)
     warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
@@ -53,20 +53,20 @@ def test_a_state_that_comes_back_is_restored_and_its_update_is_told(tiny, tmp_pa
 
 
 def test_one_that_needs_every_update_starts_fresh(tiny, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "trainer")
     assert absent_for_a_while(tiny, tmp_path, Counts).found is None
     assert "fresh: its state is of update 4, and it was absent until 6" in table(caplog)
 
 
 def test_the_update_is_kept_over_several_runs_without_the_callback(tiny, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "trainer")
     steps = (3, 4, 6, 7)
     assert absent_for_a_while(tiny, tmp_path, Counts, steps=steps).found is None
     assert "fresh: its state is of update 3, and it was absent until 6" in table(caplog)
 
 
 def test_a_callback_that_was_never_away_is_restored(tiny, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "trainer")
     for stop in (3, 6):
         callback = Counts()
         run(tiny, tmp_path, stop, callback, resume="auto")
@@ -114,7 +114,7 @@ def test_a_callback_finds_the_state_of_its_earlier_name_and_carries_none_along(
     class Renamed(Keeps):
         state_key_aliases = ("Oldest", "Keeps")
 
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "trainer")
     run(tiny, tmp_path, 4, Keeps(), resume=False)
     first, second = Renamed(), Renamed()
     run(tiny, tmp_path, 6, first)
