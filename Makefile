@@ -110,7 +110,7 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 
 .venv-oldhosts/.hosts: $(PROJECTS) $(addsuffix /pyproject.toml,$(HOSTS)) tests/hosts/oldest.txt
 	$(PYTHON) -m venv .venv-oldhosts
-	sed '/^tokenizers/d' constraints.txt > .venv-oldhosts/constraints.txt
+	sed '/^tokenizers/d;/^accelerate/d' constraints.txt > .venv-oldhosts/constraints.txt
 	.venv-oldhosts/bin/python -m pip install --quiet -c .venv-oldhosts/constraints.txt \
 		-c tests/hosts/oldest.txt $(addprefix -e ./,$(filter-out $(TRACKERS),$(PACKAGES)) $(HOSTS)) \
 		-e "./core[data]" lightning pytorch-lightning torchdata pytest pytest-timeout pytest-xdist
