@@ -4,6 +4,7 @@ VENV := .venv
 PEERS := .venv-peers
 OLDEST ?= python3.10
 TESTS ?= tests
+# One more than the two cores of CI: many tests wait for a process or a disk.
 JOBS ?= 3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
@@ -36,8 +37,8 @@ trackers: .venv-trackers/.trackers  ## the tests of MLflow, trackio and W&B, wit
 	timeout 900 .venv-trackers/bin/python -m pytest -n $(JOBS) tests/trackers
 
 hosts: .venv-hosts/.hosts  ## the tests of other trainers, with these; some minutes
-	for name in transformers lightning; do \
-		timeout 600 .venv-hosts/bin/python -m pytest -n $(JOBS) tests/hosts_$$name || exit 1; \
+	for name in hosts hosts_transformers hosts_lightning; do \
+		timeout 600 .venv-hosts/bin/python -m pytest -n $(JOBS) tests/$$name || exit 1; \
 	done
 	timeout 600 .venv-hosts/bin/python -m pytest -n $(JOBS) -k test_it_decides_in_other_trainers \
 		tests/testing/test_our_plugins.py tests/*/test_contract.py

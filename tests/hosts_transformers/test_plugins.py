@@ -131,7 +131,8 @@ class Boom(transformers.TrainerCallback):
 
 def test_the_arguments_are_the_trainers_own_in_a_checkpoint_and_behind_an_exception(tmp_path):
     train(tmp_path / "a", True, num_train_epochs=1)
-    saved = torch.load(tmp_path / "a/checkpoint-3/training_args.bin", weights_only=False)
+    file = tmp_path / "a/checkpoint-3/training_args.bin"
+    saved = torch.load(file, weights_only=False)  # an object, of this test's own bytes
     assert saved.max_grad_norm == 0.5
     trainer = make_trainer(CASE, tmp_path / "b")
     trainer.add_callback(Plugins(make_plugins(), discover=False))
