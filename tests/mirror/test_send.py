@@ -70,9 +70,17 @@ def test_what_fails_is_tried_again(make, url, store, copies, faults, quick, tmp_
 def test_a_store_that_fails_for_ever_costs_two_sentences(
     make, url, faults, quick, tmp_path, caplog, faults_
 ):
+    class Wait(TrainerCallback):
+        def on_epoch_end(self):
+            end = time.monotonic() + 30
+            while " fails: " not in caplog.text and time.monotonic() < end:
+                time.sleep(0.01)
+
     for name, value in faults_.items():
         setattr(faults, name, value)
-    result = make(MirrorCallback(url, retries=2), place=tmp_path / "run").train()
+    interval = {"snapshot_interval": 4}  # the first one fails before the second comes
+    mirror = MirrorCallback(url, retries=2)
+    result = make(mirror, Wait(), place=tmp_path / "run", **interval).train()
     assert (result.status, result.switched_off) == ("finished", ())
     said = [each.getMessage() for each in caplog.records if each.name == "trainer.mirror"]
     said = [text for text in said if "waiting for" not in text]
@@ -80,6 +88,13 @@ def test_a_store_that_fails_for_ever_costs_two_sentences(
     assert f"{url} fails: " in said[0]
     assert f"{url} is without the snapshot of update 8 and final/ (" in said[1]
     assert "It has no snapshot, and the output directory all." in said[1]
+
+
+def test_a_store_that_fails_is_not_called_slow(make, url, faults, quick, tmp_path, caplog):
+    faults.refuses = 10**9
+    make(MirrorCallback(url), place=tmp_path / "run", snapshot_interval=1, epochs=4).train()
+    assert " fails: " in caplog.text
+    assert "is slower" not in caplog.text
 
 
 def test_a_slow_store_is_sent_the_newest_and_that_is_said_once(

@@ -20,9 +20,8 @@ import os, subprocess, sys, tempfile, time
 from trainer_callback import serve_tracker
 
 LIBRARY = """
-import os, time
-parent = os.getppid()
-while os.getppid() == parent:
+import os, sys, time
+while os.getppid() == int(sys.argv[1]):
     time.sleep(0.01)
 time.sleep(0.3)
 """
@@ -45,7 +44,7 @@ class Notebook:
 
     def start(self):
         if self.starts:  # in a session of its own, and it takes a moment to end
-            words = [sys.executable, "-S", "-E", "-c", LIBRARY]
+            words = [sys.executable, "-S", "-E", "-c", LIBRARY, str(os.getpid())]
             subprocess.Popen(words, start_new_session=True)
         self.note("start")
 

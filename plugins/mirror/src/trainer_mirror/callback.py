@@ -247,7 +247,7 @@ class MirrorCallback(TrainerCallback):
             self._is_idle.clear()
         if left_out is not None:
             left_out.held.close()
-            if not progress.is_behind:
+            if not progress.is_behind and progress.error is None:  # one that fails is not slow
                 progress.is_behind = True
                 text = "%s is slower than the snapshots come: %s is left out, and others may be."
                 logger.warning(text, self.url, left_out.text)
