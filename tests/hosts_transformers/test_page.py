@@ -1,5 +1,6 @@
 """The scripts of docs/transformers.md run."""
 
+import os
 import re
 import subprocess
 import sys
@@ -31,15 +32,19 @@ main(make_trainer)
 """
 
 
-def run(place, name, *arguments):
+TWO = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+
+
+def run(place, *words, fails=False):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", name, *arguments],
+        [sys.executable, "-W", "ignore", *words],
         capture_output=True,
         text=True,
         cwd=place,
         check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode != 0) is fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -55,6 +60,21 @@ def test_the_complete_script_trains_and_goes_on(place):
     assert (place / "runs/transformers/plugins/metrics.jsonl").exists()
     (done,) = re.findall(r"trained \d+ updates", first)
     assert done in run(place, "train.py")
+
+
+@pytest.mark.parametrize("again", range(3))  # an end that aborts does so in some of them
+def test_the_complete_script_trains_in_two_processes(place, again):
+    script = SCRIPTS["train.py"].replace("num_train_epochs=20", "num_train_epochs=2, use_cpu=True")
+    (place / "train.py").write_text(script)
+    assert "trained 64 updates" not in (said := run(place, *TWO, "train.py"))
+    assert said.count("trained 32 updates") == 2
+
+
+def test_processes_that_the_trainer_does_not_know_of_are_refused(place):
+    said = run(place, *TWO, "train.py", fails=True)
+    assert "Hugging Face knows of 1 of 2 processes" in said
+    assert "On CPUs set use_cpu=True" in said
+    assert not (place / "runs/transformers/plugins").exists()
 
 
 def test_a_script_with_options_of_its_own_takes_flags_of_plugins(place):

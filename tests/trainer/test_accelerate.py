@@ -35,6 +35,19 @@ def test_what_accelerator_decides_is_not_told_twice(script, config, text):
         Run(model, optimizer, accelerator=accelerator, config=TrainerConfig(**config))
 
 
+@pytest.mark.parametrize(
+    ("asked", "used", "says"), [("bf16", "bf16", False), ("fp16", "fp32", True)]
+)
+def test_callbacks_are_told_the_precision_that_accelerate_really_uses(asked, used, says, caplog):
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=asked)
+    model = nn.Linear(4, 1)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    run = Run(model, optimizer, accelerator=accelerator, discover=False)
+    assert run.view.precision == used
+    assert ("mixed_precision='fp16') has no effect on a cpu" in caplog.text) is says
+
+
 def test_batches_outside_accumulate_are_told_what_is_missing(script):
     accelerator, model, optimizer, loader = script
     accelerator.gradient_state._set_sync_gradients(False)

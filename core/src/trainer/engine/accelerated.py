@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,11 +19,13 @@ from ..step.precision import Precision
 
 __all__ = ["AcceleratedPrecision", "PreparedLoader", "is_prepared", "settle"]
 
+logger: logging.Logger = logging.getLogger("trainer")
+
 _KINDS = ("NO", "MULTI_CPU", "MULTI_GPU")
 
 
 def settle(config: TrainerConfig, accelerator: Any) -> TrainerConfig:
-    """Returns `config` with the device and the accumulation that are Accelerate's.
+    """Returns `config` with the device, the precision and the accumulation that are Accelerate's.
 
     Raises:
         ConfigError: it says otherwise, or Accelerate divides models in a way that cannot be saved.
@@ -46,9 +49,22 @@ def settle(config: TrainerConfig, accelerator: Any) -> TrainerConfig:
         )
     device = str(accelerator.device)
     device = "cpu" if device.startswith("cpu") else device  # of several processes it is cpu:0
+    precision = _read_precision(accelerator)
     return dataclasses.replace(
-        config, device=device, precision="fp32", gradient_accumulation_steps=steps
+        config, device=device, precision=precision, gradient_accumulation_steps=steps
     )
+
+
+def _read_precision(accelerator: Any) -> Any:
+    """Returns what is really used: Accelerate drops what a device cannot do, and says nothing."""
+    asked = accelerator.mixed_precision
+    used = asked if accelerator.native_amp and asked in ("bf16", "fp16") else "fp32"
+    if asked == "fp16" and used != asked and accelerator.is_main_process:
+        text = (
+            "Accelerator(mixed_precision='fp16') has no effect on a %s: this run computes in fp32."
+        )
+        logger.warning(text, accelerator.device.type)
+    return used
 
 
 class AcceleratedPrecision(Precision):

@@ -18,7 +18,7 @@ from trainer_callback.calls.manager import Plugin
 
 from ..config import ConfigError, TrainerConfig
 from ..processes.device import choose_precision, find_device
-from ..processes.group import join_ranks
+from ..processes.group import check_processes, join_ranks
 from ..processes.ranks import Ranks
 from ..processes.sharding import check_offload, fsdp_modules, reshard
 from ..snapshots.checkpoint import Checkpoint
@@ -157,13 +157,17 @@ def assemble(
     manager = make_manager(callbacks, config, discover=discover, progress=progress)
     device = find_device(config.device)
     ranks = join_ranks(device.type)
+    if accelerator is not None:
+        advice = "On CPUs write Accelerator(cpu=True)"
+        check_processes(ranks, "Accelerate", accelerator.num_processes, advice)
     manager.trace(trace_hooks, "" if ranks.is_alone else f"rank {ranks.rank}: ")
     config = _choose(config, device, ranks)
     check_needs(manager.plugins, config)
     compiler, again = _change(_by_name(plain), config, device)
     move(whole, optimizers, device)
-    precision = Precision(config.precision, device, several=several)
-    if accelerator is not None:
+    if accelerator is None:
+        precision = Precision(config.precision, device, several=several)
+    else:
         precision = AcceleratedPrecision(accelerator)
     losses = LossMeter(ranks)
     buffers = KeptBuffers(whole) if config.on_nonfinite == "skip" else None

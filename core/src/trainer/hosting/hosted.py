@@ -45,6 +45,7 @@ from ..engine.blame import blame_hook
 from ..engine.decision import StopDecider
 from ..engine.hyperparameters import check_hyperparameters, collect_hyperparameters
 from ..engine.outcome import make_result
+from ..processes.group import check_processes
 from ..result import Stop, TrainResult
 from .parts import make_view
 from .place import hold_folder
@@ -148,6 +149,12 @@ class HostedRun(HostedUpdates):
         return bool(self._ranks.is_main)
 
     # The start
+
+    def check_processes(self, used: int, advice: str) -> None:
+        """Raises a `ConfigError` where the host knows of fewer processes than there are: `used`;
+        `advice` is what makes it know of them.
+        """
+        check_processes(self._ranks, self.view.host, used, advice)
 
     def open(
         self,

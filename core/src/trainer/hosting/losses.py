@@ -33,18 +33,27 @@ class HostedLosses(LossMeter):
 
     def reset(self) -> None:
         super().reset()
-        self._batches: list[tuple[Tensor | float, float]] = []
-        self._updates: list[tuple[int, list[tuple[Tensor | float, float]]]] = []
+        self._total, self._count = 0.0, 0.0
+        self._unread: list[tuple[Tensor, float]] = []
+        self._updates: list[tuple[int, float, float, list[tuple[Tensor, float]]]] = []
 
     def add_batch(self, loss: Tensor, items: float) -> None:
         """Takes the mean loss of a micro-batch, 0-dim, and the items that it is of."""
-        # Of a device a copy: a graph that is replayed overwrites what it has answered before.
-        self._batches.append((loss.item() if loss.is_cpu else loss.detach().clone(), items))
+        self._count += items
+        if loss.is_cpu:
+            self._total += loss.item() * items
+        else:  # a copy: a graph that is replayed overwrites what it has answered before
+            self._unread.append((loss.detach().clone(), items))
 
     def end_update(self, step: int) -> None:
         """Update `step` is of the micro-batches since the last call; called in all processes."""
-        self._updates.append((step, self._batches))
-        self._batches = []
+        total, count, unread = self._total, self._count, self._unread
+        self._total, self._count = 0.0, 0.0
+        if not unread and self._ranks.is_alone and not self._updates:
+            self._take(step, total, count)
+            return
+        self._updates.append((step, total, count, unread))
+        self._unread = []
         if len(self._updates) >= _MOST:
             self._settle()
 
@@ -53,25 +62,25 @@ class HostedLosses(LossMeter):
         updates, self._updates = self._updates, []
         if not updates:
             return
-        waiting = [loss for _, each in updates for loss, _ in each if isinstance(loss, Tensor)]
-        read = iter(read_scalars(waiting))
+        read = iter(read_scalars([loss for *_, unread in updates for loss, _ in unread]))
         sums: list[float] = []
-        for _, batches in updates:
-            values = [next(read) if isinstance(loss, Tensor) else loss for loss, _ in batches]
-            pairs = list(zip(values, (items for _, items in batches), strict=True))
-            sums += [sum(value * items for value, items in pairs), sum(n for _, n in pairs)]
+        for _, total, count, unread in updates:
+            sums += [total + sum(next(read) * items for _, items in unread), count]
         if not self._ranks.is_alone:
             sums = self._ranks.total(sums, "losses")
-        for (step, _), total, count in zip(updates, sums[::2], sums[1::2], strict=True):
-            if math.isfinite(total):
-                self._sums[""].add(total, count)
-            elif self._is_finite:
-                self._is_finite = False
-                logger.warning(
-                    "the loss of update %d is not finite, and is left out of the means that "
-                    "plugins see; %s goes on.",
-                    *(step, self._host),
-                )
+        for (step, *_), total, count in zip(updates, sums[::2], sums[1::2], strict=True):
+            self._take(step, total, count)
+
+    def _take(self, step: int, total: float, count: float) -> None:
+        if math.isfinite(total):
+            self._sums[""].add(total, count)
+        elif self._is_finite:
+            self._is_finite = False
+            logger.warning(
+                "the loss of update %d is not finite, and is left out of the means that "
+                "plugins see; %s goes on.",
+                *(step, self._host),
+            )
 
     def take_interval(self) -> dict[str, float]:
         self._settle()

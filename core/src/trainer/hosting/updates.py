@@ -108,7 +108,8 @@ class HostedUpdates:
         rate = self._updater.optimizer.param_groups[0].get("lr")
         self._updater.rate = None if rate is None else float(rate)
         self._updater.total_norm = None
-        self.hook.on_backward_end(trainer=self.view)
+        if "on_backward_end" in self.manager.used:
+            self.hook.on_backward_end(trainer=self.view)
         self._updater.gradients.follow()
 
     def end_clipping(self, total_norm: Tensor | float, limit: float) -> None:
@@ -128,7 +129,8 @@ class HostedUpdates:
         position.step, position.skips = position.update, position.skips + int(skipped)
         self._ranks.is_in_update = False
         self._losses.end_update(position.step)
-        self.hook.on_step_end(trainer=self.view, skipped=skipped)
+        if "on_step_end" in self.manager.used:
+            self.hook.on_step_end(trainer=self.view, skipped=skipped)
 
     def end_batch(self, *, ends_update: bool) -> None:
         """A batch, and with it an update where `ends_update`, is done. One without a loss was

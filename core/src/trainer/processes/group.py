@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ..config import ConfigError
 from .ranks import ALONE, Ranks
 
-__all__ = ["join_ranks", "leave_ranks"]
+__all__ = ["check_processes", "join_ranks", "leave_ranks"]
 
 _NEEDED: Final = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -43,6 +43,21 @@ def join_ranks(device_type: str) -> Ranks:
     if dist.get_world_size() < 2:
         return ALONE
     return Ranks(dist.new_group(backend="gloo"))
+
+
+def check_processes(ranks: Ranks, driver: str, used: int, advice: str) -> None:
+    """Raises a `ConfigError` where `driver` trains in fewer processes than there are: each would
+    train a model of its own.
+
+    Args:
+        used: the processes that it knows of.
+        advice: what makes it know of them.
+    """
+    if used < ranks.world_size:
+        raise ConfigError(
+            f"{driver} knows of {used} of {ranks.world_size} processes: the models would not be "
+            f"averaged over them. {advice}, or start one process."
+        )
 
 
 def leave_ranks() -> None:

@@ -144,6 +144,7 @@ class Plugins(Callback):  # type: ignore[misc]
         )
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         tell_view(trainer, run, lambda: self._at.scale if self._scaler is not None else None)
+        run.check_processes(trainer.world_size, 'Write Trainer(devices=..., strategy="ddp")')
         refuse_two_restorers(run)
         resumes = trainer.ckpt_path is not None and bool(self._found or self._place[1])
         saved = self._read_state(trainer) if resumes else None
