@@ -73,6 +73,14 @@ class WrongArgument(Counter):
     def on_epoch_end(self, validation_loss: float) -> None: ...  # type: ignore[override]
 
 
+class ForgetfulEachTen(Counter):
+    def on_train_start(self) -> None:  # type: ignore[override]
+        self.looks = 0
+
+    def on_step_end(self, trainer: Any) -> None:  # type: ignore[override]
+        self.looks += trainer.step % 10 == 0
+
+
 class Forgetful(Counter):
     def on_snapshot_load(self, checkpoint: Any) -> None:  # type: ignore[override]
         self.count = 0
@@ -149,6 +157,7 @@ class TestARightOne(CallbackContract):
     [
         (Misspelt, [HOOKS], "there is no hook 'on_epoch_ended'. Did you mean 'on_epoch_end'?"),
         (WrongArgument, [HOOKS], "asks for 'validation_loss', which on_epoch_end does not have"),
+        (ForgetfulEachTen, [KILLED], "killed after update 11 and resumed is not as if"),
         (Forgetful, [KILLED, ENDED], "state.count is 7 instead of 9. Return what it needs in"),
         (Resetting, [KILLED, ENDED], "do not reset it in on_train_start(resumed=True)"),
         (Unsaved, [KILLED, ENDED], "self.count is 7 instead of 9"),

@@ -269,7 +269,6 @@ def _write_check(found: Mapping[str, Any]) -> str:
     level = "below bronze" if found["level"] == "none" else found["level"]
     count = sum(clause["outcome"] == "passed" for clause in found["clauses"])
     lines = [f"{label}: {level}, {count} clauses hold"]
-    lines += _wrap(f"in other trainers: {found['hosts']}", 2)
     failed: dict[str, list[str]] = {}
     for clause in found["clauses"]:
         name = clause["clause"].removeprefix("test_")
@@ -281,6 +280,7 @@ def _write_check(found: Mapping[str, Any]) -> str:
         lines += ["", *names]
         for line in message.splitlines():
             lines += _wrap(f"  {line}", 2)
+    lines += _wrap(f"in other trainers: {found['hosts']}", 2)
     return "\n".join(lines) + "\n"
 
 

@@ -129,7 +129,9 @@ class CallbackContract(BatchClauses, TidyClauses, TogetherClauses, HostClauses):
         read_state(trainer, callback)
 
     @pytest.mark.parametrize(
-        "cuts", [(2,), (3,), (6,), (2, 4)], ids=["mid_epoch", "boundary", "late_boundary", "twice"]
+        "cuts",
+        [(2,), (3,), (6,), (11,), (2, 4)],
+        ids=["mid_epoch", "boundary", "late_boundary", "behind_ten_updates", "twice"],
     )
     def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         self, tmp_path: Path, cuts: tuple[int, ...]
