@@ -307,7 +307,7 @@ def test_a_waived_clause_is_skipped_with_its_reason(tmp_path: Path, name: str) -
 
 
 def test_a_clause_with_parameters_can_be_waived(pytester_file: Any) -> None:
-    assert pytester_file(KILLED) == "4 skipped"
+    assert pytester_file(KILLED) == "5 skipped"
 
 
 @pytest.fixture
