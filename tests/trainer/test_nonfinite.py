@@ -8,7 +8,7 @@ import torch
 
 from trainer import NonFiniteError
 from trainer.step.buffers import KeptBuffers
-from trainer.step.losses import LossMeter
+from trainer.step.loss_meter import LossMeter
 from trainer_callback import TrainerCallback
 
 BAD = [math.nan, math.inf, -math.inf]

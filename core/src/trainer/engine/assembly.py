@@ -25,7 +25,7 @@ from ..snapshots.checkpoint import Checkpoint
 from ..step.buffers import KeptBuffers
 from ..step.compiled import make_compiler, plain_model
 from ..step.gradients import Gradients
-from ..step.losses import LossMeter
+from ..step.loss_meter import LossMeter
 from ..step.modes import Modes
 from ..step.parts import check_optimizer_devices, check_parts, check_together, move_state
 from ..step.precision import Precision

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from ..counters import Position
-from ..step.losses import LossMeter
+from ..step.loss_meter import LossMeter
 from ..step.update import Updater
 from ..view.view import View
 

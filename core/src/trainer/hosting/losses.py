@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..processes.ranks import ALONE, Ranks
-from ..step.losses import LossMeter, read_scalars
+from ..step.loss_meter import LossMeter, read_scalars
 
 __all__ = ["HostedLosses"]
 

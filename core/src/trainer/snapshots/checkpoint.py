@@ -20,7 +20,8 @@ from ..counters import Position
 from ..data.loaders import EpochLoader
 from ..processes.ranks import ALONE, Ranks
 from ..processes.rng import read_rng, restore_rng
-from ..step.losses import LossMeter, NonFiniteError
+from ..step.loss_meter import LossMeter
+from ..step.losses import NonFiniteError
 from ..step.parts import check_optimizer_devices, describe_bad_rate
 from ..step.precision import Precision
 from ..step.schedule_ends import count_steps, list_ends

@@ -15,7 +15,8 @@ from ..config import TrainerConfig
 from ..counters import Position
 from .buffers import KeptBuffers
 from .gradients import Gradients
-from .losses import LossMeter, NonFiniteError
+from .loss_meter import LossMeter
+from .losses import NonFiniteError
 from .parts import check_closure, describe_bad_rate
 from .precision import Precision
 from .reach import Reach
