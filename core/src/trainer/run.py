@@ -295,13 +295,13 @@ class Run:
         hook.on_backward_end(trainer=view)
         gradients.follow()
         if config.max_grad_norm is not None:
-            updater.total_norm, clipped = gradients.clip(config.max_grad_norm)
-            own = updater.total_norm.clone()
+            norm, clipped = gradients.clip(config.max_grad_norm)
+            updater.total_norm, own = norm, norm.clone()
             hook.on_gradients_clipped(trainer=view, total_norm=own, clipped=clipped)
         verdict: Tensor | float | None = updater.total_norm
         trusted = verdict is not None and "on_gradients_clipped" not in self._callbacks.used
         if self._checks and not trusted:
-            verdict = gradients.check(verdict)
+            verdict = gradients.check(verdict, on_device=updater.leaves_verdict)
         skipped = updater.step(position, verdict)
         position.step, position.skips = position.update, position.skips + skipped
         hook.on_step_end(trainer=view, skipped=skipped)

@@ -101,8 +101,13 @@ class AcceleratedPrecision(Precision):
         """The scaler knows the optimizer inside: it would unscale that once more in its step."""
         self._accelerator.unscale_gradients(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Steps the optimizer, and the scale; returns whether the step was skipped.
+    def join(self, verdict: Tensor | float, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Returns `verdict`: what the scaler has found it looks at in its step."""
+        return torch.as_tensor(verdict)
+
+    def step(self, optimizer: torch.optim.Optimizer, *, is_checked: bool = False) -> bool:
+        """Steps the optimizer, and the scale; returns whether the step was skipped. The accelerator
+        looks at the gradients itself.
 
         Raises:
             ConfigError: the accelerator holds the step back.

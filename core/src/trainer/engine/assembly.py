@@ -32,6 +32,7 @@ from ..step.precision import Precision
 from ..step.recomputed import recompute
 from ..step.scheduling import check_scheduling
 from ..step.update import Updater
+from ..step.verdicts import Verdicts
 from ..step.weights import Weights
 from ..view.view import View
 from .accelerated import AcceleratedPrecision, settle
@@ -67,6 +68,7 @@ class Setup:
     ranks: Ranks
     precision: Precision
     losses: LossMeter
+    verdicts: Verdicts
     modes: Modes
     updaters: Mapping[str, Updater]
     buffers: KeptBuffers | None
@@ -112,6 +114,7 @@ class Setup:
     def reset(self) -> None:
         """Puts whatever changes in a run where a new one has it."""
         self.losses.reset()
+        self.verdicts.reset()
         self.precision.reset()
         self.checkpoint.reset()
         for updater in self.updaters.values():
@@ -170,13 +173,15 @@ def assemble(
     else:
         precision = AcceleratedPrecision(accelerator)
     losses = LossMeter(ranks)
+    verdicts = Verdicts(losses, device, ranks)
     buffers = KeptBuffers(whole) if config.on_nonfinite == "skip" else None
     make = partial(Updater, config=config, precision=precision, losses=losses, buffers=buffers)
     updaters: dict[str, Updater] = {}
     for name, each in optimizers.items():
         gradients = Gradients(whole, each, fixed=not ranks.is_alone, only_optimized=several)
         weights = Weights(ranks, batches=config.gradient_accumulation_steps)
-        updaters[name] = make(name, each, schedulers.get(name), gradients, weights=weights)
+        parts = (name, each, schedulers.get(name), gradients)
+        updaters[name] = make(*parts, verdicts=verdicts, weights=weights)
     first, shared = next(iter(updaters.values())), (manager, ranks, precision)
     view = View(whole, first, *shared, config=config, device=device)
     view.journal = make_journal(manager)
@@ -184,8 +189,10 @@ def assemble(
     called = (model, plain)
     if accelerator is None:
         called = ranks.prepare(whole, model, compiler=compiler, several=several)
-    meters = (precision, losses, buffers)
-    return _surround(view, updaters, *meters, called=called, artifacts=artifacts, again=again)
+    surround = partial(
+        _surround, verdicts=verdicts, called=called, artifacts=artifacts, again=again
+    )
+    return surround(view, updaters, precision, losses, buffers)
 
 
 def _surround(
@@ -195,6 +202,7 @@ def _surround(
     losses: LossMeter,
     buffers: KeptBuffers | None,
     *,
+    verdicts: Verdicts,
     called: tuple[Any, Any],
     artifacts: Mapping[str, bytes],
     again: Callable[[], None],
@@ -219,6 +227,7 @@ def _surround(
         ranks=view.ranks,
         precision=precision,
         losses=losses,
+        verdicts=verdicts,
         modes=Modes(view.model),
         updaters=updaters,
         buffers=buffers,

@@ -45,6 +45,7 @@ class Boundary:
         self._view, self._session, self._decider = setup.view, setup.session, setup.decider
         self._callbacks, self._config = setup.view.manager, setup.view.config
         self._position = setup.view.position
+        self._verdicts = setup.verdicts
         self._is_alone = setup.ranks.is_alone
         self._writes = self._config.output_dir is not None
         schedulers = {name: each.scheduler for name, each in setup.updaters.items()}
@@ -90,6 +91,7 @@ class Boundary:
         """Ends the run here, where the loop was left before its end."""
         stop = self._decider.read_signals() or Stop("stopped", "break")
         self.stop, _ = self._decider.agree(stop, snapshot_due=True)
+        self._verdicts.settle()
 
     def log_and_schedule(self) -> None:
         """Logs the update that has ended, where it is time, and sets what is due behind it."""
@@ -101,21 +103,25 @@ class Boundary:
             position.validation_pending = position.step % every == 0
 
     def _log_interval(self) -> None:
+        self._verdicts.settle()
         setup = self._setup
         self._view.log(describe_interval(setup.updaters, self._position, setup.losses))
 
     def finish_update(self) -> None:
         """Validates, decides and saves behind an update inside an epoch."""
-        if self._position.validation_pending and (metrics := self._validate()) is not None:
-            self._position.validation_pending = False
-            record(self._view, metrics)
-            self.scheduling.end_validation(metrics)
+        if self._position.validation_pending:
+            self._verdicts.settle()
+            if (metrics := self._validate()) is not None:
+                self._position.validation_pending = False
+                record(self._view, metrics)
+                self.scheduling.end_validation(metrics)
         self.decide_and_save()
 
     def end_epoch(self) -> None:
         """Validates, decides and saves at an epoch's end, also of one that was cut short, whose
         snapshot is taken already.
         """
+        self._verdicts.settle()
         position, cut = self._position, self.stop is not None
         position.body_done = not cut
         if self.is_signalled:  # the end of the epoch comes after the resume
@@ -153,6 +159,8 @@ class Boundary:
         self.stop = self._decide()
         if not self._is_alone:
             self.stop, due = self._decider.agree(self.stop, snapshot_due=due)
+        if due or self.stop is not None:
+            self._verdicts.settle()
         if writes:
             due = due or self.stop is not None
             view.snapshot_requested = view.snapshot_requested and not due

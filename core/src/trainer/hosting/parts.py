@@ -15,6 +15,7 @@ from ..processes.group import join_ranks
 from ..step.gradients import Gradients
 from ..step.precision import Precision
 from ..step.update import Updater
+from ..step.verdicts import Verdicts
 from ..step.weights import Weights
 from .losses import HostedLosses
 from .view import HostedView
@@ -49,6 +50,7 @@ def make_view(
         config=config,
         precision=precision,
         losses=losses,
+        verdicts=Verdicts(losses, device, ranks),
         buffers=None,
         weights=Weights(ranks, batches=config.gradient_accumulation_steps),
     )

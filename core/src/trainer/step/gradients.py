@@ -83,6 +83,11 @@ class Gradients:
         return [p for group in groups for p in group["params"] if p.requires_grad]
 
     @property
+    def are_sharded(self) -> bool:
+        """Whether each process has a part of some of them only."""
+        return bool(self._shard_groups)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every name of what is trained, tied ones once, in the order of `named_parameters`."""
         return tuple(self._parameters)
@@ -131,14 +136,19 @@ class Gradients:
         for parameter in self._list:  # as `drop` does, a call less
             parameter.grad = None
 
-    def check(self, verdict: Tensor | float | None = None) -> Tensor | float:
+    def check(
+        self, verdict: Tensor | float | None = None, *, on_device: bool = False
+    ) -> Tensor | float:
         """Returns a number that is finite where `verdict` and every gradient are: 0-dim, on their
         device. Of sharded ones it tells of this process's parts.
+
+        Args:
+            on_device: nothing is read on the host, also of a few gradients on a CPU.
         """
         gradients = [grad for p in self._list if (grad := p.grad) is not None]
         if not gradients:
             return 0.0 if verdict is None else verdict
-        if self._are_few:
+        if self._are_few and not on_device:
             try:
                 torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
             except NotImplementedError:  # a sparse gradient

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..processes.ranks import ALONE, Ranks
 from .losses import check_count
 
-__all__ = ["LossMeter", "read_scalars"]
+__all__ = ["LossMeter", "read_scalars", "stack_scalars"]
 
 _NONE: Final[list[tuple[Tensor, float]]] = []
 
@@ -43,7 +43,8 @@ class LossMeter:
         items: of the batch at hand; 1 where their number is not known.
         total: sum of the losses that were read last.
         count: their items in all processes, where the losses are sums; else None.
-        verdict: what was read with them.
+        verdict: what was read with them, of all processes.
+        own_verdict: the same of this process.
         empty: how many of the losses are sums over no items.
     """
 
@@ -60,6 +61,7 @@ class LossMeter:
         self.total: float = 0.0
         self.count: float | None = None
         self.verdict: float = 0.0
+        self.own_verdict: float = 0.0
         self.empty: float = 0
 
     def add(self, loss: Tensor, name: str = "", *, to_last: bool = False) -> None:
@@ -95,31 +97,54 @@ class LossMeter:
         """
         if self._summed:
             return self._fetch_sums(verdict, name, overflows=overflows)
-        pairs = self._pending.pop("", _NONE)
-        first = len(pairs)
-        if name:
-            pairs = [*pairs, *self._pending.pop(name, _NONE)]
-        read, items = zip(*pairs, strict=True) if pairs else ((), ())
+        read, items, unnamed = self.take(name)
         if isinstance(verdict, Tensor):
-            *values, self.verdict = read_scalars([*read, verdict])
+            *values, own = read_scalars([*read, verdict])
         else:
             values = [read[0].item()] if len(read) == 1 else read_scalars(read)
-            self.verdict = verdict or 0.0
-        if first == 1 and not name:
-            found = [values[0] * items[0], items[0], 0.0, 0]
-        else:
-            values = [*map(operator.mul, values, items)]
-            found = [sum(values[:first]), sum(items[:first])]
-            found += [sum(values[first:]), sum(items[first:])]
+            own = verdict or 0.0
+        self.own_verdict = own
+        found = [*self.weigh(values, items, unnamed), own]
         if not self._ranks.is_alone:
-            *found, self.verdict = self._ranks.total([*found, self.verdict], "update")
-        self.total = found[0] + found[2]
+            found = self._ranks.total(found, "update")
+        return self.admit(found, name, overflows=overflows)
+
+    @property
+    def are_sums(self) -> bool:
+        """Whether the losses that were added last are sums."""
+        return bool(self._summed)
+
+    def take(self, name: str) -> tuple[Sequence[Tensor], Sequence[float], int]:
+        """Returns the losses that `fetch` would read, unread, the items of each, and how many of
+        them have no name.
+        """
+        pairs = self._pending.pop("", _NONE)
+        unnamed = len(pairs)
+        if name:
+            pairs = [*pairs, *self._pending.pop(name, _NONE)]
+        losses, items = zip(*pairs, strict=True) if pairs else ((), ())
+        return losses, items, unnamed
+
+    def weigh(self, values: Sequence[float], items: Sequence[float], unnamed: int) -> list[float]:
+        """Returns the sum of losses without a name, their items, and the same of the others."""
+        if unnamed == len(values) == 1:
+            return [values[0] * items[0], items[0], 0.0, 0]
+        values = [*map(operator.mul, values, items)]
+        found = [sum(values[:unnamed]), sum(items[:unnamed])]
+        return [*found, sum(values[unnamed:]), sum(items[unnamed:])]
+
+    def admit(self, found: Sequence[float], name: str, *, overflows: bool = False) -> bool:
+        """Adds what `weigh` has found, and the verdict behind it, of all processes, to the means;
+        returns whether it is finite. If not, the losses are left out.
+        """
+        total, count, own_total, own_count, self.verdict = found
+        self.total = total + own_total
         if not (math.isfinite(self.total) and (overflows or math.isfinite(self.verdict))):
             return False
-        if found[1]:
-            self._sums[""].add(found[0], found[1])
-        if found[3]:
-            self._sums[name].add(found[2], found[3])
+        if count:
+            self._sums[""].add(total, count)
+        if own_count:
+            self._sums[name].add(own_total, own_count)
         return True
 
     def _fetch_sums(self, verdict: Tensor | float | None, name: str, *, overflows: bool) -> bool:
@@ -131,11 +156,12 @@ class LossMeter:
         known = [count for count in counts if not isinstance(count, Tensor)]
         read += [verdict] if isinstance(verdict, Tensor) else []
         total, *rest = read_scalars(read)
-        self.verdict = rest.pop() if isinstance(verdict, Tensor) else verdict or 0.0
+        own = rest.pop() if isinstance(verdict, Tensor) else verdict or 0.0
+        self.own_verdict = own
         for count in rest:
             check_count(count)
         known += rest
-        found = [total, sum(known), self.verdict, known.count(0)]
+        found = [total, sum(known), own, known.count(0)]
         self.total, self.count, self.verdict, self.empty = self._ranks.total(found, "update")
         if not (math.isfinite(self.total) and (overflows or math.isfinite(self.verdict))):
             return False
@@ -178,8 +204,17 @@ def read_scalars(scalars: Sequence[Tensor]) -> list[float]:
     """Returns 0-dim tensors as numbers, those of one device in one copy."""
     if not scalars or scalars[0].is_cpu or scalars[-1].is_cpu:
         return list(map(Tensor.item, scalars))
+    values: list[float] = stack_scalars(scalars, scalars[0].device).tolist()
+    return values
+
+
+def stack_scalars(scalars: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Returns N 0-dim tensors as one (N,) on `device`, each of them exactly: float64 where one of
+    them is, else float32.
+    """
     double = any(scalar.dtype == torch.float64 for scalar in scalars)
     dtype = torch.float64 if double else torch.float32
+    if not scalars:
+        return torch.zeros(0, device=device)
     with torch.no_grad():
-        values: list[float] = torch.stack([scalar.to(dtype) for scalar in scalars]).tolist()
-    return values
+        return torch.stack([scalar.to(device, dtype, non_blocking=True) for scalar in scalars])

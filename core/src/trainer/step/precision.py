@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -39,7 +40,9 @@ class Precision:
             torch.amp.GradScaler(self._device) if self._scales else None
         )
         self._scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+        self._growth = 0
         self._is_unscaled = self._has_stepped = self._is_too_high = False
+        self._is_known = True
 
     @property
     def loss_scale(self) -> float | None:
@@ -112,14 +115,28 @@ class Precision:
         """Whether a gradient that is not finite may be due to the loss scale, which can fall."""
         return self.scaler is not None and self._scale > _LEAST_SCALE
 
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+    def join(self, verdict: Tensor | float, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Returns `verdict` where the scaler has found the gradients finite as well, when they were
+        unscaled; else NaN. It is on the device, so that both are read in one copy.
+        """
+        assert self.scaler is not None
+        joined = torch.as_tensor(verdict)
+        for found in self.scaler._found_inf_per_device(optimizer).values():
+            joined = torch.where(found.to(joined.device, non_blocking=True) > 0, math.nan, joined)
+        return joined
+
+    def step(self, optimizer: torch.optim.Optimizer, *, is_checked: bool = False) -> bool:
         """Steps the optimizer; returns whether the scaler refused to (an infinite or NaN
         gradient).
+
+        Args:
+            is_checked: its gradients are known to be finite, so that the scaler need not look.
         """
-        if self.scaler is None:
+        if self.scaler is None or is_checked:
             optimizer.step()
-            return False
-        self.scaler.step(optimizer)
+        else:
+            self.scaler.step(optimizer)
+            self._is_known = False
         self._has_stepped = True
         return not self._several and self.end_update()
 
@@ -132,6 +149,7 @@ class Precision:
                 are the optimizer's, or of this process.
         """
         self._is_too_high = self._is_too_high or overflow
+        self._is_known = self._is_known and overflow
         if not self._several:
             self.end_update()
 
@@ -149,14 +167,34 @@ class Precision:
         if self._is_too_high:
             self._scale *= self.scaler.get_backoff_factor()
             self.scaler.update(self._scale)
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})
+            self.scaler.load_state_dict({**self._settings(self.scaler), "_growth_tracker": 0})
+            self._growth = 0
         elif self._has_stepped:
             self.scaler.update()
-            self._scale = self.scaler.get_scale()  # the one fetch of it
+            self._follow(self.scaler)
         else:
             self.scaler.update(self._scale)
         self._is_unscaled = self._has_stepped = self._is_too_high = False
+        self._is_known = True
         return self._scale < before
+
+    def _follow(self, scaler: torch.amp.GradScaler) -> None:
+        """Takes the scale from its device where it may have changed: where the scaler has looked
+        at the gradients, or has grown after so many updates without an overflow.
+        """
+        self._growth += 1
+        if self._growth >= scaler.get_growth_interval() or not self._is_known:
+            self._scale = scaler.get_scale()
+            self._growth = scaler._get_growth_tracker()
+
+    def _settings(self, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+        """Returns what `state_dict` does, but for the count, without reading from the device."""
+        return {
+            "scale": self._scale,
+            "growth_factor": scaler.get_growth_factor(),
+            "backoff_factor": scaler.get_backoff_factor(),
+            "growth_interval": scaler.get_growth_interval(),
+        }
 
     def state(self) -> dict[str, Any] | None:
         """Returns the scaler's state, or None."""
@@ -167,6 +205,7 @@ class Precision:
         if self.scaler is not None and state:
             self.scaler.load_state_dict(dict(state))
             self._scale = self.scaler.get_scale()
+            self._growth = self.scaler._get_growth_tracker()
 
 
 def wrap_modules(called: Any, precision: Precision) -> Any:

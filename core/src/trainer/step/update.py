@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -21,6 +22,7 @@ from .parts import check_closure, describe_bad_rate
 from .precision import Precision
 from .reach import Reach
 from .schedules import extend_schedule, follows_metric, step_schedule
+from .verdicts import Settings, Verdicts, copy_settings, put_back_settings
 from .weights import Weights
 
 __all__ = ["Updater"]
@@ -34,6 +36,13 @@ class Updater:
     """Steps an optimizer, and a scheduler that counts updates, unless the loss or a gradient is NaN
     or infinite.
 
+    That has to be known before the step, so that each update waits for its device once. Where the
+    optimizer obeys a verdict that is on the device, and `skipped` is always False, nothing waits:
+    `Verdicts.settle` raises what `step` would have raised, at a log event, and before whatever
+    looks at the weights: a validation, a snapshot, an end. That is so on CUDA, with a fused
+    optimizer of torch, on_nonfinite="stop", fp32, tf32 or bf16, losses that are means, and
+    parameters that are whole.
+
     Attributes:
         name: of the optimizer; "" where it is the only one.
         optimizer, scheduler, gradients: what it steps, and steps by.
@@ -41,7 +50,8 @@ class Updater:
         weights: of its micro-batches, where their losses are sums.
         rate: the learning rate of the last update that a log event follows; None where the
             optimizer's first group has none.
-        total_norm: of the gradients of the last update, before clipping; 0-dim. None: not clipped.
+        total_norm: of the gradients of the last update, before clipping; 0-dim, or the number where
+            that was read. None: not clipped.
         rate_factor: what a callback has multiplied the rates by that the optimizer was built with.
     """
 
@@ -55,6 +65,7 @@ class Updater:
         config: TrainerConfig,
         precision: Precision,
         losses: LossMeter,
+        verdicts: Verdicts,
         buffers: KeptBuffers | None,
         weights: Weights,
     ) -> None:
@@ -74,13 +85,16 @@ class Updater:
         self._config = config
         self._precision = precision
         self._losses = losses
+        self._verdicts = verdicts
         self._buffers = buffers
         self.reset()
 
     def reset(self) -> None:
         """Forgets the updates of an earlier run."""
         self.rate: float | None = None
-        self.total_norm: Tensor | None = None
+        self.total_norm: Tensor | float | None = None
+        self._stepped: set[Tensor] = set()
+        self._may_wait: bool | None = None
         self.rate_factor: float = 1.0
         self._groups = 1
         self._has_told_empty = False
@@ -89,6 +103,7 @@ class Updater:
     def start(self) -> None:
         """Looks, where an epoch or the run begins, what there is to train."""
         self.gradients.start()
+        self._may_wait = None
         self.follow_groups()
 
     def follow_groups(self) -> None:
@@ -97,6 +112,24 @@ class Updater:
         if count > self._groups:
             self._groups = count
             extend_schedule(self.scheduler, self.optimizer.param_groups)
+
+    @property
+    def leaves_verdict(self) -> bool:
+        """Whether the verdict on the update under way stays on its device. Not on the first step of
+        a parameter, in which an optimizer makes its state, whatever `found_inf` is.
+        """
+        if self._may_wait is None:  # an epoch has begun
+            wanted = (
+                self._config.on_nonfinite == "stop"
+                and self._precision.scaler is None
+                and not self.gradients.are_sharded
+            )
+            self._may_wait = self._verdicts.may_wait(self.optimizer, wanted=wanted)
+        if not self._may_wait or self._losses.are_sums:
+            return False
+        if len(self._stepped) == sum(len(g["params"]) for g in self.optimizer.param_groups):
+            return True
+        return self._stepped.issuperset(self._parameters())
 
     def step(self, position: Position, verdict: Tensor | float | None) -> bool:
         """Takes the optimizer's step in the update of `position`; returns whether it was skipped.
@@ -113,11 +146,60 @@ class Updater:
             self._check_rates(position)
             rate = self.optimizer.param_groups[0].get("lr")
             self.rate = float(rate) if isinstance(rate, (int, float, Tensor)) else None
+        if self.leaves_verdict:
+            self._step_unread(position, verdict)
+            return False
+        self._verdicts.settle()
+        return self._step_read(position, verdict)
+
+    def _step_unread(self, position: Position, verdict: Tensor | float | None) -> None:
+        """Lets the optimizer, which looks at the verdict on the device, step."""
+        place = (position.update, position.batch)
+        is_norm = verdict is not None and verdict is self.total_norm
+        settings = copy_settings(self.optimizer)
+        end = partial(self._end_unread, position, place, settings, is_norm=is_norm)
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = self._verdicts.add(self.name, verdict, end)
+        try:
+            self._call_step(position)
+        finally:
+            del optimizer.found_inf
+
+    def _end_unread(
+        self,
+        position: Position,
+        place: tuple[int, int],
+        settings: Settings,
+        verdict: float,
+        is_good: bool,
+        *,
+        is_norm: bool,
+    ) -> None:
+        """Deals with an update whose verdict was read behind its step. A bad one ends the run where
+        it was: the later ones have changed nothing.
+        """
+        if is_norm:
+            self.total_norm = verdict
+        if is_good:
+            position.skipped.pop(self.name, None)
+            return
+        position.update, position.batch = place
+        position.step = position.update - 1
+        put_back_settings(self.optimizer, settings)
+        self._skip(position, is_late=True)
+
+    def _step_read(self, position: Position, verdict: Tensor | float | None) -> bool:
+        """Reads the verdict, and steps if it is good; returns whether the step was skipped."""
         precision = self._precision
         searching = precision.scaler is not None and precision.is_searching
+        is_norm = verdict is not None and verdict is self.total_norm
+        if is_checked := searching and verdict is not None:
+            verdict = precision.join(verdict, self.optimizer)
         if not self._losses.fetch(verdict, self.name, overflows=searching):
             self._skip(position)
             return True
+        if is_norm and math.isfinite(self._losses.own_verdict):
+            self.total_norm = self._losses.own_verdict
         if position.skipped:
             position.skipped.pop(self.name, None)
         if self._losses.count is not None:
@@ -128,8 +210,20 @@ class Updater:
         if searching and not math.isfinite(self._losses.verdict):
             precision.skip(overflow=True)
             return True
+        skipped = self._call_step(position, is_checked=is_checked)
+        if self._may_wait:
+            self._stepped.update(self._parameters())
+        return skipped
+
+    def _parameters(self) -> list[Tensor]:
+        """Returns those that the step under way changes."""
+        groups = self.optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.grad is not None]
+
+    def _call_step(self, position: Position, *, is_checked: bool = True) -> bool:
+        """Steps the optimizer, and its scheduler; returns whether the loss scaler has refused."""
         try:
-            skipped = precision.step(self.optimizer)
+            skipped = self._precision.step(self.optimizer, is_checked=is_checked)
         except Exception as error:
             check_closure(self.optimizer, error)
             self._check_rates(position, error)
@@ -141,14 +235,19 @@ class Updater:
     def _check_rates(self, position: Position, cause: Exception | None = None) -> None:
         fault = describe_bad_rate(self.optimizer)
         if fault is not None:
+            self._verdicts.settle()  # an earlier update may have been bad
             where = f"epoch {position.epoch}, update {position.update}"
             raise NonFiniteError(f"{fault}. That was found at {where}.") from cause
 
-    def _skip(self, position: Position) -> None:
-        """Deals with a loss or a gradient that is not finite, before it can reach the weights."""
+    def _skip(self, position: Position, *, is_late: bool = False) -> None:
+        """Deals with a loss or a gradient that is not finite, before it can reach the weights.
+
+        Args:
+            is_late: the gradients are not there any more.
+        """
         of_name = f" of {self.name!r}" if self.name else ""
         where = f"epoch {position.epoch}, update {position.update}{of_name}"
-        what = self._describe()
+        what = self._describe(is_late=is_late)
         count = position.skipped.get(self.name, 0) + 1
         position.skipped[self.name] = count
         if self._config.on_nonfinite == "stop":
@@ -186,13 +285,13 @@ class Updater:
             )
         self._leave_out()
 
-    def _describe(self) -> str:
+    def _describe(self, *, is_late: bool) -> str:
         """Says what is not finite, and where it may come from."""
         fault = describe_bad_rate(self.optimizer)
         cause = "" if fault is None else f", and {fault}"
-        return f"{self._describe_number()}{cause}"
+        return f"{self._describe_number(is_late=is_late)}{cause}"
 
-    def _describe_number(self) -> str:
+    def _describe_number(self, *, is_late: bool) -> str:
         if not math.isfinite(self._losses.total):
             text = f"the training loss is not finite ({self._losses.total})"
             if not self._losses.empty:
@@ -200,6 +299,8 @@ class Updater:
             return f'{text}; a mean over no items is NaN, also times 0: sum (reduction="sum")'
         what = f"the gradient norm is not finite ({self._losses.verdict}"
         bad = None
-        if self._config.max_grad_norm is None:  # clipping by NaN makes all of them NaN
+        if (
+            self._config.max_grad_norm is None and not is_late
+        ):  # clipping by NaN makes all of them NaN
             bad = self.gradients.find_bad()
         return f"{what})" if bad is None else f"{what}; the first such gradient is that of {bad})"

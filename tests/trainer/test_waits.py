@@ -1,0 +1,167 @@
+"""Between two log events nothing waits for the device. Counted on a CPU, where verdicts are left on
+the device by force, by what torch calls; on a card torch itself refuses each wait.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainer import Trainer, TrainerConfig
+from trainer.step import gradient_stats
+from trainer.testing.batch_watch import SyncWatch
+from trainer_callback import TrainerCallback, hookimpl
+from trainer_early_stopping import EarlyStoppingCallback
+from trainer_ema import EMACallback
+from trainer_gradient_monitor import GradientMonitorCallback
+from trainer_throughput import ThroughputCallback
+
+UPDATES = 100
+_READS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "unique2", "masked_select"}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what has to wait until a device has computed a value: by the names of functions, as
+    the kit does, and by what they call. Values that are read one after the other, with nothing
+    computed between, are one copy on a device.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total, self._is_reading, self._kit = 0, False, SyncWatch()
+        self._kit.see = lambda what: self.read() if what != ": to" else None  # it is there already
+
+    def __enter__(self):
+        self._names = self._kit.around("")
+        self._names.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *failure):
+        super().__exit__(*failure)
+        self._names.__exit__(*failure)
+
+    def read(self):
+        self.total += not self._is_reading
+        self._is_reading = True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in _READS:
+            self.read()
+        elif name != "detach":
+            self._is_reading = False
+        return func(*args, **(kwargs or {}))
+
+
+class Window(TrainerCallback):
+    """Watches `UPDATES` updates behind the first log event, which comes once all is warm."""
+
+    def __init__(self, watch):
+        self.watch, self.held = watch, contextlib.ExitStack()
+        self.updates = 0
+
+    def on_log(self, trainer, metrics):
+        if trainer.step == UPDATES and "loss" in metrics:
+            self.held.enter_context(self.watch)
+
+    def on_step_end(self, trainer):
+        self.updates += UPDATES < trainer.step <= 2 * UPDATES
+
+    @hookimpl(tryfirst=True)
+    def on_batch_end(self, trainer):
+        if trainer.step == 2 * UPDATES:  # whose log event reads
+            self.held.close()
+
+
+def fused(parameters):
+    return torch.optim.AdamW(parameters, lr=0.01, fused=True)
+
+
+def plain(parameters):
+    """Of AdamW that is not fused the counts of steps are on the CPU, and read there."""
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+def train(watch, callbacks=(), *, device="cpu", make=fused, steps=1, width=16, **config):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 1))
+    optimizer = make(model.parameters())
+    settings = {"log_interval": UPDATES, "device": device, "max_grad_norm": 1.0, **config}
+    window = Window(watch)
+    data = torch.randn(2 * UPDATES * steps, 4, 8).to(device)
+    trainer = Trainer(
+        model,
+        optimizer,
+        [*data],
+        [*data[:1]],
+        loss_fn=lambda model, batch: model(batch).float().square().mean(),
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500),
+        config=TrainerConfig(epochs=1, gradient_accumulation_steps=steps, **settings),
+        callbacks=[window, *callbacks],
+        discover=False,
+    )
+    assert trainer.train().status == "finished"
+    assert window.updates == UPDATES
+
+
+def ours():
+    return [EarlyStoppingCallback(patience=3), EMACallback(), ThroughputCallback(interval=50)]
+
+
+@pytest.fixture
+def late(monkeypatch):
+    monkeypatch.setattr("trainer.step.verdicts._WAITING_COSTS", {"cpu"})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_between_two_log_events_nothing_waits(late, precision, steps, clip):
+    waits = Waits()
+    train(waits, ours(), precision=precision, steps=steps, max_grad_norm=clip)
+    assert waits.total == 0
+
+
+@pytest.mark.parametrize("case", ["fp16", "fp16, not fused", "not fused", "skip", "unclipped fp16"])
+def test_where_the_host_has_to_know_it_waits_once_an_update(late, case):
+    waits = Waits()
+    train(
+        waits,
+        ours(),
+        precision="fp16" if "fp16" in case else "fp32",
+        make=plain if "not fused" in case else fused,
+        on_nonfinite="skip" if case == "skip" else "stop",
+        max_grad_norm=None if "unclipped" in case else 1.0,
+        width=8000,  # of a CPU few gradients are read beside the loss
+    )
+    assert waits.total == UPDATES
+
+
+def test_a_measurement_of_the_gradient_monitor_waits_once(late, monkeypatch):
+    def reduce(values, scratch):
+        return gradient_stats._reduce_on_device(values)
+
+    monkeypatch.setattr(gradient_stats, "_reduce_in_cache", reduce)  # it reads
+    waits = Waits()
+    monitor = GradientMonitorCallback(monitor_interval=10, report=False)
+    train(waits, [*ours(), monitor])
+    assert waits.total == UPDATES // 10
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_on_a_card_torch_finds_no_wait_between_two_log_events(precision, clip):
+    train(refused(), ours(), device="cuda", precision=precision, max_grad_norm=clip)
+
+
+@contextlib.contextmanager
+def refused():
+    """While it is open, torch raises where anything waits for the card."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
