@@ -57,7 +57,7 @@ class Spoil(TrainerCallback):
 
     def on_backward_end(self, trainer):
         update = trainer.step + 1
-        self.kept[update] = keep(trainer.model, trainer.optimizer)
+        self.kept[update] = keep(trainer.model, trainer.optimizer, trainer.scheduler)
         if update in self.updates and trainer.rank == self.rank:
             trainer.model[0].weight.grad.view(-1)[1] = self.value
 
@@ -65,11 +65,18 @@ class Spoil(TrainerCallback):
         self.validated.append(trainer.step)
 
 
-def keep(model, optimizer):
-    return copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+def keep(model, optimizer, scheduler=None):
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    return copy.deepcopy({name: each.state_dict() for name, each in parts.items() if each})
 
 
-def build(optimizer="adamw", callbacks=(), place=None, loss_fn=None, scheduled=True, **config):
+def schedule(optimizer):
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=4)
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [4])
+
+
+def build(optimizer="adamw", callbacks=(), place=None, loss_fn=None, **config):
     """A run of 12 updates, 6 an epoch; with 4 micro-batches an update all the same."""
     torch.manual_seed(3)
     steps = config.get("gradient_accumulation_steps", 1)
@@ -83,7 +90,7 @@ def build(optimizer="adamw", callbacks=(), place=None, loss_fn=None, scheduled=T
         data,
         data[:2],
         loss_fn=loss_fn or (lambda model, batch: model(batch).float().square().mean()),
-        scheduler=torch.optim.lr_scheduler.ExponentialLR(made, 0.9) if scheduled else None,
+        scheduler=schedule(made),
         config=TrainerConfig(output_dir=place, **settings),
         callbacks=[*callbacks],
         discover=False,
@@ -106,7 +113,7 @@ def check_stopped(trainer, spoil, update, place):
     assert trainer.step == update - 1
     assert trainer.run.result.status == "failed"
     assert trainer.run.result.steps == update - 1
-    after = keep(trainer.model, trainer.optimizer)
+    after = keep(trainer.model, trainer.optimizer, trainer.scheduler)
     assert difference(after, spoil.kept[update]) is None
     assert all(step < update for step in spoil.validated)
     assert not (place / "final").exists()
@@ -285,7 +292,7 @@ def test_a_run_is_the_same_whenever_its_verdicts_are_read(monkeypatch, tmp_path)
         trainer.train()
         lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
         numbers = [{**line, "_time": 0} for line in lines if "ended" not in line]
-        return keep(trainer.model, trainer.optimizer), numbers
+        return keep(trainer.model, trainer.optimizer, trainer.scheduler), numbers
 
     now = train(tmp_path / "now")
     monkeypatch.setattr("trainer.step.verdicts._WAITING_COSTS", {"cpu"})

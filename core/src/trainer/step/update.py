@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +31,24 @@ __all__ = ["Updater"]
 logger: logging.Logger = logging.getLogger("trainer")
 
 _MOST_SKIPPED: Final = 10
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What there was before a step whose verdict is not read yet.
+
+    Attributes:
+        update, batch: its position.
+        settings: of the optimizer.
+        schedule: the state of the scheduler that steps with it, or None.
+        is_norm: the verdict is the norm of the gradients, which is logged.
+    """
+
+    update: int
+    batch: int
+    settings: Settings
+    schedule: dict[str, Any] | None
+    is_norm: bool
 
 
 class Updater:
@@ -154,10 +173,15 @@ class Updater:
 
     def _step_unread(self, position: Position, verdict: Tensor | float | None) -> None:
         """Lets the optimizer, which looks at the verdict on the device, step."""
-        place = (position.update, position.batch)
-        is_norm = verdict is not None and verdict is self.total_norm
-        settings = copy_settings(self.optimizer)
-        end = partial(self._end_unread, position, place, settings, is_norm=is_norm)
+        schedule = self._stepped_here
+        before = _Before(
+            position.update,
+            position.batch,
+            copy_settings(self.optimizer),
+            None if schedule is None else schedule.state_dict(),
+            is_norm=verdict is not None and verdict is self.total_norm,
+        )
+        end = partial(self._end_unread, position, before)
         optimizer: Any = self.optimizer
         optimizer.found_inf = self._verdicts.add(self.name, verdict, end)
         try:
@@ -166,26 +190,21 @@ class Updater:
             del optimizer.found_inf
 
     def _end_unread(
-        self,
-        position: Position,
-        place: tuple[int, int],
-        settings: Settings,
-        verdict: float,
-        is_good: bool,
-        *,
-        is_norm: bool,
+        self, position: Position, before: _Before, verdict: float, is_good: bool
     ) -> None:
         """Deals with an update whose verdict was read behind its step. A bad one ends the run where
-        it was: the later ones have changed nothing.
+        it was: the later ones have changed nothing but their rates.
         """
-        if is_norm:
+        if before.is_norm:
             self.total_norm = verdict
         if is_good:
             position.skipped.pop(self.name, None)
             return
-        position.update, position.batch = place
+        position.update, position.batch = before.update, before.batch
         position.step = position.update - 1
-        put_back_settings(self.optimizer, settings)
+        if self._stepped_here is not None and before.schedule is not None:
+            self._stepped_here.load_state_dict(before.schedule)
+        put_back_settings(self.optimizer, before.settings)
         self._skip(position, is_late=True)
 
     def _step_read(self, position: Position, verdict: Tensor | float | None) -> bool:
