@@ -312,16 +312,21 @@ def test_a_resumed_run_whose_verdicts_are_read_late_goes_on_bit_by_bit(late, tmp
     )
 
 
-def test_of_two_optimizers_neither_steps_behind_a_bad_update_of_one(late):
+@pytest.mark.parametrize("bad", ["d", "g"])
+@pytest.mark.parametrize("fused", ["d", "g", "dg"])
+def test_of_two_optimizers_neither_steps_behind_a_bad_update_of_one(late, bad, fused):
     models = {name: nn.Sequential(nn.Linear(4, 1)) for name in "dg"}
-    optimizers = {n: torch.optim.AdamW(m.parameters(), fused=True) for n, m in models.items()}
+    optimizers = {
+        name: torch.optim.AdamW(model.parameters(), fused=name in fused)
+        for name, model in models.items()
+    }
     before = {}
 
     class Look(TrainerCallback):
         def on_backward_end(self, trainer):
-            if trainer.step == 6 and trainer.optimizer is optimizers["g"]:
+            if trainer.step == 6 and trainer.optimizer is optimizers[bad]:
                 before.update({name: keep(models[name], optimizers[name]) for name in "dg"})
-                models["g"][0].weight.grad.fill_(math.nan)
+                models[bad][0].weight.grad.fill_(math.nan)
 
     config = TrainerConfig(epochs=1, log_interval=10, device="cpu")
     run = Run(models, optimizers, config=config, callbacks=[Look()], discover=False)
@@ -334,14 +339,15 @@ def test_of_two_optimizers_neither_steps_behind_a_bad_update_of_one(late):
                         run.backward(run.module[name](batch).square().mean(), name)
                         run.step(name)
 
-    with pytest.raises(NonFiniteError, match="update 7 of 'g'"):
+    with pytest.raises(NonFiniteError, match=f"update 7 of '{bad}'"):
         loop()
     assert difference({name: keep(models[name], optimizers[name]) for name in "dg"}, before) is None
 
 
 @pytest.mark.parametrize("kind", ["hook", "subclass", "new parameter"])
-def test_a_step_that_may_do_more_is_not_left_to_the_device(late, kind):
-    """A callback that looks at its weights finds none that a bad update has touched."""
+@pytest.mark.parametrize("update", [5, 6])
+def test_a_step_that_may_do_more_is_not_left_to_the_device(late, kind, update):
+    """The new parameter comes in update 6, and with it its state."""
 
     class Own(torch.optim.AdamW):
         def step(self, closure=None):
@@ -363,11 +369,11 @@ def test_a_step_that_may_do_more_is_not_left_to_the_device(late, kind):
         uses = kind != "new parameter" or trainer.step >= 5
         return (model[1](shown) if uses else shown).square().mean()
 
-    spoil = Spoil(6)
+    spoil = Spoil(update)
     config = TrainerConfig(epochs=1, log_interval=100, device="cpu")
     data = [torch.ones(2, 4)] * 9
     options = {"loss_fn": loss_fn, "config": config, "callbacks": [spoil], "discover": False}
     trainer = Trainer(model, made, data, **options)
-    with pytest.raises(NonFiniteError, match="update 6"):
+    with pytest.raises(NonFiniteError, match=f"update {update}"):
         trainer.train()
-    assert difference(keep(model, made), spoil.kept[6]) is None
+    assert difference(keep(model, made), spoil.kept[update]) is None
