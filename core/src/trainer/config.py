@@ -153,8 +153,8 @@ class TrainerConfig:
         snapshot_frozen: keep frozen parameters in snapshots; without it a digest of them, and a
             resume takes them from the model as it was built
         on_nonfinite: a NaN or infinite loss or gradient stops the run, or the update is skipped
-            and its buffers are put back (10 in a row stop it); stop and a fused optimizer on CUDA
-            read that late, at the next log event
+            and its buffers are put back (10 in a row stop it); with a fused optimizer on
+            CUDA, stop is decided behind the update, at the next log event
         check_gradients: look for NaN and infinities in the gradients before each update
     """
 

@@ -274,8 +274,7 @@ class Run:
 
         Raises:
             RunOrderError: without a backward pass before, or twice.
-            NonFiniteError: the loss or a gradient is not finite, and that ends the run; where
-                that is read late, the next batch or epoch raises it.
+            NonFiniteError: a loss or gradient is not finite; read late, the next batch raises it.
         """
         passes, setup, config = self._passes, self.setup, self._config
         updater = passes.claim_updater(name)

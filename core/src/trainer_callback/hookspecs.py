@@ -187,8 +187,8 @@ class TrainerCallback:
 
     @_hook(per_batch=True)
     def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
-        """After `optimizer.step()`; the gradients are still there. `skipped`: the loss scaler
-        refused the step.
+        """After `optimizer.step()`; the gradients are still there. `skipped`: the step
+        was refused, by the loss scaler or because of a number that is not finite.
         """
 
     @_hook(per_batch=True, tensors=("loss",))
