@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..processes.ranks import ALONE, Ranks
 from .loss_meter import LossMeter, stack_scalars
 
-__all__ = ["Verdicts", "copy_settings", "obeys_found_inf", "put_back_settings"]
+__all__ = ["Settings", "Verdicts", "copy_settings", "obeys_found_inf", "put_back_settings"]
 
 _MOST: Final = 256
 """Updates whose verdicts are not read yet: so many at most are trained in vain."""
@@ -32,7 +32,8 @@ _WAITING_COSTS: Final = frozenset({"cuda"})
 and the host reads each verdict before the step.
 """
 
-Settings = Sequence[dict[str, Any]]
+Settings: TypeAlias = Sequence[dict[str, Any]]
+"""Of each group of an optimizer."""
 
 
 @dataclass(frozen=True)
