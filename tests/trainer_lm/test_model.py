@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer_callback import UsageError
 from trainer_lm.model import GPT, make_optimizer, make_scheduler
@@ -73,6 +74,22 @@ def test_on_a_cpu_attention_is_computed_in_float32_also_in_bf16(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         make_model()(make_ids(), make_ids(seed=1)).backward()
     assert set(seen) == {(torch.float32,) * 3}
+
+
+def test_the_way_back_copies_no_gradient_of_attention_twice():
+    names = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            names.append(operation.overloadpacket.__name__)
+            return operation(*args, **(kwargs or {}))
+
+    ids = make_ids()
+    loss = make_model()(ids, ids)
+    with Record():
+        loss.backward()
+    assert names.count("cat") == SMALL.n_layer  # of queries, keys and values
+    assert not {"clone", "copy_", "stack"} & {*names}
 
 
 def test_embeddings_are_tied_and_counted_once():

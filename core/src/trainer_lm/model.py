@@ -174,9 +174,10 @@ class _Attention(nn.Module):
         self.residual_dropout = nn.Dropout(options.dropout)
 
     def forward(self, stream: Tensor) -> Tensor:
-        # One product for queries, keys and values of all heads: (B, T, 3C) -> three of (B, H, T, D)
-        heads = self.to_heads(stream).unflatten(2, (3, self.n_head, -1))
-        query, key, value = heads.transpose(1, 3).unbind(2)
+        # One product for queries, keys and values: (B, T, 3C) -> three of (B, H, T, D).
+        # The way back puts three gradients of (B, T, C) side by side, in the one copy it needs.
+        parts = self.to_heads(stream).chunk(3, dim=2)
+        query, key, value = (part.unflatten(2, (self.n_head, -1)).transpose(1, 2) for part in parts)
         dropout = self.dropout if self.training else 0.0
         mixed = _attend(query, key, value, dropout).transpose(1, 2).flatten(2)  # (B, T, C)
         out: Tensor = self.residual_dropout(self.to_residual(mixed))
