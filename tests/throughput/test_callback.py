@@ -1,6 +1,8 @@
 """What is logged, when, and what is left out."""
 
 import logging
+import resource
+import sys
 
 import pytest
 import torch
@@ -160,6 +162,15 @@ def test_a_very_short_run_is_survived(make, logged, count):
     result = make(ThroughputCallback(interval=1), logged, batches=[torch.ones(1, 4)] * count)
     assert result.train().status == "finished"
     assert len(logged.values) == count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
+def test_the_peak_is_the_memory_of_the_run_and_not_of_what_was_before(make, logged):
+    before = bytearray(b"x") * (1 << 28)
+    del before
+    most_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    make(ThroughputCallback(interval=1), logged).train()
+    assert 0 < logged.values[6]["peak_memory_gib"] < most_before - 1 / 8
 
 
 def test_it_changes_no_weight(make):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from trainer_lm.model import GPT
+from trainer_lm.options import ModelOptions
 from trainer_throughput.work import count_batch, estimate_flops
 
 
@@ -59,6 +61,13 @@ def test_the_flops_of_a_transformer_count_parameters_and_attention():
     assert estimate_flops(model, batch) == 6 * 100
     model.config = SimpleNamespace(num_hidden_layers=3, hidden_size=5)
     assert estimate_flops(model, batch) == 6 * 100 + 12 * 3 * 5 * 16
+
+
+def test_attention_counts_where_the_model_itself_tells_its_sizes():
+    model = GPT(11, ModelOptions(block_size=8, n_layer=3, n_head=2, n_embd=16))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    estimate = estimate_flops(model, {"input_ids": torch.zeros(2, 8)})
+    assert estimate == 6 * parameters + 12 * 3 * 16 * 8
 
 
 def test_the_estimate_is_what_torch_counts():

@@ -48,6 +48,9 @@ class GPT(nn.Module):
         vocab_size: V, number of distinct tokens.
         options: the other sizes.
 
+    Attributes:
+        n_layer, n_embd: the sizes by which others, such as `throughput`, estimate its work.
+
     Raises:
         UsageError: `vocab_size` is below 1.
     """
@@ -59,6 +62,8 @@ class GPT(nn.Module):
                 f"GPT: vocab_size must be at least 1, got {vocab_size}. Use that of the tokenizer."
             )
         self.block_size: int = options.block_size
+        self.n_layer: int = options.n_layer
+        self.n_embd: int = options.n_embd
         self.token_embedding: nn.Embedding = nn.Embedding(vocab_size, options.n_embd)
         self.position_embedding: nn.Embedding = nn.Embedding(options.block_size, options.n_embd)
         self.dropout: nn.Dropout = nn.Dropout(options.dropout)

@@ -13,7 +13,7 @@ from trainer_callback import TrainerCallback, TrainerProtocol, hookimpl, option_
 from trainer_callback.checks import option_error
 from trainer_callback.values import check_types
 
-from .memory import peak_memory
+from .memory import forget_peak, peak_memory
 from .stopwatch import Stopwatch, Update, percentile
 from .work import Unit, count_batch, estimate_flops
 
@@ -89,6 +89,7 @@ class ThroughputCallback(TrainerCallback):
     def on_train_start(self, trainer: TrainerProtocol, resumed: bool) -> None:
         self._watch = Stopwatch(self.window)
         self._unit, self._flops, self._updated = None, self.flops_per_item, False
+        forget_peak(trainer.device)
         steps = trainer.max_steps
         if steps is not None and steps < self.interval:
             text = "throughput: interval %d has no effect in a run of %d updates but for the end."

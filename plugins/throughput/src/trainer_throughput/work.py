@@ -35,8 +35,8 @@ def estimate_flops(model: torch.nn.Module, batch: Any) -> float | None:
     """Returns the FLOPs per token that training a transformer takes: 6 N + 12 L C T.
 
     Source: Chowdhery et al., "PaLM" (arXiv:2204.02311), appendix B. The second term is attention;
-    it is left out where `model.config` does not tell L and C by the names that transformers uses.
-    N counts all parameters, as there.
+    it is left out where neither `model.config` nor the model itself tells L and C, by the names
+    that transformers uses. N counts all parameters, as there.
 
     Args:
         batch: (B, T) in `input_ids`.
@@ -47,8 +47,8 @@ def estimate_flops(model: torch.nn.Module, batch: Any) -> float | None:
     if count_batch(batch)[1] != "tokens":
         return None
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    layers = _read_config(model, "num_hidden_layers", "n_layer")
-    width = _read_config(model, "hidden_size", "n_embd")
+    layers = _read_size(model, "num_hidden_layers", "n_layer")
+    width = _read_size(model, "hidden_size", "n_embd")
     first = batch[0] if isinstance(batch, list) else batch
     ids = first["input_ids"] if isinstance(first, Mapping) else first.input_ids
     length = int(ids.shape[-1])
@@ -86,7 +86,7 @@ def _collect_sizes(value: Any, sizes: list[int]) -> bool:
     return True
 
 
-def _read_config(model: torch.nn.Module, *names: str) -> int:
-    config = getattr(model, "config", None)
-    values = (getattr(config, name, None) for name in names)
+def _read_size(model: torch.nn.Module, *names: str) -> int:
+    places = (getattr(model, "config", None), model)
+    values = (getattr(place, name, None) for place in places for name in names)
     return next((value for value in values if isinstance(value, int)), 0)
