@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.processes import device as devices
@@ -69,6 +70,16 @@ def test_a_mode_trains_as_no_compilation_does_and_copies_its_outputs(caplog):
     assert torch.allclose(torch.stack(results[0][1]), torch.stack(results[1][1]))
     text = "'reduce-overhead' records CUDA graphs, and cpu has none: it is compiled without them."
     assert text in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_the_smaller_last_batch_of_a_set_compiles_nothing_more():
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    trainer = make(compile=True)
+    trainer.train()
+    trainer.evaluate([torch.ones(rows, 4) for rows in (5, 5, 3)])
+    assert counters["stats"]["unique_graphs"] == 2  # of training, and of evaluation
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_iter
 
 from trainer_callback import option_text
 
@@ -35,7 +36,7 @@ def make_compiler(
     if mode is False:
         return None
     if mode is True:
-        return lambda module: cast(nn.Module, torch.compile(module))
+        return _compile
     if mode in _GRAPHS and device.type != "cuda":
         text = "compile: %r records CUDA graphs, and %s has none: it is compiled without them."
         logger.info(text, mode, device)
@@ -48,11 +49,23 @@ def make_compiler(
     return lambda module: _compile(module, mode)
 
 
-def _compile(module: nn.Module, mode: str) -> nn.Module:
+def _compile(module: nn.Module, mode: str | None = None) -> nn.Module:
     compiled = cast(nn.Module, torch.compile(module, mode=mode))
+    compiled.register_forward_pre_hook(_allow_sizes, with_kwargs=True)
     if mode in _GRAPHS:
         compiled.register_forward_hook(_copy_outputs)
     return compiled
+
+
+def _allow_sizes(module: nn.Module, arguments: Any, named: Any) -> None:
+    """Tells the compiler, in an evaluation, that batches have various sizes: else the last one of a
+    set, which is mostly smaller, has the model compiled once more. Training keeps to one size.
+    """
+    if torch.is_grad_enabled():
+        return
+    for leaf in tree_iter((arguments, named)):
+        if isinstance(leaf, torch.Tensor) and leaf.dim() > 0:
+            torch._dynamo.maybe_mark_dynamic(leaf, 0)
 
 
 def _copy_outputs(module: nn.Module, arguments: Any, outputs: Any) -> Any:
