@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import subprocess
 import sys
 
 import pytest
@@ -162,6 +163,22 @@ def test_a_very_short_run_is_survived(make, logged, count):
     result = make(ThroughputCallback(interval=1), logged, batches=[torch.ones(1, 4)] * count)
     assert result.train().status == "finished"
     assert len(logged.values) == count
+
+
+STARTED = """
+import torch
+from trainer_throughput.memory import forget_peak, peak_memory
+forget_peak(torch.device("cpu"))
+print(peak_memory(torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux inherits a peak")
+def test_the_peak_of_the_process_that_started_this_one_does_not_count():
+    held = bytearray(b"x") * (1 << 30)
+    command = [sys.executable, "-c", STARTED]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(shown) < len(held)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
