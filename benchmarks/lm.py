@@ -35,7 +35,7 @@ from trainer import Trainer, TrainerConfig
 from trainer.processes.rng import seed_rng
 from trainer_callback import TrainerCallback
 from trainer_lm.data import Batch, make_loaders
-from trainer_lm.memory import keep_freed_memory
+from trainer_lm.memory import keep_freed_memory, use_large_pages
 from trainer_lm.model import GPT, make_optimizer, make_scheduler
 from trainer_lm.options import ModelOptions, OptimizerOptions, TextOptions
 from trainer_lm.text import Corpus, load_text
@@ -158,6 +158,8 @@ def run_nanogpt(job: Job, corpus: Corpus, turns: Turns) -> float:
 
 def run_trainer(job: Job, corpus: Corpus, turns: Turns) -> float:
     keep_freed_memory()
+    if job.device == "cpu":
+        use_large_pages()
     _, data, validation, vocab_size = prepare(job, corpus)
     seed_rng(1337)
     model = GPT(vocab_size, job.recipe.model).to(job.device)

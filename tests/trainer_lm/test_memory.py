@@ -1,6 +1,7 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,31 @@ def test_freed_memory_is_reused_without_page_faults():
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert 4 * count("keep") < count("default")
+
+
+PAGES = r"""
+import re, pathlib
+from trainer_lm.memory import keep_freed_memory, use_large_pages
+
+def count():
+    parts = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", pathlib.Path("/proc/self/smaps").read_text())
+    heaps = (part for part in parts if "[heap]" in part and re.search(r"VmFlags:.* hg\b", part))
+    return sum(int(re.search(r"Size: +(\d+) kB", heap)[1]) for heap in heaps)
+
+assert keep_freed_memory()
+before = count()
+assert use_large_pages()
+print(count() - before)
+"""
+PAGES_OF_SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's allocator")
+@pytest.mark.skipif(not PAGES_OF_SYSTEM.exists(), reason="the kernel has no large pages")
+def test_the_heap_that_an_update_needs_may_have_large_pages():
+    command = [sys.executable, "-c", PAGES]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(shown) >= 64 * 1024
 
 
 TEXT = r"""

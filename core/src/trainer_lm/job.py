@@ -28,7 +28,7 @@ from trainer_callback.discovery import find_version
 
 from .data import Batch, CorpusSummary, make_loaders
 from .measures import METRICS, loss_of, perplexity_inputs
-from .memory import check_size, keep_freed_memory
+from .memory import check_size, keep_freed_memory, use_large_pages
 from .model import GPT, make_optimizer, make_scheduler
 from .run_options import RunOptions
 from .sample import printable
@@ -64,6 +64,8 @@ def _train(settings: Settings, tell: Callable[..., object]) -> int:
     ranks = join_ranks(device.type)
     _start_logging(settings, quiet=settings.quiet or not ranks.is_main)
     keep_freed_memory()
+    if device.type == "cpu":
+        use_large_pages()
     seed_rng(settings.training.seed)
     settings = settings.with_precision(choose_precision(settings.training.precision, device))
     corpus = load_text(settings.text)

@@ -1,16 +1,21 @@
-"""Memory of the machine: whether a model fits, and one setting of the C library's allocator."""
+"""Memory of the machine: whether a model fits, and two settings of the C library's heap."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
+from typing import Final
 
 from trainer_callback import UsageError
 
 from .options import ModelOptions
 
-__all__ = ["check_size", "keep_freed_memory"]
+__all__ = ["check_size", "keep_freed_memory", "use_large_pages"]
+
+_HEAP: Final = 2**26
+"""Bytes by which the heap grows at least."""
 
 
 def check_size(vocab_size: int, options: ModelOptions) -> None:
@@ -49,5 +54,31 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD (at the most that is allowed)
-    done = [mallopt(-1, 2**30), mallopt(-2, 2**26), mallopt(-3, 2**25)]
+    done = [mallopt(-1, 2**30), mallopt(-2, _HEAP), mallopt(-3, 2**25)]
     return done == [1, 1, 1]
+
+
+def use_large_pages() -> bool:
+    """Asks Linux for pages of 2 MB, not 4 KB, in the next 64 MB of the heap; after
+    `keep_freed_memory`.
+
+    What an update of the default GPT allocates fits in there, and is read and written all over: on
+    one core of a virtual machine 2 % of its time went to looking up 4 KB pages.
+
+    Returns:
+        Whether it was done: only by glibc's heap, on a kernel that has such pages.
+    """
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.malloc.argtypes, libc.sbrk.argtypes = [ctypes.c_size_t], [ctypes.c_ssize_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    block = libc.malloc(_HEAP // 4)  # makes the heap grow, by `_HEAP` more than this
+    start, end = -(-(block or 0) // mmap.PAGESIZE) * mmap.PAGESIZE, libc.sbrk(0)
+    done: bool = 0 < start < end and libc.madvise(start, end - start, mmap.MADV_HUGEPAGE) == 0
+    libc.free(block)
+    return done
