@@ -13,7 +13,7 @@ PLUGINS = {path.name for path in ROOT.glob("plugins/*/src/*")}
 
 FLOORS = {
     "trainer_callback": [
-        {"errors", "arguments", "tensors", "specs"},
+        {"errors", "arguments", "tensors", "specs", "digests"},
         {"records"},
         {"tracked"},
         {"protocol"},

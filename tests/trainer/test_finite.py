@@ -107,6 +107,24 @@ def test_a_run_whose_last_weights_are_not_finite_has_not_finished(tmp_path, plac
     assert ends.status == "failed"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_numbers_whose_sum_is_too_large_are_finite(tmp_path, dtype):
+    large = torch.full((3,), torch.finfo(dtype).max, dtype=dtype)
+    trainer = make(tmp_path, model=Net(mask=large), batches=2)
+    assert trainer.train().status == "finished"
+    state, _ = load_state(list_snapshots(tmp_path / "snapshots")[0])
+    assert torch.equal(state["model"]["mask"], large)
+
+
+def test_infinities_that_cancel_are_found(tmp_path):
+    def find(trainer):
+        trainer.model.frozen[1] = -math.inf
+        return trainer.model.frozen
+
+    with pytest.raises(NonFiniteError, match=r"'frozen' is infinite"):
+        make(tmp_path, Spoil(find, math.inf)).train()
+
+
 def test_the_finished_model_is_finite(tmp_path):
     class Restore(TrainerCallback):
         def on_train_end(self, trainer):

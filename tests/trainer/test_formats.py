@@ -12,6 +12,8 @@ from torch import nn
 from trainer import Trainer, TrainerConfig
 from trainer.snapshots.manifest import FORMAT, read_manifest
 from trainer.snapshots.state_file import load_state
+from trainer_callback import SnapshotError
+from trainer_tool.cli import main
 
 DATA = Path(__file__).parent / "data"
 
@@ -48,6 +50,29 @@ def test_a_stored_snapshot_resumes(tmp_path, number):
     assert (result.status, result.epochs, result.steps) == ("finished", 3, 6)
     assert [entry["epoch"] for entry in result.history] == [0, 1, 2]
     assert state["model"].keys() == trainer.model.state_dict().keys()
+
+
+@pytest.mark.parametrize("number", range(1, FORMAT + 1))
+def test_a_stored_snapshot_is_verified_and_each_damaged_byte_of_it_is_found(tmp_path, number):
+    place = tmp_path / "step-00000002"
+    shutil.copytree(DATA / f"format-{number}", place)
+    assert main(["snapshot", "verify", str(place)]) == 0
+    for file in place.iterdir():
+        content = file.read_bytes()
+        for at in (0, len(content) // 2, len(content) - 1):
+            damaged = bytearray(content)
+            damaged[at] ^= 1
+            file.write_bytes(damaged)
+            assert main(["snapshot", "verify", str(place)]) == 1
+        file.write_bytes(content)
+    assert main(["snapshot", "verify", str(place)]) == 0
+
+
+def test_a_file_of_one_format_is_not_taken_for_that_of_another(tmp_path):
+    shutil.copytree(DATA / f"format-{FORMAT}", tmp_path / "s")
+    shutil.copy(DATA / "format-1" / "state.pt", tmp_path / "s")
+    with pytest.raises(SnapshotError, match=r"state\.pt"):
+        load_state(tmp_path / "s")
 
 
 if __name__ == "__main__":

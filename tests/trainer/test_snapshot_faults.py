@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,18 +120,19 @@ def test_a_state_that_the_manifest_does_not_name_is_not_loaded(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"files": {"../state.pt": {"size": 1, "sha256": ""}}},
-        {"files": {"/etc/hostname": {"size": 1, "sha256": ""}}},
-        {"files": {"..": {"size": 1, "sha256": ""}}},
-        {"files": {"": {"size": 1, "sha256": ""}}},
-        {"files": {"state\0.pt": {"size": 1, "sha256": ""}}},
-        {"files": {"\ud800": {"size": 1, "sha256": ""}}},
-        {"files": {"x" * 999: {"size": 1, "sha256": ""}}},
-        {"files": {MANIFEST: {"size": 1, "sha256": ""}}},
-        {"files": {"state.pt": {"size": True, "sha256": ""}}},
+        {"files": {"../state.pt": {"size": 1, "xxh3_128": ""}}},
+        {"files": {"/etc/hostname": {"size": 1, "xxh3_128": ""}}},
+        {"files": {"..": {"size": 1, "xxh3_128": ""}}},
+        {"files": {"": {"size": 1, "xxh3_128": ""}}},
+        {"files": {"state\0.pt": {"size": 1, "xxh3_128": ""}}},
+        {"files": {"\ud800": {"size": 1, "xxh3_128": ""}}},
+        {"files": {"x" * 999: {"size": 1, "xxh3_128": ""}}},
+        {"files": {MANIFEST: {"size": 1, "xxh3_128": ""}}},
+        {"files": {"state.pt": {"size": True, "xxh3_128": ""}}},
         {"files": {"state.pt": {"size": 1}}},
+        {"files": {"state.pt": {"size": 1, "sha256": ""}}},
         {"plugins": {"X": 3}},
-        {"files": {"state.pt": {"size": "1", "sha256": ""}}},
+        {"files": {"state.pt": {"size": "1", "xxh3_128": ""}}},
         {"files": {"state.pt": 3}},
         {"files": None},
         {"format": 0},
@@ -198,7 +200,8 @@ def test_a_snapshot_is_read_by_torch_alone(tiny, tmp_path):
         [sys.executable, "-I", "-c", code, state], capture_output=True, text=True, check=True
     )
     assert "optimizer" in done.stdout
-    assert zipfile.ZipFile(state).testzip() is None
+    assert "data.pkl" in [Path(name).name for name in zipfile.ZipFile(state).namelist()]
+    assert zipfile.ZipFile(tmp_path / "run" / "final" / "state.pt").testzip() is None
 
 
 def test_a_state_that_cannot_be_written_leaves_the_earlier_snapshot(tmp_path):
@@ -231,7 +234,7 @@ def test_files_swapped_between_two_snapshots(tmp_path):
     for name in ("one", "two"):
         shutil.copy(tmp_path / name / "state.pt", tmp_path / f"{name}.pt")
     shutil.copy(tmp_path / "two.pt", tmp_path / "one" / "state.pt")
-    assert "SHA-256 is not the one in the manifest" in refusal(tmp_path / "one")
+    assert "xxh3_128 is not the one in the manifest" in refusal(tmp_path / "one")
 
 
 def test_an_empty_directory_is_never_the_newest_snapshot(tiny, tmp_path, caplog):

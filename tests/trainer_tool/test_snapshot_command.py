@@ -53,7 +53,7 @@ def test_verify_finds_what_is_damaged(run, capsys):
     problems = {each["path"]: each["problem"] for each in json.loads(capsys.readouterr().out)}
     damaged = [path for path, problem in problems.items() if problem]
     assert damaged == [str(file.parent)]
-    assert "SHA-256" in problems[str(file.parent)]
+    assert "xxh3_128" in problems[str(file.parent)]
 
 
 def test_prune_keeps_the_newest_sound_ones(run, capsys):

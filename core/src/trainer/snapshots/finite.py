@@ -4,11 +4,13 @@ the run began.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -96,10 +98,23 @@ def _look(tensor: Tensor) -> int:
     """Returns the worst that is in `tensor`. A kind of tensor that cannot be asked is none that a
     snapshot can keep, or knows neither.
     """
+    if _has_finite_sum(tensor):
+        return _FINITE
     try:
         return max(map(_judge, _find_bounds(tensor)), default=_FINITE)
     except (RuntimeError, TypeError, ValueError):
         return _FINITE
+
+
+def _has_finite_sum(tensor: Tensor) -> bool:
+    """Whether the sum is finite: then each number is. numpy adds those of 32 and 64 bits at the
+    speed of the memory, in this thread alone, without the interpreter lock.
+    """
+    if tensor.dtype not in (torch.float32, torch.float64):
+        return False
+    with contextlib.suppress(RuntimeError, TypeError, ValueError), numpy.errstate(all="ignore"):
+        return bool(numpy.isfinite(tensor.detach().numpy().sum()))
+    return False
 
 
 def _find_bounds(tensor: Tensor) -> Iterator[Tensor]:

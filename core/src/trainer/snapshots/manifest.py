@@ -14,10 +14,12 @@ from typing import Any, Final
 
 from trainer_callback import SnapshotError
 from trainer_callback.checks import is_count
+from trainer_callback.digests import KIND, digest_file
 
 __all__ = [
     "FORMAT",
     "MANIFEST",
+    "digests_of",
     "own_file_names",
     "read_manifest",
     "seal",
@@ -25,8 +27,11 @@ __all__ = [
     "verify",
 ]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the directory's format; a newer one is refused, an older one migrated in memory."""
+
+_KINDS: Final[Mapping[int, str]] = {1: "sha256", FORMAT: KIND}
+"""Format -> the digest that its manifests have of each file."""
 
 MANIFEST: Final = "manifest.json"
 
@@ -88,17 +93,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Returns the manifest after checking size and SHA-256 of every file against it.
+    """Returns the manifest after checking size and digest of every file against it.
 
     Raises:
         SnapshotError: names the first file that is missing, cut or changed.
     """
     manifest = read_manifest(path)
+    kind = _KINDS[manifest["format"]]
     for name, entry in manifest["files"].items():
         file = path / name
         try:
             size = _size(file)
-            digest = _digest(file) if size == entry["size"] else ""
+            digest = digest_file(file, kind) if size == entry["size"] else ""
         except OSError as error:
             raise SnapshotError(f"{file}: {error.strerror}.") from error
         except ValueError as error:  # a name that no file can have
@@ -109,9 +115,15 @@ def verify(path: Path) -> dict[str, Any]:
             raise SnapshotError(
                 f"{file} has {size} bytes instead of {entry['size']}: it was cut or replaced."
             )
-        if digest != entry["sha256"]:
-            raise SnapshotError(f"{file} is damaged: its SHA-256 is not the one in the manifest.")
+        if digest != entry[kind]:
+            raise SnapshotError(f"{file} is damaged: its {kind} is not the one in the manifest.")
     return manifest
+
+
+def digests_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the digest of each file that a manifest names."""
+    kind = _KINDS[manifest["format"]]
+    return {name: entry[kind] for name, entry in manifest["files"].items()}
 
 
 def own_file_names(path: Path) -> set[str] | None:
@@ -142,14 +154,15 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 def _check_form(manifest: Mapping[str, Any], file: Path) -> None:
     """Refuses what nobody but a forger would write: a name that leads elsewhere, a missing part."""
     files = manifest.get("files")
-    sound = manifest["format"] >= 1 and isinstance(files, dict)
+    kind = _KINDS.get(manifest["format"])
+    sound = kind is not None and isinstance(files, dict)
     for name, entry in files.items() if isinstance(files, dict) else ():
         sound = (
             sound
             and Path(name).name == name != MANIFEST
             and isinstance(entry, dict)
             and is_count(entry.get("size"))
-            and isinstance(entry.get("sha256"), str)
+            and isinstance(entry.get(kind), str)
         )
     for key in ("plugins", "options", "versions", "metrics"):
         sound = sound and isinstance(manifest.get(key, {}), dict)
@@ -162,11 +175,3 @@ def _size(file: Path) -> int:
     """Returns the bytes of a regular file; -1 for anything else: a pipe would be waited for."""
     found = file.stat()
     return found.st_size if stat.S_ISREG(found.st_mode) else -1
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as source:
-        while block := source.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

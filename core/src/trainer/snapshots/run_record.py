@@ -5,18 +5,17 @@ they went on from a snapshot. Imports no torch.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import secrets
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
 from trainer_callback import SnapshotError
+from trainer_callback.digests import DIGESTS, KIND
 
 from .durable import replace_file
-from .manifest import read_manifest, seal
+from .manifest import digests_of, read_manifest, seal
 from .snapshot import list_snapshots
 
 __all__ = ["METRICS", "RECORD", "RunRecord", "digest_of", "make_run_id"]
@@ -31,8 +30,8 @@ class RunRecord:
     """What runs have written into a directory, apart from what manifests name.
 
     Attributes:
-        files: name -> the SHA-256 of each content that a run wrote there; none for a file that
-            grows.
+        files: name -> a digest of each content that a run wrote there, SHA-256 or that of a
+            manifest; none for a file that grows.
         had_snapshot: a snapshot was there, so that one that is gone is no snapshot that never was.
         clearing: the run is being removed, and is not to be gone on with.
         resumes: the updates behind which the run went on from a snapshot, in rising order.
@@ -90,7 +89,8 @@ class RunRecord:
         known = self.files.get(file.name)
         if known == []:
             return True
-        return digest_of(file) in {*(known or ()), digest_of(b"")}
+        digests = {digest_of(file), digest_of(file, KIND)}
+        return not digests.isdisjoint({*(known or ()), digest_of(b"")})
 
 
 def make_run_id() -> str:
@@ -98,23 +98,25 @@ def make_run_id() -> str:
     return secrets.token_hex(6)
 
 
-def digest_of(content: Path | bytes) -> str:
-    """Returns the SHA-256 of bytes, or of a file; `` where that cannot be read."""
+def digest_of(content: Path | bytes, kind: str = "sha256") -> str:
+    """Returns the digest of bytes, or of a file; `` where that cannot be read."""
     try:
         found = content if isinstance(content, bytes) else content.read_bytes()
     except OSError:
         return ""
-    return hashlib.sha256(found).hexdigest()
+    digest = DIGESTS[kind]()
+    digest.update(found)
+    return digest.hexdigest()
 
 
 def _infer(place: Path) -> RunRecord | None:
     files: dict[str, list[str]] = {}
     for path in (*list_snapshots(place / "snapshots"), place / "final"):
         try:
-            named: Mapping[str, Mapping[str, str]] = read_manifest(path)["files"]
+            named = digests_of(read_manifest(path))
         except SnapshotError:
             continue
         files[METRICS] = []
         for name in {*named} - {*_OF_A_MODEL}:
-            files.setdefault(name, []).append(named[name]["sha256"])
+            files.setdefault(name, []).append(named[name])
     return RunRecord(files, had_snapshot=True) if files else None

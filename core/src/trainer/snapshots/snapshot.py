@@ -2,7 +2,7 @@
 torch.
 
 A snapshot is a directory with `state.pt` (plain data and tensors, readable by
-`torch.load(weights_only=True)` alone) and `manifest.json`, which holds the size and SHA-256 of
+`torch.load(weights_only=True)` alone) and `manifest.json`, which holds the size and a digest of
 every other file and, in `digest`, its own. A directory without a sound manifest is no snapshot.
 """
 

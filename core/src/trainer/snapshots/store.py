@@ -231,7 +231,7 @@ class SnapshotStore:
             SnapshotError: it could not be written.
             NonFiniteError: the weights are not finite.
         """
-        self._save_model("final/", weights, facts, files, progress=progress)
+        self._save_model("final/", weights, facts, files, with_crc=True, progress=progress)
         path = self._output_dir / "final"
         logger.info("wrote the finished model to %s.", path)
         return path
@@ -251,11 +251,12 @@ class SnapshotStore:
         weights: Mapping[str, Any],
         facts: Mapping[str, Any],
         files: Mapping[str, FileWriter],
+        with_crc: bool = False,
         **more: Any,
     ) -> str:
         state = {"model": to_plain(weights, "model", copy_tensors=False), **more}
         self._check_finite(state, place)
-        files = {"state.pt": save_state(state), **files}
+        files = {"state.pt": save_state(state, with_crc=with_crc), **files}
         return write_snapshot(self._output_dir / place, files, facts, check=read_state)
 
     def read_weights(

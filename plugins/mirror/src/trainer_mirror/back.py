@@ -6,15 +6,16 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from trainer_callback import UsageError
+from trainer_callback.digests import DIGESTS, digest_file
 
-from .store import Copy, DamagedError, Store, read_sizes
+from .store import Copy, DamagedError, Store
 
 __all__ = ["bring_newest", "check_owner", "newest_whole", "retry"]
 
@@ -55,9 +56,15 @@ def newest_whole(place: Path) -> int:
     for path in sorted((place / "snapshots").glob("step-*"), reverse=True):
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             files = json.loads((path / "manifest.json").read_bytes())["files"]
-            if all(read_sizes(path / name) == told for name, told in files.items()):
+            if all(_is_whole(path / name, told) for name, told in files.items()):
                 return int(path.name.removeprefix("step-"))
     return -1
+
+
+def _is_whole(file: Path, told: Mapping[str, str]) -> bool:
+    """Whether `file` has the digest that a manifest tells of it, of whatever kind."""
+    (kind,) = told.keys() & DIGESTS.keys()
+    return digest_file(file, kind) == told[kind]
 
 
 def bring_newest(store: Store, copies: Sequence[Copy], place: Path, least: int = 0) -> Copy | None:
