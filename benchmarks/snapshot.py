@@ -1,9 +1,11 @@
 """How long a snapshot blocks training: a model of 124 million parameters with AdamW, 1.5 GB.
 
-Beside a copy of the same bytes in memory (the least that anything can take), `torch.save` and
-`torch.distributed.checkpoint.async_save`, in turn in one process. *Blocked* is what the training
-thread waits; *durable* is until the files are synced. *Step* is the time of a small training step
-while the write goes on, as a multiple of the time without.
+Beside a copy of the same bytes in memory and a plain write and sync of them in a thread (the least
+that anything can take), `torch.save` and `torch.distributed.checkpoint.async_save`, in turn in one
+process; each replaces the files of its last time. *Blocked* is what the training thread waits;
+*durable* is until the files are synced and the old ones gone. *Step* is the time of a small
+training step, as long as the write goes on, as a multiple of the time without; *idle* is durable
+where nothing trains.
 
     python benchmarks/snapshot.py [--rounds 5] [--json PATH] [--directory PLACE]
 """
@@ -17,6 +19,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -79,6 +82,28 @@ class Ours:
         return lambda: store.collect(wait=True)
 
 
+class Disk:
+    """A plain write and sync in a thread, 8 MB at a time."""
+
+    def __init__(self, size: int, place: Path) -> None:
+        self.bytes = memoryview(torch.ones(size // 4).numpy()).cast("B")
+        self.file = place / "plain"
+
+    def start(self) -> Callable[[], object]:
+        thread = threading.Thread(target=self.write)
+        thread.start()
+        return thread.join
+
+    def write(self) -> None:
+        new = self.file.with_suffix(".new")
+        with new.open("wb") as file:
+            for start in range(0, len(self.bytes), 1 << 23):
+                file.write(self.bytes[start : start + (1 << 23)])
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.file)
+
+
 class TorchSave:
     def __init__(self, state: dict[str, Any], place: Path) -> None:
         self.state, self.file = state, place / "state.pt"
@@ -113,20 +138,28 @@ class Copy:
 
 
 def measure(ways: dict[str, Any], rounds: int, step: Callable[[], float]) -> dict[str, Times]:
-    found: dict[str, Times] = {name: {"blocked": [], "durable": [], "step": []} for name in ways}
+    keys = ("blocked", "durable", "step", "idle")
+    found: dict[str, Times] = {name: {key: [] for key in keys} for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
-            quiet = statistics.median(step() for _ in range(30))
+            quiet = statistics.mean(step() for _ in range(300))
             gc.collect()
             started = time.perf_counter()
             wait = way.start()
             blocked = time.perf_counter() - started
-            busy = [step() for _ in range(30)]
-            wait()
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            busy = [step()]
+            while waiting.is_alive():
+                busy.append(step())
             durable = time.perf_counter() - started
+            gc.collect()
+            started = time.perf_counter()
+            way.start()()
+            idle = time.perf_counter() - started
             if number:  # the first round makes the buffers
-                times = {"blocked": blocked, "durable": durable}
-                times["step"] = statistics.median(busy) / quiet
+                times = {"blocked": blocked, "durable": durable, "idle": idle}
+                times["step"] = statistics.mean(busy) / quiet
                 for key, value in times.items():
                     found[name][key].append(value)
             else:
@@ -167,6 +200,7 @@ def main() -> None:
         place = Path(directory)
         ways = {
             "memcpy": Copy(size),
+            "plain write + fsync": Disk(size, place),
             "trainer": Ours(model, optimizer, place / "ours"),
             "torch.save + fsync": TorchSave(state, place),
             "DCP async_save": DcpAsync(state, place),
@@ -176,11 +210,12 @@ def main() -> None:
     least = medians["memcpy"]["blocked"]
     print(f"{sum(t.numel() for t in tensors):,} parameters, {size / 1e9:.2f} GB, ", end="")
     print(f"{torch.get_num_threads()} threads, medians of {options.rounds} rounds")
-    print(f"{'':20}{'blocked s':>10}{'x memcpy':>10}{'first s':>10}{'durable s':>11}{'step':>8}")
+    heads = ("blocked s", "x memcpy", "first s", "durable s", "step", "idle s")
+    print(" " * 20 + "".join(f"{head:>10}" for head in heads))
     for name, times in medians.items():
         row = [times["blocked"], times["blocked"] / least, times["first"], times["durable"]]
-        print(f"{name:20}{row[0]:10.3f}{row[1]:10.2f}{row[2]:10.3f}{row[3]:11.2f}", end="")
-        print(f"{times['step']:7.2f}x")
+        row += [times["step"], times["idle"]]
+        print(f"{name:20}" + "".join(f"{value:10.3f}" for value in row))
     if options.json:
         options.json.write_text(json.dumps({"bytes": size, "medians": medians, "all": found}))
 

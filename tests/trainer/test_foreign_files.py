@@ -38,6 +38,15 @@ FOREIGN = {
 }
 
 
+def test_what_a_run_wrote_is_known_by_its_manifests_alone(tiny, tmp_path):
+    train(tiny, tmp_path)
+    (tmp_path / RECORD).unlink()
+    record = RunRecord.read(tmp_path)
+    assert record.owns(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text("somebody's\n")
+    assert not record.owns(tmp_path / "config.yaml")
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("resume", [False, "auto"])
 @pytest.mark.parametrize("name", FOREIGN)

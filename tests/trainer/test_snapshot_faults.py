@@ -204,6 +204,12 @@ def test_a_snapshot_is_read_by_torch_alone(tiny, tmp_path):
     assert zipfile.ZipFile(tmp_path / "run" / "final" / "state.pt").testzip() is None
 
 
+def test_what_users_save_themselves_keeps_the_checksums_of_a_zip_file(tmp_path):
+    write(tmp_path / "s")
+    torch.save(STATE, tmp_path / "mine.pt")
+    assert zipfile.ZipFile(tmp_path / "mine.pt").testzip() is None
+
+
 def test_a_state_that_cannot_be_written_leaves_the_earlier_snapshot(tmp_path):
     write(tmp_path / "s")
     with pytest.raises(SnapshotError, match="could not be written"):
