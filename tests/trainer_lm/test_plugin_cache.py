@@ -195,6 +195,13 @@ def test_an_import_that_kills_its_process_costs_the_command_nothing(site: Any, s
         assert "--x_size" in said
 
 
+def test_a_plugin_whose_import_kills_its_process_is_refused_by_name(site: Any, show: Any) -> None:
+    site.install("dist-k", plugins={"k": "m_k:C"}, modules={"m_k": "import os\nos.abort()"})
+    done = site.python("-c", TRAIN_LM, "--k", "--max_steps", "1")
+    assert done.returncode == 2, done.stderr
+    assert "the import of k (dist-k 1.0) ended the whole process (signal 6)" in done.stderr
+
+
 def test_an_import_that_hangs_is_given_up_once(site: Any, show: Any) -> None:
     install(site)
     source = "import threading\nthreading.Event().wait()"

@@ -287,6 +287,7 @@ def test_one_reason_for_many_clauses_is_printed_once() -> None:
     ]
     found = {"name": "x", "distribution": "y", "version": "1", "level": "none", "clauses": clauses}
     assert _write_check({**found, "hosts": "the same in z"}) == (
-        "x (y 1): below bronze, 0 clauses hold\nin other trainers: the same in z\n\n"
-        "silver: a\nsilver: c\n  it refuses\n\nsilver: b\n  other\n"
+        "x (y 1): below bronze, 0 clauses hold\n\n"
+        "silver: a\nsilver: c\n  it refuses\n\nsilver: b\n  other\n\n"
+        "in other trainers: the same in z\n"
     )

@@ -280,6 +280,7 @@ def _write_check(found: Mapping[str, Any]) -> str:
         lines += ["", *names]
         for line in message.splitlines():
             lines += _wrap(f"  {line}", 2)
+    lines += [""] if failed else []
     lines += _wrap(f"in other trainers: {found['hosts']}", 2)
     return "\n".join(lines) + "\n"
 

@@ -87,7 +87,8 @@ def describe_apart(entries: Sequence[Entry]) -> Iterator[Described]:
             other = _Other() if other is None else other
             answer = other.ask(entry)
             if answer is None:
-                known = Description("broken", other.explain(entry), seconds=other.seconds)
+                why, died = other.explain(entry), not other.is_late
+                known = Description("broken", why, seconds=other.seconds, ends_process=died)
                 yield Described(known, read_own(entry.value))
                 other.end()
                 other = None
@@ -114,7 +115,7 @@ class _Other:
         )
         self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        self._is_late = False
+        self.is_late = False
         self.seconds: float = 0.0
 
     def ask(self, entry: Entry) -> Any:
@@ -135,14 +136,14 @@ class _Other:
                 if self.seconds > _LONGEST:
                     raise queue.Empty
         except queue.Empty:
-            self.seconds, self._is_late = time.monotonic() - began, True
+            self.seconds, self.is_late = time.monotonic() - began, True
             return None
 
     def explain(self, entry: Entry) -> str:
         """Returns why there was no answer about `entry`."""
         where = f"the import of {entry.label}"
         end = "Its options are missing."
-        if self._is_late:
+        if self.is_late:
             return f"{where} did not end in {self.seconds:.0f} s and was given up. {end}"
         code = self._process.wait()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -30,6 +30,7 @@ class Description:
         changed: what its import did to the process and was undone.
         seconds: how long its import took.
         brings_torch: its import imports torch.
+        ends_process: its import ended the whole process, and is not tried in this one.
         refusal: why a command line cannot have its options, or None.
         rows: its options for a list: `flag`, `type`, `default`, `required`, `help`.
         actions: its options as argparse shows them.
@@ -48,6 +49,7 @@ class Description:
     changed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     brings_torch: bool = False
+    ends_process: bool = False
     refusal: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     actions: list[dict[str, Any]] = field(default_factory=list)

@@ -21,7 +21,7 @@ from .sources import is_same, is_shared_same, list_folders, read_path, stamp_env
 
 __all__ = ["describe_entries", "read_descriptions"]
 
-_FORM: Final = 2
+_FORM: Final = 3
 """Raised when the same plugin makes another record."""
 
 _UNTIL: Final = 600.0
