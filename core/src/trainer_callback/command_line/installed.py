@@ -93,11 +93,8 @@ class InstalledPlugin:
             self.exclude(str(entry.problem))
 
     def load(self) -> None:
-        """Imports what was only described, unless it cannot be used for its name, or would end
-        this process.
-        """
-        known = self.description
-        if known is not None and not (known.ends_process or self.entry.is_ambiguous):
+        """Imports what was only described, unless its name, or what it does, forbids that."""
+        if (known := self.description) and not (known.ends_process or self.entry.is_ambiguous):
             self.description = self._group = None
             self._load_safely()
 
