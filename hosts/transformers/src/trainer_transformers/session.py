@@ -120,8 +120,7 @@ class Session:
             validates=str(getattr(trainer.args.eval_strategy, "value", "no")) != "no",
             hyperparameters=describe_settings(trainer),
         )
-        used, advice = trainer.accelerator.num_processes, "On CPUs set use_cpu=True"
-        run.check_processes(used, advice)
+        run.check_processes(trainer.args.world_size, "On CPUs set use_cpu=True")
         refuse_two_restorers(trainer.args, run.manager.plugins)
         if refuse is not None:
             refuse(run)
