@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import NonFiniteError, Run, Trainer, TrainerConfig
+from trainer import Loss, NonFiniteError, Run, Trainer, TrainerConfig
 from trainer.snapshots.snapshot import list_snapshots
 from trainer_callback import TrainerCallback
 from trainer_early_stopping import EarlyStoppingCallback
@@ -183,6 +183,60 @@ def test_a_bad_loss_with_finite_gradients_ends_the_run_as_well(tmp_path, reading
     check_stopped(trainer, spoil, 8, tmp_path)
 
 
+def summed(kind, bad=None):
+    """A loss function whose answers are sums over 1 to 3 items, or over none in an update that is a
+    multiple of 5; of the update `bad` it is infinite.
+    """
+
+    def loss_fn(model, batch):
+        training = model.training and trainer_of[0] is not None
+        update = trainer_of[0].step + 1 if training else 1
+        n = 0 if training and update % 5 == 0 else 1 + update % 3
+        total = model(batch[:n]).float().square().sum()
+        total = total + math.inf if training and update == bad else total
+        return Loss(total, torch.tensor(n) if kind == "tensor" else n)
+
+    trainer_of = [None]
+    return loss_fn, trainer_of
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("bad", [1, 4, 6, 7])
+def test_a_bad_sum_ends_the_run_as_it_was_before(tmp_path, reading, steps, bad):
+    spoil = Spoil()
+    loss_fn, trainer_of = summed("number", bad)
+    options = {"gradient_accumulation_steps": steps, "snapshot_interval": 2}
+    trainer = build(loss_fn=loss_fn, callbacks=[spoil], place=tmp_path, **options)
+    trainer_of[0] = trainer
+    with pytest.raises(NonFiniteError, match=rf"loss is not finite \(inf\) at .* update {bad}\."):
+        trainer.train()
+    check_stopped(trainer, spoil, bad, tmp_path)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_sums_train_the_same_whenever_their_verdicts_are_read(monkeypatch, tmp_path, steps):
+    def train(kind):
+        loss_fn, trainer_of = summed(kind)
+        trainer = build(
+            loss_fn=loss_fn,
+            place=tmp_path / kind,
+            gradient_accumulation_steps=steps,
+            eval_interval=4,
+        )
+        trainer_of[0] = trainer
+        result = trainer.train()
+        assert trainer.scheduler.last_epoch == 10  # two updates had no item
+        lines = (tmp_path / kind / "metrics.jsonl").read_text().splitlines()
+        numbers = [{**line, "_time": 0} for line in map(json.loads, lines) if "ended" not in line]
+        return keep(trainer.model, trainer.optimizer), numbers, result.train_loss
+
+    read = train("tensor")
+    monkeypatch.setattr("trainer.step.verdicts._WAITING_COSTS", {"cpu"})
+    late = train("number")
+    assert difference(read[0], late[0]) is None
+    assert read[1:] == late[1:]
+
+
 def test_the_first_of_several_bad_updates_is_named(tmp_path, reading):
     spoil = Spoil(8, 9)
     trainer = build(callbacks=[spoil], place=tmp_path)
@@ -269,10 +323,20 @@ def test_an_overflow_in_fp16_is_skipped_and_a_nan_that_stays_ends_the_run(readin
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 @pytest.mark.parametrize("optimizer", ["adamw", "not fused"])
-def test_a_bad_update_of_one_process_is_bad_in_both(tiny, tmp_path, reading, policy, optimizer):
+@pytest.mark.parametrize("items", [None, 4])
+def test_a_bad_update_of_one_process_is_bad_in_both(
+    tiny, tmp_path, reading, policy, optimizer, items
+):
+    """Where the losses are sums, the process without the bad gradient has no items."""
+
     def work(rank):
+        def sums(model, batch):
+            batch = batch[: items * rank if model.training else items]
+            return Loss(model(batch).square().sum(), len(batch))
+
         spoil = Spoil(8, rank=1)
-        trainer = build(optimizer, [spoil], tmp_path, on_nonfinite=policy, epochs=4)
+        options = {"on_nonfinite": policy, "epochs": 4, "loss_fn": sums if items else None}
+        trainer = build(optimizer, [spoil], tmp_path, **options)
         if policy == "stop":
             with pytest.raises(NonFiniteError, match="update 8"):
                 trainer.train()

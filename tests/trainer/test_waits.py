@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import Trainer, TrainerConfig
+from trainer import Loss, Trainer, TrainerConfig
 from trainer.step import gradient_stats
 from trainer.testing.batch_watch import SyncWatch
 from trainer_callback import TrainerCallback, hookimpl
@@ -84,7 +84,21 @@ def plain(parameters):
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
 
-def train(watch, callbacks=(), *, device="cpu", make=fused, steps=1, width=16, **config):
+def mean(model, batch):
+    return model(batch).float().square().mean()
+
+
+def sum_of_numbers(model, batch):
+    return Loss(model(batch).float().square().sum(), len(batch))
+
+
+def sum_of_tensors(model, batch):
+    return Loss(model(batch).float().square().sum(), torch.tensor(len(batch)))
+
+
+def train(
+    watch, callbacks=(), *, device="cpu", make=fused, steps=1, width=16, loss_fn=mean, **config
+):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 1))
     optimizer = make(model.parameters())
@@ -96,7 +110,7 @@ def train(watch, callbacks=(), *, device="cpu", make=fused, steps=1, width=16, *
         optimizer,
         [*data],
         [*data[:1]],
-        loss_fn=lambda model, batch: model(batch).float().square().mean(),
+        loss_fn=loss_fn,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500),
         config=TrainerConfig(epochs=1, gradient_accumulation_steps=steps, **settings),
         callbacks=[window, *callbacks],
@@ -118,13 +132,17 @@ def late(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_between_two_log_events_nothing_waits(late, precision, steps, clip):
+@pytest.mark.parametrize("loss_fn", [mean, sum_of_numbers])
+def test_between_two_log_events_nothing_waits(late, precision, steps, clip, loss_fn):
     waits = Waits()
-    train(waits, ours(), precision=precision, steps=steps, max_grad_norm=clip)
+    options = {"precision": precision, "steps": steps, "max_grad_norm": clip}
+    train(waits, ours(), loss_fn=loss_fn, **options)
     assert waits.total == 0
 
 
-@pytest.mark.parametrize("case", ["fp16", "fp16, not fused", "not fused", "skip", "unclipped fp16"])
+@pytest.mark.parametrize(
+    "case", ["fp16", "fp16, not fused", "not fused", "skip", "unclipped fp16", "count"]
+)
 def test_where_the_host_has_to_know_it_waits_once_an_update(late, case):
     waits = Waits()
     train(
@@ -132,6 +150,7 @@ def test_where_the_host_has_to_know_it_waits_once_an_update(late, case):
         ours(),
         precision="fp16" if "fp16" in case else "fp32",
         make=plain if "not fused" in case else fused,
+        loss_fn=sum_of_tensors if case == "count" else mean,
         on_nonfinite="skip" if case == "skip" else "stop",
         max_grad_norm=None if "unclipped" in case else 1.0,
         width=8000,  # of a CPU few gradients are read beside the loss

@@ -97,14 +97,14 @@ class LossMeter:
         """
         if self._summed:
             return self._fetch_sums(verdict, name, overflows=overflows)
-        read, items, unnamed = self.take(name)
+        read, weights, items, unnamed = self.take(name)
         if isinstance(verdict, Tensor):
             *values, own = read_scalars([*read, verdict])
         else:
             values = [read[0].item()] if len(read) == 1 else read_scalars(read)
             own = verdict or 0.0
         self.own_verdict = own
-        found = [*self.weigh(values, items, unnamed), own]
+        found = [*self.weigh(values, weights, items, unnamed), own]
         if not self._ranks.is_alone:
             found = self._ranks.total(found, "update")
         return self.admit(found, name, overflows=overflows)
@@ -114,22 +114,32 @@ class LossMeter:
         """Whether the losses that were added last are sums."""
         return bool(self._summed)
 
-    def take(self, name: str) -> tuple[Sequence[Tensor], Sequence[float], int]:
-        """Returns the losses that `fetch` would read, unread, the items of each, and how many of
-        them have no name.
+    def take(self, name: str) -> tuple[Sequence[Tensor], Sequence[float], Sequence[float], int]:
+        """Returns the losses that `fetch` would read, unread; of each its weight and its items, and
+        how many of them have no name. Of sums the numbers of items have to be known.
         """
+        if self._summed:
+            totals, counts = zip(*self._summed.pop(name), strict=True)
+            self.empty = counts.count(0)
+            return [_add_up(totals)], [1.0], [sum(counts)], not name
         pairs = self._pending.pop("", _NONE)
         unnamed = len(pairs)
         if name:
             pairs = [*pairs, *self._pending.pop(name, _NONE)]
         losses, items = zip(*pairs, strict=True) if pairs else ((), ())
-        return losses, items, unnamed
+        return losses, items, items, unnamed
 
-    def weigh(self, values: Sequence[float], items: Sequence[float], unnamed: int) -> list[float]:
+    def weigh(
+        self,
+        values: Sequence[float],
+        weights: Sequence[float],
+        items: Sequence[float],
+        unnamed: int,
+    ) -> list[float]:
         """Returns the sum of losses without a name, their items, and the same of the others."""
         if unnamed == len(values) == 1:
-            return [values[0] * items[0], items[0], 0.0, 0]
-        values = [*map(operator.mul, values, items)]
+            return [values[0] * weights[0], items[0], 0.0, 0]
+        values = [*map(operator.mul, values, weights)]
         found = [sum(values[:unnamed]), sum(items[:unnamed])]
         return [*found, sum(values[unnamed:]), sum(items[unnamed:])]
 
@@ -150,8 +160,7 @@ class LossMeter:
     def _fetch_sums(self, verdict: Tensor | float | None, name: str, *, overflows: bool) -> bool:
         """As `fetch`, of losses that are sums."""
         totals, counts = zip(*self._summed.pop(name), strict=True)
-        dtype = torch.float32 if totals[0].device.type == "mps" else torch.float64
-        read = [torch.stack([total.to(dtype) for total in totals]).sum()]
+        read = [_add_up(totals)]
         read += [count for count in counts if isinstance(count, Tensor)]
         known = [count for count in counts if not isinstance(count, Tensor)]
         read += [verdict] if isinstance(verdict, Tensor) else []
@@ -218,3 +227,9 @@ def stack_scalars(scalars: Sequence[Tensor], device: torch.device) -> Tensor:
         return torch.zeros(0, device=device)
     with torch.no_grad():
         return torch.stack([scalar.to(device, dtype, non_blocking=True) for scalar in scalars])
+
+
+def _add_up(totals: Sequence[Tensor]) -> Tensor:
+    """Returns the sum of 0-dim tensors, in float64 where the device has it."""
+    dtype = torch.float32 if totals[0].device.type == "mps" else torch.float64
+    return torch.stack([total.to(dtype) for total in totals]).sum()

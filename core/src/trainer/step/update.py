@@ -59,8 +59,8 @@ class Updater:
     optimizer obeys a verdict that is on the device, and `skipped` is always False, nothing waits:
     `Verdicts.settle` raises what `step` would have raised, at a log event, and before whatever
     looks at the weights: a validation, a snapshot, an end. That is so on CUDA, with a fused
-    optimizer of torch, on_nonfinite="stop", fp32, tf32 or bf16, losses that are means, and
-    parameters that are whole.
+    optimizer of torch, on_nonfinite="stop", fp32, tf32 or bf16, losses that are means, or sums
+    over a number of items that is no tensor, and parameters that are whole.
 
     Attributes:
         name: of the optimizer; "" where it is the only one.
@@ -144,7 +144,7 @@ class Updater:
                 and not self.gradients.are_sharded
             )
             self._may_wait = self._verdicts.may_wait(self.optimizer, wanted=wanted)
-        if not self._may_wait or self._losses.are_sums:
+        if not self._may_wait or (self._losses.are_sums and not self.weights.known):
             return False
         if len(self._stepped) == sum(len(g["params"]) for g in self.optimizer.param_groups):
             return True

@@ -42,14 +42,17 @@ class _Unread:
 
     Attributes:
         numbers: its losses, and the verdict on its gradients, in one tensor (N,).
-        items: of each loss.
+        weights, items: of each loss.
+        empty: how many sums over no items are in it.
         unnamed: how many of the losses belong to no optimizer.
         end: called with the verdict of this process, and whether all numbers are finite in all.
     """
 
     name: str
     numbers: Tensor
+    weights: Sequence[float]
     items: Sequence[float]
+    empty: float
     unnamed: int
     end: Callable[[float, bool], None]
 
@@ -87,10 +90,10 @@ class Verdicts:
         """
         if len(self._unread) >= _MOST:
             self.settle()
-        losses, items, unnamed = self._losses.take(name)
+        losses, weights, items, unnamed = self._losses.take(name)
         numbers = [*losses, verdict] if isinstance(verdict, Tensor) else losses
         row = stack_scalars(numbers, self._device)
-        self._unread.append(_Unread(name, row, items, unnamed, end))
+        self._unread.append(_Unread(name, row, weights, items, self._losses.empty, unnamed, end))
         if self._bad is None:
             self._bad = torch.zeros((), device=self._device)
         self._bad += self._ranks.add_up(row.mul(0.0).sum().float())  # NaN where one is not finite
@@ -110,10 +113,13 @@ class Verdicts:
         for each in unread:
             losses = [*islice(values, len(each.items))]
             verdicts.append(next(values) if len(each.numbers) > len(losses) else 0.0)
-            found += [*self._losses.weigh(losses, each.items, each.unnamed), verdicts[-1]]
+            sums = self._losses.weigh(losses, each.weights, each.items, each.unnamed)
+            found += [*sums, verdicts[-1], each.empty]
         columns = iter(self._ranks.total(found, "update"))
         for each, verdict in zip(unread, verdicts, strict=True):
-            each.end(verdict, self._losses.admit([*islice(columns, 5)], each.name))
+            sums = [*islice(columns, 5)]
+            self._losses.empty = next(columns)
+            each.end(verdict, self._losses.admit(sums, each.name))
 
 
 def obeys_found_inf(optimizer: torch.optim.Optimizer) -> bool:

@@ -29,6 +29,7 @@ class Weights:
     Attributes:
         on_device: counts are added up as tensors, so that nothing waits for them.
         expected: about N, the same in all processes.
+        known: N of the window that has ended; 0 where it is on the device.
     """
 
     def __init__(self, ranks: Ranks, *, batches: int) -> None:
@@ -44,6 +45,7 @@ class Weights:
         """A run begins."""
         self.on_device: bool = False
         self.expected: float = 1.0
+        self.known: float = 0.0
         self._count: float | Tensor | None = None
         self._scale = 1.0
 
@@ -94,8 +96,10 @@ class Weights:
         if isinstance(own, Tensor):
             items = ranks.add_up(own)
             return scale * ranks.world_size / torch.where(items > 0, items, 1.0)
-        (found,) = ranks.total([own], "items of an update")
-        return scale * ranks.world_size / (found or 1.0)
+        (self.known,) = ranks.total([own], "items of an update")
+        if self.known:
+            self.expected = self.known
+        return scale * ranks.world_size / (self.known or 1.0)
 
 
 def wide(total: Tensor) -> Tensor:
