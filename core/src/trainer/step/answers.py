@@ -23,7 +23,8 @@ class Loss:
     Attributes:
         total: 0-dim, the sum of the items' losses (`reduction="sum"`, for a mean over no items is
             NaN, also times 0).
-        count: items or tokens, at least 0; a number, or a 0-dim tensor, which stays on its device.
+        count: items or tokens, at least 0; a number, or a 0-dim tensor, which stays on its device
+            and is read in each update.
         outputs: of the model, for metrics, and for the hooks that ask for them.
     """
 
