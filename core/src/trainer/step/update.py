@@ -23,7 +23,15 @@ from .parts import check_closure, describe_bad_rate
 from .precision import Precision
 from .reach import Reach
 from .schedules import extend_schedule, follows_metric, step_schedule
-from .verdicts import Settings, Verdicts, copy_settings, put_back_settings
+from .verdicts import (
+    Settings,
+    Verdicts,
+    copy_plain,
+    copy_settings,
+    find_form,
+    obeys_found_inf,
+    put_back_settings,
+)
 from .weights import Weights
 
 __all__ = ["Updater"]
@@ -113,6 +121,7 @@ class Updater:
         self.rate: float | None = None
         self.total_norm: Tensor | float | None = None
         self._stepped: set[Tensor] = set()
+        self._form: tuple[int, ...] = ()
         self._may_wait: bool | None = None
         self.rate_factor: float = 1.0
         self._groups = 1
@@ -146,9 +155,10 @@ class Updater:
             self._may_wait = self._verdicts.may_wait(self.optimizer, wanted=wanted)
         if not self._may_wait or (self._losses.are_sums and not self.weights.known):
             return False
-        if len(self._stepped) == sum(len(g["params"]) for g in self.optimizer.param_groups):
-            return True
-        return self._stepped.issuperset(self._parameters())
+        form = find_form(self.optimizer)
+        if form != self._form:
+            self._stepped.clear()
+        return len(self._stepped) == form[0] or self._stepped.issuperset(self._parameters())
 
     def step(self, position: Position, verdict: Tensor | float | None) -> bool:
         """Takes the optimizer's step in the update of `position`; returns whether it was skipped.
@@ -172,18 +182,26 @@ class Updater:
         return self._step_read(position, verdict)
 
     def _step_unread(self, position: Position, verdict: Tensor | float | None) -> None:
-        """Lets the optimizer, which looks at the verdict on the device, step."""
+        """Lets the optimizer, which looks at the verdict on the device, step. One that has come to
+        do more than that since the epoch began waits for it.
+        """
         schedule = self._stepped_here
         before = _Before(
             position.update,
             position.batch,
             copy_settings(self.optimizer),
-            None if schedule is None else schedule.state_dict(),
+            None if schedule is None else copy_plain(schedule.state_dict()),
             is_norm=verdict is not None and verdict is self.total_norm,
         )
         end = partial(self._end_unread, position, before)
+        undo = partial(self._put_back, before)
         optimizer: Any = self.optimizer
-        optimizer.found_inf = self._verdicts.add(self.name, verdict, end)
+        found = self._verdicts.add(self.name, verdict, end, undo)
+        if not obeys_found_inf(optimizer):
+            if not found.item():
+                self._call_step(position)
+            return
+        optimizer.found_inf = found
         try:
             self._call_step(position)
         finally:
@@ -202,10 +220,14 @@ class Updater:
             return
         position.update, position.batch = before.update, before.batch
         position.step = position.update - 1
+        self._put_back(before)
+        self._skip(position, is_late=True)
+
+    def _put_back(self, before: _Before) -> None:
+        """Undoes what a step that has left the weights alone has done beside them."""
         if self._stepped_here is not None and before.schedule is not None:
             self._stepped_here.load_state_dict(before.schedule)
         put_back_settings(self.optimizer, before.settings)
-        self._skip(position, is_late=True)
 
     def _step_read(self, position: Position, verdict: Tensor | float | None) -> bool:
         """Reads the verdict, and steps if it is good; returns whether the step was skipped."""
@@ -232,6 +254,7 @@ class Updater:
         skipped = self._call_step(position, is_checked=is_checked)
         if self._may_wait:
             self._stepped.update(self._parameters())
+            self._form = find_form(self.optimizer)
         return skipped
 
     def _parameters(self) -> list[Tensor]:
