@@ -249,3 +249,24 @@ def test_a_group_that_came_behind_the_bad_update_is_gone(late):
     spoil = Spoil(4)
     add = Act(5, lambda trainer: trainer.optimizer.add_param_group({"params": []}))
     check_stopped(build([add, spoil]), spoil)
+
+
+def fail(trainer):
+    raise ValueError("mine")
+
+
+def interrupt(trainer):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("act", [fail, interrupt])
+def test_an_exception_behind_a_bad_update_does_not_hide_it(reading, caplog, act):
+    spoil = Spoil(3)
+    trainer = build([Act(5, act), spoil])
+    interrupts = act is interrupt and reading == "late"
+    with pytest.raises(KeyboardInterrupt if interrupts else NonFiniteError) as caught:
+        trainer.train()
+    assert "update 3" in (caplog.text if interrupts else str(caught.value))
+    assert trainer.step == 2
+    after = keep(trainer.model, trainer.optimizer, trainer.scheduler)
+    assert difference(after, spoil.kept[3]) is None

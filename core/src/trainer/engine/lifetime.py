@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import weakref
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Final, Generic, TypeVar
 
 from ..processes.signals import SignalFlags
 from ..result import TrainResult
+from ..step.losses import NonFiniteError
 from .assembly import Setup
 from .blame import blame_hook
 from .boundary import Boundary
@@ -20,6 +22,8 @@ from .session import Resume
 from .structure import follow_structure
 
 __all__ = ["Lifetime", "RunContext"]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 T = TypeVar("T")
 
@@ -95,6 +99,7 @@ class Lifetime:
                 except BaseException as caught:
                     error = caught
                 if error is not None:
+                    error = self._find_first(error)
                     error = explain_memory(error, position.epoch, position.step)
                     error = blame_hook(error, setup.view.manager.plugins)
                 passes.close_loader()
@@ -106,6 +111,23 @@ class Lifetime:
             passes.in_epoch = passes.in_batch = False
             passes.is_over = True
             del error  # it holds this frame and the loop's, and so the loader's workers
+
+    def _find_first(self, error: BaseException) -> BaseException:
+        """Returns what ends the run: `error`, or an update before it that was bad and not read yet.
+        Of several processes none can ask the others here; in Ctrl-C the update is logged.
+        """
+        if not self._setup.ranks.is_alone:
+            return error
+        try:
+            self._setup.verdicts.settle()
+        except NonFiniteError as earlier:
+            if isinstance(error, Exception):
+                earlier.__cause__ = error
+                return earlier
+            logger.error("%s", earlier)
+        except Exception:  # the device does not answer any more, which is what has ended the run
+            logger.debug("the last updates were not read", exc_info=True)
+        return error
 
     def _leave_loop(self) -> None:
         """Deals with a loop that was left before its end, by `break` or `return`."""
