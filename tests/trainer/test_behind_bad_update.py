@@ -32,13 +32,13 @@ def late(monkeypatch):
 class Spoil(TrainerCallback):
     """Makes a gradient bad in the given updates; keeps what there was before each update."""
 
-    def __init__(self, *updates):
-        self.updates, self.kept = updates, {}
+    def __init__(self, *updates, rank=0):
+        self.updates, self.rank, self.kept = updates, rank, {}
 
     def on_backward_end(self, trainer):
         update = trainer.step + 1
         self.kept[update] = keep(trainer.model, trainer.optimizer, trainer.scheduler)
-        if update in self.updates:
+        if update in self.updates and trainer.rank == self.rank:
             trainer.model[0].weight.grad.fill_(math.nan)
 
 
@@ -270,3 +270,18 @@ def test_an_exception_behind_a_bad_update_does_not_hide_it(reading, caplog, act)
     assert trainer.step == 2
     after = keep(trainer.model, trainer.optimizer, trainer.scheduler)
     assert difference(after, spoil.kept[3]) is None
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_step_that_does_more_in_one_process_changes_nothing_in_either(tiny, late, bad):
+    def work(rank):
+        spoil = Spoil(5, 6, rank=bad)
+
+        def change(trainer):
+            if trainer.rank == 1:
+                trainer.optimizer.register_step_post_hook(shrink)
+
+        check_stopped(build([Act(3, change), spoil]), spoil)
+        return 0
+
+    assert tiny.run_ranks(work) == [0, 0]
