@@ -279,6 +279,15 @@ def test_a_setting_of_the_optimizer_that_became_nan_is_told_too(tmp_path):
         make(tmp_path, SetRate(math.nan, 10, "momentum")).train()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_tensor_among_the_settings_that_became_nan_or_infinite_is_refused(tmp_path, value):
+    """Optimizers that find their own rate keep it there."""
+    what = r"^'optimizer\.param_groups\[0\]\.d' is (NaN|infinite), so the snapshot of update 10"
+    with pytest.raises(NonFiniteError, match=what):
+        make(tmp_path, SetRate(torch.tensor([1.0, value]), 10, "d")).train()
+    assert list_snapshots(tmp_path / "snapshots")[0].name == "step-00000008"
+
+
 @pytest.mark.parametrize("options", [{"log_interval": 1}, {"log_interval": 100}])
 @pytest.mark.parametrize("value", [math.nan, "0.1"])
 def test_what_a_bad_learning_rate_does_to_an_update_is_told_with_its_cause(

@@ -24,7 +24,7 @@ __all__ = ["FiniteCheck"]
 logger: logging.Logger = logging.getLogger("trainer")
 
 _FINITE, _INFINITE, _NAN = 0, 1, 2
-_OPTIMIZER: Final = "optimizer.state"
+_OPTIMIZER: Final = "optimizer."
 _CHUNK_ELEMENTS: Final = 1 << 15
 """Elements that are looked at in one call: few enough that torch does it in this thread alone, and
 takes nothing from the threads that train.
@@ -35,9 +35,9 @@ class FiniteCheck:
     """Compares tensors with what they were when the run began or was resumed.
 
     A tensor that was infinite then (an attention mask) may be infinite, one that was NaN may be
-    anything. A parameter, or a tensor of the optimizer's state, that was finite or not there must
-    be finite. A buffer must not be NaN; of one that becomes infinite it warns, once: a module may
-    build its mask when it is first called.
+    anything. A parameter, or a tensor of the optimizer's state or settings, that was finite or not
+    there must be finite. A buffer must not be NaN; of one that becomes infinite it warns, once: a
+    module may build its mask when it is first called.
     """
 
     def __init__(self) -> None:
@@ -87,11 +87,10 @@ def _name_tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of a model by their names, those of an optimizer by their places."""
     yield from find_tensors(state.get("model", {}))
     optimizer = state.get("optimizer", {})
-    if "param_groups" in optimizer:
-        yield from find_tensors(optimizer["state"], _OPTIMIZER)
-    else:
-        states = {name: each["state"] for name, each in optimizer.items()}
-        yield from find_tensors(states, _OPTIMIZER)
+    alone = "param_groups" in optimizer
+    for part in ("state", "param_groups"):
+        found = optimizer[part] if alone else {k: each[part] for k, each in optimizer.items()}
+        yield from find_tensors(found, f"{_OPTIMIZER}{part}")
 
 
 def _look(tensor: Tensor) -> int:
