@@ -203,8 +203,11 @@ def test_an_error_of_any_system_call_of_a_snapshot_write(tmp_path, replaces):
     assert {"write", "fsync", "rename", "mkdir", "openat"} <= {*failed}
 
 
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("refused", ["fcntl", "write"])
-def test_a_file_system_that_writes_no_piece_past_its_cache_gets_its_snapshots(tmp_path, refused):
+def test_a_file_system_that_writes_no_piece_past_its_cache_gets_its_snapshots(
+    tmp_path, refused, error
+):
     """Some refuse to be asked for it, others the write."""
     numbers, seen = torch.arange(9_000_000, dtype=torch.int32), []
 
@@ -212,7 +215,7 @@ def test_a_file_system_that_writes_no_piece_past_its_cache_gets_its_snapshots(tm
         if call.name in ("fcntl", "write") and call.path == "state.pt":
             seen.append(call.name)
             place = {"fcntl": 2, "write": 3}[refused]  # behind the question for its flags
-            return errno.EINVAL if len(seen) == place else None
+            return error if len(seen) == place else None
         return None
 
     def work():
@@ -221,6 +224,25 @@ def test_a_file_system_that_writes_no_piece_past_its_cache_gets_its_snapshots(tm
     assert trace(work, decide) == 0
     assert seen[:3] == ["fcntl", "fcntl", "write"]
     assert torch.equal(load_state(tmp_path / "s")[0]["x"], numbers)
+
+
+def test_a_file_that_cannot_go_back_to_the_cache_is_a_failed_write_and_no_endless_one(tmp_path):
+    numbers, seen = torch.arange(9_000_000, dtype=torch.int32), []
+
+    def decide(call):
+        if call.name in ("fcntl", "write") and call.path == "state.pt":
+            seen.append(call.name)
+            if len(seen) > 99:
+                return "kill"
+            asks = call.name == "fcntl" and seen.count("fcntl") % 2
+            return errno.EINVAL if len(seen) > 2 and not asks else None
+        return None
+
+    def work():
+        write_snapshot(tmp_path / "s", {"state.pt": save_state({"x": numbers})}, FACTS)
+
+    assert trace(work, decide) == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def order_of(work):

@@ -37,7 +37,8 @@ _CHUNK_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 1 << 24
 """Bytes that are written at a time: enough that a disk far away is asked seldom."""
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
-_NO_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_UNKNOWN: Final = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system answers that has no such thing."""
 _ADVICE: Final[Mapping[int, str]] = {
     errno.EROFS: " Make it writable again: the system may have met errors of the disk.",
     errno.EACCES: " Give back the right to write there.",
@@ -133,11 +134,12 @@ class _NewFile:
             try:
                 rest = rest[os.write(self._file, rest) :]
             except OSError as error:
-                if not self._is_direct or error.errno != errno.EINVAL:
-                    self.error = error
-                    raise
+                refused = self._is_direct and error.errno in _UNKNOWN
                 self._may_be_direct = False  # the disk wants other pieces, or took a part of this
                 self._set_direct(False)
+                if not refused or self._is_direct:
+                    self.error = error
+                    raise
 
     def _set_direct(self, wanted: bool) -> None:
         wanted = wanted and self._may_be_direct
@@ -145,8 +147,8 @@ class _NewFile:
             return
         import fcntl  # POSIX only; this room is imported everywhere
 
-        flags = fcntl.fcntl(self._file, fcntl.F_GETFL) ^ _DIRECT
         try:
+            flags = fcntl.fcntl(self._file, fcntl.F_GETFL) ^ _DIRECT
             fcntl.fcntl(self._file, fcntl.F_SETFL, flags)
             self._is_direct = wanted
         except OSError:  # not in this file system
@@ -184,7 +186,7 @@ def sync_directory(path: Path) -> None:
     try:
         sync(path)
     except OSError as error:
-        if error.errno not in _NO_SYNC:
+        if error.errno not in _UNKNOWN:
             raise
         device = path.stat().st_dev
         if device not in _unsynced:
