@@ -84,16 +84,17 @@ def test_where_the_disk_is_newer_it_wins(make, url, store, cut, whole, tmp_path,
     assert same(trainer, whole)
 
 
-@pytest.mark.parametrize("harm", ["gone", "flipped"])
+@pytest.mark.parametrize("harm", ["gone", "state.pt", "manifest.json"])
 def test_where_the_disk_is_behind_or_damaged_the_mirror_wins(make, url, cut, whole, caplog, harm):
     place = cut(lose=False)
     newest = place / "snapshots" / "step-00000006"
     if harm == "gone":
         shutil.rmtree(newest)
     else:
-        state = bytearray((newest / "state.pt").read_bytes())
-        state[100] ^= 1
-        (newest / "state.pt").write_bytes(state)
+        content = bytearray((newest / harm).read_bytes())
+        at = content.index(b'"epoch": ') + 9 if harm == "manifest.json" else 100
+        content[at] ^= 1
+        (newest / harm).write_bytes(content)
     caplog.set_level("INFO")
     trainer = make(MirrorCallback(url), EarlyStoppingCallback(patience=9), place=place)
     trainer.train(True)

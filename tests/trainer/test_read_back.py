@@ -377,13 +377,14 @@ def test_manifests_and_what_the_command_prints_are_strict_json(tmp_path, capsys)
 
 
 def test_an_older_manifest_with_nan_is_read_and_shown_as_strict_json(run, tmp_path, capsys, caplog):
-    from trainer.snapshots.manifest import MANIFEST, _seal, read_manifest
+    from trainer.snapshots.manifest import MANIFEST, read_manifest
+    from trainer_callback.digests import seal_json
 
     place = tmp_path / "run"
     os.system(f"cp -r '{run}' '{place}'")
     path = list_snapshots(place / "snapshots")[0]
     facts = {**read_manifest(path), "metrics": {"val_loss": float("nan")}}
-    (path / MANIFEST).write_bytes(_seal(facts))
+    (path / MANIFEST).write_bytes(seal_json(facts))
     assert b"NaN" in (path / MANIFEST).read_bytes()
     assert main(["snapshot", "verify", str(place), "--json"]) == 0
     assert strict(capsys.readouterr().out)[0]["manifest"]["metrics"]["val_loss"] == "nan"

@@ -218,6 +218,17 @@ def test_a_state_that_cannot_be_written_leaves_the_earlier_snapshot(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
+def test_a_manifest_that_nobody_could_read_again_is_a_failed_write(tmp_path):
+    """JSON makes texts of the keys, which have another order then."""
+    write(tmp_path / "s")
+    with pytest.raises(SnapshotError, match=r"s/manifest\.json is damaged"):
+        write_snapshot(
+            tmp_path / "s", {"state.pt": save_state(STATE)}, {**FACTS, "options": {9: 1, 10: 2}}
+        )
+    assert load_state(tmp_path / "s")[0]["value"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
 def test_the_newest_sound_snapshot_is_taken_and_the_log_says_why(tiny, tmp_path, caplog):
     def work():
         tiny.trainer(tmp_path).train()

@@ -5,13 +5,14 @@ proof against somebody who forges both.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import xxhash
 
-__all__ = ["DIGESTS", "KIND", "Digest", "digest_file"]
+__all__ = ["DIGESTS", "KIND", "Digest", "digest_file", "seal_json"]
 
 _BLOCK: Final = 1 << 20
 
@@ -48,3 +49,13 @@ def digest_file(file: Path, kind: str) -> str:
         while block := source.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def seal_json(content: Mapping[str, Any]) -> bytes:
+    """Returns the bytes of a manifest, plain JSON data, in one canonical form, with the digest of
+    all the rest in `digest`. A manifest that was read is whole where its own seal is its bytes.
+    """
+    body = {key: value for key, value in content.items() if key != "digest"}
+    text = json.dumps(body, indent=1, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return (json.dumps({**body, "digest": digest}, indent=1, sort_keys=True) + "\n").encode()

@@ -4,7 +4,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import stat
@@ -14,7 +13,7 @@ from typing import Any, Final
 
 from trainer_callback import SnapshotError
 from trainer_callback.checks import is_count
-from trainer_callback.digests import KIND, digest_file
+from trainer_callback.digests import KIND, digest_file, seal_json
 
 __all__ = [
     "FORMAT",
@@ -51,17 +50,8 @@ def to_json_data(value: Any) -> Any:
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
-    """Returns the manifest's bytes, in one canonical form, with the digest of all the rest in
-    `digest`.
-    """
-    return _seal(to_json_data(content))
-
-
-def _seal(content: Mapping[str, Any]) -> bytes:
-    body = {key: value for key, value in content.items() if key != "digest"}
-    text = json.dumps(body, indent=1, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return (json.dumps({**body, "digest": digest}, indent=1, sort_keys=True) + "\n").encode()
+    """Returns a manifest's bytes, with its own digest; `content` may have what JSON knows not."""
+    return seal_json(to_json_data(content))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -79,7 +69,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest = _parse(content)
     if manifest is None:
         raise SnapshotError(f"{file} is damaged: it is no manifest of a snapshot.")
-    sound = _seal(manifest) == content  # older ones have NaN as Python writes it
+    sound = seal_json(manifest) == content  # older ones have NaN as Python writes it
     if manifest["format"] > FORMAT:
         doubt = "" if sound else " Or it is damaged: its content does not match its own digest."
         raise SnapshotError(

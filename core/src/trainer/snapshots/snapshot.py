@@ -9,7 +9,6 @@ every other file and, in `digest`, its own. A directory without a sound manifest
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -29,7 +28,7 @@ from .durable import (
     sync_directory,
     write_file,
 )
-from .manifest import FORMAT, MANIFEST, own_file_names, seal
+from .manifest import FORMAT, MANIFEST, own_file_names, read_manifest, seal
 
 __all__ = [
     "find_foreign",
@@ -93,10 +92,10 @@ def write_snapshot(
         _remove(temporary)
         temporary.mkdir()
         entries = {name: write_file(temporary / name, write) for name, write in files.items()}
-        manifest = {"format": FORMAT, **facts, "files": entries}
-        sealed = seal(manifest)
+        sealed = seal({"format": FORMAT, **facts, "files": entries})
         write_file(temporary / MANIFEST, save_bytes(sealed))
         sync_directory(temporary)
+        manifest = read_manifest(temporary)
         check(temporary, manifest)
         for path in beside:
             with contextlib.suppress(FileNotFoundError):
@@ -106,7 +105,7 @@ def write_snapshot(
         _remove(temporary)
         text = explain(target, files, error).replace(str(temporary), str(target))
         raise SnapshotError(text) from error
-    return str(json.loads(sealed)["digest"])
+    return str(manifest["digest"])
 
 
 def list_snapshots(directory: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from trainer_callback import UsageError
-from trainer_callback.digests import DIGESTS, digest_file
+from trainer_callback.digests import DIGESTS, digest_file, seal_json
 
 from .store import Copy, DamagedError, Store
 
@@ -50,13 +50,16 @@ def check_owner(copies: Sequence[Copy], run_id: str, url: str) -> None:
 
 
 def newest_whole(place: Path) -> int:
-    """Returns the update of the newest snapshot in the output directory `place` of which each file
-    is as its manifest says; -1 where there is none.
+    """Returns the update of the newest snapshot in the output directory `place` whose manifest is
+    whole, and each file as that says; -1 where there is none.
     """
     for path in sorted((place / "snapshots").glob("step-*"), reverse=True):
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            files = json.loads((path / "manifest.json").read_bytes())["files"]
-            if all(_is_whole(path / name, told) for name, told in files.items()):
+            content = (path / "manifest.json").read_bytes()
+            files = json.loads(content)["files"]
+            if seal_json(json.loads(content)) == content and all(
+                _is_whole(path / name, told) for name, told in files.items()
+            ):
                 return int(path.name.removeprefix("step-"))
     return -1
 
