@@ -19,7 +19,12 @@ from trainer.config import TrainerConfig
 from trainer.snapshots import state_file
 from trainer.snapshots.durable import save_bytes
 from trainer.snapshots.manifest import FORMAT, MANIFEST, read_manifest, seal, verify
-from trainer.snapshots.snapshot import list_snapshots, remove_leftovers, write_snapshot
+from trainer.snapshots.snapshot import (
+    list_snapshots,
+    remove_leftovers,
+    step_of,
+    write_snapshot,
+)
 from trainer.snapshots.state_file import load_state, save_state
 from trainer.snapshots.store import SnapshotStore
 from trainer_callback import SnapshotError
@@ -252,6 +257,23 @@ def test_files_swapped_between_two_snapshots(tmp_path):
         shutil.copy(tmp_path / name / "state.pt", tmp_path / f"{name}.pt")
     shutil.copy(tmp_path / "two.pt", tmp_path / "one" / "state.pt")
     assert "xxh3_128 is not the one in the manifest" in refusal(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["step-00000099", "step-00000001"])
+def test_a_snapshot_under_the_name_of_another_update_is_not_taken_for_that(
+    tiny, tmp_path, caplog, name
+):
+    """Nor are two whole ones that have changed their places."""
+    tiny.child(lambda: tiny.trainer(tmp_path, epochs=1).train()).wait()
+    place = tmp_path / "snapshots"
+    newest, before, *_ = list_snapshots(place)
+    (before if name == "step-00000099" else newest).rename(place / name)
+    path, _, manifest = SnapshotStore(TrainerConfig(output_dir=tmp_path)).load_newest()
+    assert path == (newest if name == "step-00000099" else before)
+    assert step_of(path) == manifest["step"]
+    if name == "step-00000099":
+        told = f"is the snapshot of update {step_of(before)}, under another one's name. Call it"
+        assert f"{place / name} {told} {before.name}." in caplog.text
 
 
 def test_an_empty_directory_is_never_the_newest_snapshot(tiny, tmp_path, caplog):

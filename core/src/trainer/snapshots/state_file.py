@@ -19,6 +19,7 @@ from trainer_callback import SnapshotError
 
 from .durable import FileWriter
 from .manifest import FORMAT, verify
+from .snapshot import snapshot_name, step_of
 from .state_form import describe_fault
 
 __all__ = ["STATE", "load_resumable", "load_state", "read_state", "save_state"]
@@ -58,13 +59,20 @@ def load_resumable(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns what `load_state` does, of a snapshot that a run can go on from.
 
     Raises:
-        SnapshotError: as there; or it holds weights only.
+        SnapshotError: as there; or it holds weights only; or its directory has the name of another
+            update, so that it would be taken for a newer or an older one.
     """
     state, manifest = load_state(path)
     if "optimizer" not in state:
         raise SnapshotError(
             f"{path} holds a finished model, which cannot be resumed. Name a directory of "
             "snapshots/."
+        )
+    step = state["progress"]["step"]
+    if step_of(path) not in (-1, step):
+        raise SnapshotError(
+            f"{path} is the snapshot of update {step}, under another one's name. Call it "
+            f"{snapshot_name(step)}."
         )
     return state, manifest
 
