@@ -1,14 +1,23 @@
 """`trainer snapshot list|show|verify|prune PATH`."""
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from trainer.snapshots.manifest import MANIFEST, read_manifest, seal
 from trainer.snapshots.rundir import RunDirectory
-from trainer.snapshots.snapshot import list_snapshots
+from trainer.snapshots.snapshot import (
+    list_snapshots,
+    remove_snapshot,
+    snapshot_name,
+    write_snapshot,
+)
+from trainer.snapshots.state_file import load_state, save_state
 from trainer_tool.cli import main
 
 
@@ -54,6 +63,34 @@ def test_verify_finds_what_is_damaged(run, capsys):
     damaged = [path for path, problem in problems.items() if problem]
     assert damaged == [str(file.parent)]
     assert "xxh3_128" in problems[str(file.parent)]
+
+
+def test_verify_beside_a_run_that_removes_its_oldest_finds_nothing_damaged(run):
+    """A run that writes fast: of two snapshots, the older one goes when the next has its name."""
+    place = run / "snapshots"
+    (newest, *others), coming = list_snapshots(place), run / "coming"
+    state, _ = load_state(newest)
+    for step in range(7, 60):
+        state["progress"]["step"] = step
+        files = {"state.pt": save_state(state)}
+        write_snapshot(coming / snapshot_name(step), files, {"step": step, "epoch": 0})
+    for each in [*others, newest]:
+        shutil.rmtree(each)
+
+    def work():
+        for step in range(7, 60):
+            (coming / snapshot_name(step)).rename(place / snapshot_name(step))
+            if step > 8:
+                remove_snapshot(place / snapshot_name(step - 2))
+            time.sleep(0.01)
+
+    thread, codes = threading.Thread(target=work), set()
+    thread.start()
+    while thread.is_alive():
+        if list_snapshots(place):
+            codes.add(main(["snapshot", "verify", str(place)]))
+    thread.join()
+    assert codes == {0}
 
 
 def test_prune_keeps_the_newest_sound_ones(run, capsys):

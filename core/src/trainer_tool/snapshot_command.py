@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.action == "show":
         paths = paths[:1]
     reports = [report(path, check=options.action == "verify") for path in paths]
+    if options.action != "show":  # the run may go on, and have removed the oldest meanwhile
+        reports = [each for each in reports if each.problem is None or os.path.lexists(each.path)]
     if options.json:
         _write(json.dumps(to_json_data([asdict(each) for each in reports]), indent=2))
     elif options.action == "show":
