@@ -506,16 +506,17 @@ def test_a_second_loop_in_a_run_has_nothing_to_do():
 
 def test_the_first_epoch_of_a_resume_cuts_the_lines_behind_the_snapshot(tiny, tmp_path):
     def work():
-        train_with_draws(make_run(tmp_path, [tiny.killer(26)], snapshot_interval=2))
+        options = {"snapshot_interval": 2, "snapshot_sync": True}
+        train_with_draws(make_run(tmp_path, [tiny.killer(29)], **options))
 
     tiny.child(work).wait()
-    steps = tiny.newest_state(tmp_path)["progress"]["step"]
-    assert len(read_logged(tmp_path / "metrics.jsonl")) > steps
+    events = tiny.newest_state(tmp_path)["progress"]["events"]
+    assert len(read_logged(tmp_path / "metrics.jsonl")) > events
     run = make_run(tmp_path)
     with run.start(resume=True):
         for _ in run.epochs():
             break
-    assert len(read_logged(tmp_path / "metrics.jsonl")) == steps
+    assert len(read_logged(tmp_path / "metrics.jsonl")) == events
 
 
 def test_a_run_without_a_loop_writes_no_snapshot_and_no_model(tmp_path):
