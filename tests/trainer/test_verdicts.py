@@ -162,7 +162,8 @@ def test_a_bad_gradient_ends_the_run_as_it_was_before(tmp_path, reading, update,
 def test_whatever_the_optimizer_is(tmp_path, reading, optimizer, value, clip):
     spoil = Spoil(1 if value == "inf" and clip else 8, value=BAD[value])
     trainer = build(optimizer, [spoil], tmp_path, max_grad_norm=clip, snapshot_interval=2)
-    with pytest.raises(NonFiniteError, match=f"norm is not finite .*update {spoil.updates[0]}"):
+    found = r"norm is not finite .*; the first such gradient is that of 0\.weight\)"
+    with pytest.raises(NonFiniteError, match=f"{found} at .*update {spoil.updates[0]}"):
         trainer.train()
     check_stopped(trainer, spoil, spoil.updates[0], tmp_path)
 

@@ -23,7 +23,7 @@ from torch.linalg import vector_norm
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["COLUMNS", "Named", "Shards", "measure", "total_norm"]
+__all__ = ["COLUMNS", "Named", "Norms", "Shards", "measure", "total_norm"]
 
 COLUMNS: Final = ("norm", "rms", "max_abs", "mean", "std", "zero_fraction", "nonfinite")
 """What `measure` returns. `std` divides by the count, so that rms² = mean² + std²."""
@@ -33,6 +33,9 @@ Named: TypeAlias = Sequence[tuple[str, Tensor]]
 
 Shards: TypeAlias = "Mapping[str, ProcessGroup]"
 """Name of a sharded parameter -> the processes that hold its parts."""
+
+Norms: TypeAlias = "Sequence[tuple[Sequence[str], Tensor]]"
+"""Names of parameters, and a 2-norm of each (P,); one that was cut is there several times."""
 
 _CPU_PIECE: Final = 1 << 18
 """Elements: a piece and a copy of it, 2 MB, stay in a cache while several reductions read them. A
@@ -46,23 +49,29 @@ _SUM, _SPREAD, _PEAK, _ZEROS, _NONFINITE, _COUNT, _POWERS = range(7)
 other orders than 2 and inf need, those of what the peak makes at most 1."""
 
 
-def total_norm(gradients: Named, shards: Shards, home: torch.device) -> Tensor:
+def total_norm(gradients: Named, shards: Shards, home: torch.device) -> tuple[Tensor, Norms]:
     """Returns the 2-norm over all gradients of all processes, 0-dim, on `home`, float32 (float64
-    where one of them is): the norm of norms, as in `torch.nn.utils.get_total_norm`.
+    where one of them is): the norm of norms, as in `torch.nn.utils.get_total_norm`. And those of
+    this process, where they are.
     """
-    kinds: defaultdict[tuple[Any, torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+    names: defaultdict[tuple[Any, torch.dtype, torch.device], list[str]] = defaultdict(list)
+    pieces: defaultdict[tuple[Any, torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
     for name, piece in zip(*_cut(gradients), strict=True):
-        kinds[shards.get(name), piece.dtype, piece.device].append(piece)
+        kind = (shards.get(name), piece.dtype, piece.device)
+        names[kind].append(name)
+        pieces[kind].append(piece)
+    own: list[tuple[Sequence[str], Tensor]] = []
     found: dict[ProcessGroup | None, list[Tensor]] = {None: [torch.zeros(0, device=home)]}
-    for (group, dtype, _), same in kinds.items():
+    for kind, same in pieces.items():
+        group, dtype, _ = kind
         norms = torch.stack(torch._foreach_norm(same, 2, dtype=_widen(dtype)))
+        own.append((names[kind], norms))
         found.setdefault(group, []).append(norms.to(home))
     whole: list[Tensor] = []
     for group, parts in found.items():
         norms = torch.cat(parts)
         whole += [norms] if group is None else _gather(vector_norm(norms).reshape(1), group)
-    total: Tensor = vector_norm(torch.cat(whole))
-    return total
+    return vector_norm(torch.cat(whole)), own
 
 
 def measure(

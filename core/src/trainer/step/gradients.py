@@ -27,7 +27,7 @@ from trainer_callback import GradientStats
 from trainer_callback.tensors import is_sharded, local_part, shard_group
 
 from ..config import ConfigError
-from .gradient_stats import COLUMNS, measure, total_norm
+from .gradient_stats import COLUMNS, Norms, measure, total_norm
 from .parts import check_optimized, warn_left_out
 
 __all__ = ["Gradients"]
@@ -52,6 +52,7 @@ class Gradients:
 
     Attributes:
         outside: the parameters that are trained with the optimizer's, and are not in it.
+        norms: of the gradients of this update, as far as somebody has asked for their total.
 
     Raises:
         ConfigError: the optimizer has a parameter that the model has not.
@@ -70,6 +71,7 @@ class Gradients:
         self._only_optimized = only_optimized
         self._agreed: dict[str, bool] | None = None
         self._found, self._one = torch.zeros(()), torch.ones(())
+        self.norms: Norms = ()
         self._are_few = True
         self._look_up()
         self._told = {*self._left_out()}  # by the look at the parts of the run
@@ -135,6 +137,7 @@ class Gradients:
             self._zero_grad(set_to_none=True)
         for parameter in self._list:  # as `drop` does, a call less
             parameter.grad = None
+        self.norms = ()
 
     def check(
         self, verdict: Tensor | float | None = None, *, on_device: bool = False
@@ -159,13 +162,25 @@ class Gradients:
                 found = math.nan
                 self._found.zero_()
         else:
-            found = total_norm(self._present(), {}, self._home)
+            found, self.norms = total_norm(self._present(), {}, self._home)
         return found if verdict is None else found + verdict
 
-    def find_bad(self) -> str | None:
-        """Returns the name of the first parameter whose gradient is not finite, or None where this
-        process has none. Reads from the device.
+    def find_bad(self, before: Norms | None = None) -> str | None:
+        """Returns the name of the first parameter whose gradient is not finite, or was not before
+        it was clipped, for that spoils the others. None where this process has none. Reads from the
+        device.
+
+        Args:
+            before: the norms of an earlier update, whose gradients are gone.
         """
+        bad = [
+            name
+            for names, norms in (self.norms if before is None else before)
+            for name, norm in zip(names, norms.tolist(), strict=True)
+            if not math.isfinite(norm)
+        ]
+        if bad or before is not None:
+            return min(bad, key=[*self._parameters].index, default=None)
         for name, gradient in self._present():
             values = gradient.coalesce().values() if gradient.is_sparse else gradient
             if not bool(values.isfinite().all()):
@@ -174,7 +189,8 @@ class Gradients:
 
     def total_norm(self) -> Tensor:
         """Returns the 2-norm over all gradients, 0-dim, float32 (float64 where one of them is)."""
-        return total_norm(self._present(), self._shard_groups, self._home)
+        total, self.norms = total_norm(self._present(), self._shard_groups, self._home)
+        return total
 
     def clip(self, max_norm: float) -> tuple[Tensor, Tensor]:
         """Scales all gradients in place so that their total norm is at most `max_norm`.

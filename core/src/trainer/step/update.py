@@ -16,6 +16,7 @@ from trainer_callback import option_text
 from ..config import TrainerConfig
 from ..counters import Position
 from .buffers import KeptBuffers
+from .gradient_stats import Norms
 from .gradients import Gradients
 from .loss_meter import LossMeter
 from .losses import NonFiniteError
@@ -50,6 +51,7 @@ class _Before:
         settings: of the optimizer.
         schedule: the state of the scheduler that steps with it, or None.
         is_norm: the verdict is the norm of the gradients, which is logged.
+        norms: of the gradients, on the device.
     """
 
     update: int
@@ -57,6 +59,7 @@ class _Before:
     settings: Settings
     schedule: dict[str, Any] | None
     is_norm: bool
+    norms: Norms
 
 
 class Updater:
@@ -192,6 +195,7 @@ class Updater:
             copy_settings(self.optimizer),
             None if schedule is None else copy_plain(schedule.state_dict()),
             is_norm=verdict is not None and verdict is self.total_norm,
+            norms=self.gradients.norms,
         )
         end = partial(self._end_unread, position, before)
         undo = partial(self._put_back, before)
@@ -221,7 +225,7 @@ class Updater:
         position.update, position.batch = before.update, before.batch
         position.step = position.update - 1
         self._put_back(before)
-        self._skip(position, is_late=True)
+        self._skip(position, before.norms)
 
     def _put_back(self, before: _Before) -> None:
         """Undoes what a step that has left the weights alone has done beside them."""
@@ -281,15 +285,15 @@ class Updater:
             where = f"epoch {position.epoch}, update {position.update}"
             raise NonFiniteError(f"{fault}. That was found at {where}.") from cause
 
-    def _skip(self, position: Position, *, is_late: bool = False) -> None:
+    def _skip(self, position: Position, norms: Norms | None = None) -> None:
         """Deals with a loss or a gradient that is not finite, before it can reach the weights.
 
         Args:
-            is_late: the gradients are not there any more.
+            norms: of gradients that are not there any more.
         """
         of_name = f" of {self.name!r}" if self.name else ""
         where = f"epoch {position.epoch}, update {position.update}{of_name}"
-        what = self._describe(is_late=is_late)
+        what = self._describe(norms)
         count = position.skipped.get(self.name, 0) + 1
         position.skipped[self.name] = count
         if self._config.on_nonfinite == "stop":
@@ -327,22 +331,18 @@ class Updater:
             )
         self._leave_out()
 
-    def _describe(self, *, is_late: bool) -> str:
+    def _describe(self, norms: Norms | None) -> str:
         """Says what is not finite, and where it may come from."""
         fault = describe_bad_rate(self.optimizer)
         cause = "" if fault is None else f", and {fault}"
-        return f"{self._describe_number(is_late=is_late)}{cause}"
+        return f"{self._describe_number(norms)}{cause}"
 
-    def _describe_number(self, *, is_late: bool) -> str:
+    def _describe_number(self, norms: Norms | None) -> str:
         if not math.isfinite(self._losses.total):
             text = f"the training loss is not finite ({self._losses.total})"
             if not self._losses.empty:
                 return text
             return f'{text}; a mean over no items is NaN, also times 0: sum (reduction="sum")'
         what = f"the gradient norm is not finite ({self._losses.verdict}"
-        bad = None
-        if (
-            self._config.max_grad_norm is None and not is_late
-        ):  # clipping by NaN makes all of them NaN
-            bad = self.gradients.find_bad()
+        bad = self.gradients.find_bad(norms)
         return f"{what})" if bad is None else f"{what}; the first such gradient is that of {bad})"
