@@ -49,7 +49,6 @@ def test_batches_of_equal_length_train_the_same_weights_as_by_their_means() -> N
 
 def test_accumulated_batches_of_any_length_train_the_weights_of_the_whole_batch() -> None:
     whole = make_batch(6)
-    whole["labels"][0, 2:] = -100
     cut = [{name: value[part] for name, value in whole.items()} for part in (range(1), range(1, 6))]
     one, _ = train(loss_of, [whole])
     other, _ = train(loss_of, cut, gradient_accumulation_steps=2)
@@ -59,18 +58,27 @@ def test_accumulated_batches_of_any_length_train_the_weights_of_the_whole_batch(
 
 def test_accuracy_and_perplexity_are_those_of_all_tokens() -> None:
     batches = [make_batch(rows, rows) for rows in (3, 3, 1)]
-    batches[0]["labels"][:, :4] = -100
     model, result = train(loss_of, batches, batches)
     whole = {name: torch.cat([each[name] for each in batches]) for name in batches[0]}
     with torch.no_grad():
         logits, labels = model.eval()(whole["input_ids"]).flatten(0, 1), whole["labels"].flatten()
-    kept = labels != -100
-    hits = (logits.argmax(1) == labels)[kept].double().mean()
+    hits = (logits.argmax(1) == labels).double().mean()
     loss = torch.nn.functional.cross_entropy(logits.double(), labels)
     found = result.history[-1]
     assert found["val_loss"] == pytest.approx(float(loss), rel=1e-6)
     assert found["val_accuracy"] == float(hits)
     assert found["val_perplexity"] == math.exp(found["val_loss"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_of_a_batch_is_read_to_know_its_loss_and_what_it_counts(training) -> None:
+    model = make_model().to("meta").train(training)  # a device whose numbers cannot be read
+    batch = {name: tensor.to("meta") for name, tensor in make_batch(3).items()}
+    loss = loss_of(model, batch)
+    assert (type(loss.count), loss.count) == (int, 21)
+    assert perplexity_inputs(loss.outputs, batch)[1] == 21
+    if not training:
+        assert METRICS["accuracy"](loss.outputs, batch)[1] == 21
 
 
 def test_a_batch_in_training_counts_no_hits_and_keeps_no_logits() -> None:
@@ -85,11 +93,11 @@ def test_a_batch_in_training_counts_no_hits_and_keeps_no_logits() -> None:
 def test_the_perplexity_of_several_processes_is_that_of_all_tokens() -> None:
     parts = [Perplexity() for _ in range(3)]
     for count, part in enumerate(parts):
-        part.update(torch.tensor(2.0 * count), torch.tensor(count))  # the first has no batch
+        part.update(torch.tensor(2.0 * count), count)  # the first has no batch
     first, *others = (pickle.loads(pickle.dumps(part)) for part in parts)
     first.merge(others)
     assert first.compute() == math.exp(2)
-    first.update(torch.tensor(1e6), torch.tensor(1))
+    first.update(torch.tensor(1e6), 1)
     assert first.compute() == math.inf
 
 

@@ -18,10 +18,11 @@ __all__ = ["METRICS", "Perplexity", "loss_of", "perplexity_inputs"]
 
 def loss_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
     """Returns the loss of a batch of `GPT` in nats, with its number of tokens and, as outputs, its
-    `TokenSums`: the logits are not kept.
+    `TokenSums`: the logits are not kept. Every token counts, so that nothing waits for a device to
+    count them.
     """
     sums = model(**batch, summed=True)
-    return Loss(sums.total, sums.tokens, sums)
+    return Loss(sums.total, batch["labels"].numel(), sums)
 
 
 class Perplexity:
@@ -33,10 +34,10 @@ class Perplexity:
     def reset(self) -> None:
         """Starts at nothing."""
         self._total: Any = 0.0
-        self._count: Any = 0
+        self._count = 0
 
-    def update(self, total: Tensor, count: Tensor) -> None:
-        """Adds a batch: 0-dim, nats and tokens; nothing waits for their device."""
+    def update(self, total: Tensor, count: int) -> None:
+        """Adds a batch: nats, 0-dim, and tokens; nothing waits for its device."""
         wide = torch.float32 if total.device.type == "mps" else torch.float64
         self._total = self._total + total.detach().to(wide)
         self._count = self._count + count
@@ -58,12 +59,12 @@ class Perplexity:
         return {"_total": float(self._total), "_count": float(self._count)}
 
 
-def perplexity_inputs(outputs: Any, batch: object) -> tuple[Tensor, Tensor]:
+def perplexity_inputs(outputs: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
     """Returns what `Perplexity.update` takes."""
-    return outputs.total, outputs.tokens
+    return outputs.total, batch["labels"].numel()
 
 
 METRICS: Final[Mapping[str, Any]] = {
-    "accuracy": lambda outputs, batch: (outputs.hits, outputs.tokens),
+    "accuracy": lambda outputs, batch: (outputs.hits, batch["labels"].numel()),
     "perplexity": Perplexity(),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +20,16 @@ from .options import ModelOptions, OptimizerOptions
 
 __all__ = ["GPT", "TokenSums", "make_optimizer", "make_scheduler"]
 
-_LEFT_OUT: Final = -100
-"""The label of a token that does not count, as in torch."""
-
 
 class TokenSums(NamedTuple):
     """Sums over the tokens of a batch, 0-dim.
 
     Attributes:
         total: of their cross-entropies, in nats.
-        tokens: how many there are, less those that are left out.
         hits: how many of them are the likeliest one; None in training.
     """
 
     total: Tensor
-    tokens: Tensor
     hits: Tensor | None
 
 
@@ -82,8 +77,8 @@ class GPT(nn.Module):
 
         Args:
             input_ids: (B, T) int64, T at most `block_size`.
-            labels: (B, T) int64, the token that follows each of `input_ids`; -100 is left out.
-            summed: sums over the tokens are wanted, and their number.
+            labels: (B, T) int64, the token that follows each of `input_ids`.
+            summed: sums over the tokens are wanted, not their mean.
 
         Returns:
             With labels the mean cross-entropy, 0-dim, in nats per token, or a `TokenSums`; without,
@@ -108,7 +103,7 @@ class GPT(nn.Module):
             return F.cross_entropy(logits, labels)
         hits = None if self.training else (logits.argmax(-1) == labels).sum()
         total = F.cross_entropy(logits, labels, reduction="sum")
-        return TokenSums(total, (labels != _LEFT_OUT).sum(), hits)
+        return TokenSums(total, hits)
 
     @torch.no_grad()
     def generate(
