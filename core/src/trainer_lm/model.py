@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from trainer_callback import UsageError
 
+from .cross_entropy import sum_cross_entropy
 from .options import ModelOptions, OptimizerOptions
 
 __all__ = ["GPT", "TokenSums", "make_optimizer", "make_scheduler"]
@@ -95,15 +96,14 @@ class GPT(nn.Module):
         stream = self.dropout(stream)
         for block in self.blocks:
             stream = block(stream)
-        logits = F.linear(self.final_norm(stream), self.token_embedding.weight)  # (B, T, V)
+        stream, weight = self.final_norm(stream), self.token_embedding.weight
         if labels is None:
-            return logits
-        logits, labels = logits.flatten(0, 1), labels.flatten()
-        if not summed:
-            return F.cross_entropy(logits, labels)
-        hits = None if self.training else (logits.argmax(-1) == labels).sum()
-        total = F.cross_entropy(logits, labels, reduction="sum")
-        return TokenSums(total, hits)
+            return F.linear(stream, weight)  # (B, T, V)
+        count_hits = summed and not self.training
+        total, hits = sum_cross_entropy(
+            stream.flatten(0, 1), weight, labels.flatten(), count_hits=count_hits
+        )
+        return TokenSums(total, hits) if summed else total / labels.numel()
 
     @torch.no_grad()
     def generate(
