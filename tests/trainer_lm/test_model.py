@@ -136,6 +136,16 @@ def test_generate_adds_tokens_to_the_prompt_beyond_the_block_size():
     assert model.training
 
 
+def test_a_padded_vocabulary_has_more_weights_and_no_other_tokens():
+    model = make_model(dataclasses.replace(SMALL, pad_vocab=64))
+    assert model.token_embedding.num_embeddings == 64
+    assert make_model(dataclasses.replace(SMALL, pad_vocab=11)).token_embedding.num_embeddings == 11
+    with torch.no_grad():
+        model.token_embedding.weight[11:] = 9.0  # would be likelier than any
+    assert model(make_ids()).shape == (3, 8, 11)
+    assert model.generate(make_ids(2, 3), 20).max() < 11
+
+
 def test_generate_is_a_function_of_its_generator():
     model, prompt = make_model(), make_ids(1, 3)
     first, second, other = (

@@ -35,6 +35,7 @@ from .defaults import put_defaults, put_offers, read_default_files, read_offers
 from .deprecations import show_deprecations
 from .old_options import check_old_options
 from .parser import Parser
+from .recipe import origin_of, read_recipe, recipe_names
 from .settings import Settings
 from .threads import shorten_spinning
 from .unknown import explain_unknown
@@ -117,6 +118,7 @@ def _read(arguments: list[str]) -> Settings | None:
     parser.read_file(namespace, in_file)
     for options in layers:
         said += put_defaults(parser, namespace, usable, options)
+    said += _look_at_recipe(namespace.recipe, parser)
     said += put_offers(parser, namespace, usable, offers)
     in_files = [*chain(*reversed(layers), in_file)]
     _warn(*said, *check_old_options(parser, namespace, usable, in_files))
@@ -136,13 +138,15 @@ def _read_first(
     arguments: Sequence[str],
 ) -> tuple[argparse.Namespace, set[str], list[FileOption], list[list[FileOption]]]:
     """Returns what the plugins' own flags depend on: the options about plugins and files, the flags
-    that somebody has given, and the options of `--config` and of the files of defaults.
+    that somebody has given, the options of `--config`, and those of what is weaker: a recipe, and
+    the files of defaults.
     """
     parser = Parser(add_help=False)
     _add_run_options(parser)
     first, others = parser.parse_known_args(arguments)
     in_file = [] if first.config is None else read_config_file(first.config)
-    layers = read_default_files()
+    layers = [] if first.recipe is None else [read_recipe(first.recipe)]
+    layers += read_default_files()
     for options in (in_file, *layers):
         parser.read_file(first, options)
     given = {word.partition("=")[0] for word in others}
@@ -157,6 +161,13 @@ def _check_file(
         if parser.find(option.name) is None:
             why = explain_unknown(f"--{option.name}", parser, plugins, option.distribution)
             raise UsageError(f"{option.file}, line {option.line}: {why}")
+
+
+def _look_at_recipe(name: str | None, parser: Parser) -> list[str]:
+    """Returns a warning where the recipe `name` has set nothing, as beside a run's config.yaml."""
+    if name is None or origin_of(name) in parser.files.values():
+        return []
+    return [f"--recipe {name} has no effect: all that it sets is set by what is stronger."]
 
 
 def _print_sample(namespace: argparse.Namespace) -> None:
@@ -185,6 +196,12 @@ def _read_prompt(prompt: str) -> str:
 
 def _add_run_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("--config", metavar="FILE", help="read options from a YAML file")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="take the settings of a known model where neither the command line nor --config says "
+        f"otherwise: {', '.join(recipe_names())}",
+    )
     parser.add_argument(
         "--no_plugin",
         action="append",

@@ -45,6 +45,8 @@ class GPT(nn.Module):
         options: the other sizes.
 
     Attributes:
+        vocab_size: V. Up to a multiple of `pad_vocab` there are more rows of weights, tokens that
+            are never seen and never sampled; the loss learns at once that they are unlikely.
         n_layer, n_embd: the sizes by which others, such as `throughput`, estimate its work.
 
     Raises:
@@ -60,7 +62,9 @@ class GPT(nn.Module):
         self.block_size: int = options.block_size
         self.n_layer: int = options.n_layer
         self.n_embd: int = options.n_embd
-        self.token_embedding: nn.Embedding = nn.Embedding(vocab_size, options.n_embd)
+        self.vocab_size: int = vocab_size
+        rows = math.ceil(vocab_size / options.pad_vocab) * options.pad_vocab
+        self.token_embedding: nn.Embedding = nn.Embedding(rows, options.n_embd)
         self.position_embedding: nn.Embedding = nn.Embedding(options.block_size, options.n_embd)
         self.dropout: nn.Dropout = nn.Dropout(options.dropout)
         self.blocks: nn.ModuleList = nn.ModuleList(_Block(options) for _ in range(options.n_layer))
@@ -98,7 +102,7 @@ class GPT(nn.Module):
             stream = block(stream)
         stream, weight = self.final_norm(stream), self.token_embedding.weight
         if labels is None:
-            return F.linear(stream, weight)  # (B, T, V)
+            return F.linear(stream, weight)[..., : self.vocab_size]  # (B, T, V)
         count_hits = summed and not self.training
         total, hits = sum_cross_entropy(
             stream.flatten(0, 1), weight, labels.flatten(), count_hits=count_hits

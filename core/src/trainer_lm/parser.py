@@ -23,10 +23,10 @@ __all__ = ["Parser"]
 _NUMBER: Final = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|-(inf|nan)", re.IGNORECASE)
 """Words that begin with a hyphen and are values; argparse itself knows no exponent."""
 
-_NEVER_EMPTY: Final = frozenset({"config", "resume", "callback", "no_plugin", "device"})
+_NEVER_EMPTY: Final = frozenset({"config", "recipe", "resume", "callback", "no_plugin", "device"})
 
 _ONLY_TYPED: Final = frozenset(
-    {"config", "help", "version", "print_config", "sample", "prompt", "sample_tokens"}
+    {"config", "recipe", "help", "version", "print_config", "sample", "prompt", "sample_tokens"}
 )
 """What is of this one call of the command, and has no place in a file."""
 

@@ -52,10 +52,11 @@ def load_model(output_dir: Path) -> tuple[GPT, Tokenizer]:
     tokenizer = load_tokenizer(place / "tokenizer.json")
     try:
         options = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
-        names = inspect.signature(ModelOptions).parameters
+        known = inspect.signature(ModelOptions).parameters
+        names = [name for name in known if name in options]  # fewer in an older run
         model = GPT(tokenizer.vocab_size, ModelOptions(**{name: options[name] for name in names}))
         model.load_state_dict(load_file(weights))
-    except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, yaml.YAMLError) as error:
+    except (OSError, TypeError, RuntimeError, SafetensorError, yaml.YAMLError) as error:
         raise UsageError(f"the model in {str(place)!r} cannot be read: {error}") from error
     return model, tokenizer
 

@@ -34,8 +34,8 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 
 _COMMAND: Final = frozenset(
     {
-        "config", "no_plugin", "callback", "strict_plugins", "resume", "print_config", "quiet",
-        "sample", "prompt", "sample_tokens", "plugin_costs", "trace_hooks",
+        "config", "recipe", "no_plugin", "callback", "strict_plugins", "resume", "print_config",
+        "quiet", "sample", "prompt", "sample_tokens", "plugin_costs", "trace_hooks",
     }
 )  # fmt: skip
 """What tells the command what to do, and is no setting of a run."""
