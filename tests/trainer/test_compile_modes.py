@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from trainer import ConfigError, Trainer, TrainerConfig
 from trainer.processes import device as devices
-from trainer.step.compiled import make_compiler
+from trainer.step.compiled import guard_outputs, make_compiler
 from trainer.step.precision import Precision
 from trainer_callback import TrainerCallback
 from trainer_lm.cli import make_parser
@@ -39,9 +39,37 @@ class Net(nn.Module):
         return {"loss": outputs.square().mean(), "outputs": [outputs, "a word"]}
 
 
-def make(callbacks=(), **config):
+class Replays(Net):
+    """Writes what it returns to the same memory in each call, as replays of a CUDA graph do."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = {"outputs": torch.zeros(2, 1), "loss": torch.zeros(())}
+
+    @torch._dynamo.disable
+    def forward(self, x):
+        made = super().forward(x)
+        outputs, loss = (
+            _Write.apply(value, self.memory[name].detach())
+            for name, value in (("outputs", made["outputs"][0]), ("loss", made["loss"]))
+        )
+        return {"loss": loss, "outputs": [outputs, "a word"]}
+
+
+class _Write(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, memory):
+        ctx.mark_dirty(memory)
+        return memory.copy_(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def make(callbacks=(), net=Net, compiled=None, **config):
     torch.manual_seed(0)
-    model = Net()
+    model = net() if compiled is None else torch.compile(net(), mode=compiled)
     batches = [torch.full((2, 4), float(n)) for n in range(3)]
     return Trainer(
         model,
@@ -70,6 +98,34 @@ def test_a_mode_trains_as_no_compilation_does_and_copies_its_outputs(caplog):
     assert torch.allclose(torch.stack(results[0][1]), torch.stack(results[1][1]))
     text = "'reduce-overhead' records CUDA graphs, and cpu has none: it is compiled without them."
     assert text in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("theirs", [False, True])
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_nothing_is_read_of_memory_that_the_next_call_of_a_graph_has_overwritten(
+    theirs, accumulated
+):
+    mode = {"compiled": "reduce-overhead"} if theirs else {"compile": "reduce-overhead"}
+    results = []
+    for how in ({}, {"net": Replays, **mode}):
+        keeps = Keeps()
+        trainer = make([keeps], gradient_accumulation_steps=accumulated, **how)
+        result = trainer.train()
+        outputs = torch.stack([each["outputs"][0] for each in keeps.outputs])
+        losses = torch.stack(keeps.losses)
+        means = torch.tensor([result.train_loss, result.val_loss])
+        predicted = trainer.predict([torch.ones(2, 4), torch.zeros(2, 4)])["outputs"]
+        results.append((outputs, losses, means, torch.stack([each[0] for each in predicted])))
+    for plain, replayed in zip(*results, strict=True):
+        assert torch.allclose(plain, replayed)
+
+
+def test_outputs_are_copied_once_for_all_runs_of_a_model_and_without_graphs_not_at_all():
+    graphs, plain = (torch.compile(Net(), mode=mode) for mode in ("reduce-overhead", None))
+    for model in (graphs, graphs, plain):
+        guard_outputs(model)
+    assert [len(model._forward_hooks) for model in (graphs, plain)] == [1, 0]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")

@@ -23,7 +23,7 @@ from ..processes.ranks import Ranks
 from ..processes.sharding import check_offload, fsdp_modules, reshard
 from ..snapshots.checkpoint import Checkpoint
 from ..step.buffers import KeptBuffers
-from ..step.compiled import make_compiler, plain_model
+from ..step.compiled import guard_outputs, make_compiler, plain_model
 from ..step.gradients import Gradients
 from ..step.loss_meter import LossMeter
 from ..step.modes import Modes
@@ -257,14 +257,17 @@ def _check(
 def _change(
     models: Mapping[str, nn.Module], config: TrainerConfig, device: torch.device
 ) -> tuple[Callable[[nn.Module], nn.Module] | None, Callable[[], None]]:
-    """Lets modules compute their activations again where that is asked for; returns what compiles
-    a model, or None, and what does the first again.
+    """Lets modules compute their activations again where that is asked for, and what somebody has
+    compiled copy its outputs where it has to; returns what compiles a model, or None, and what does
+    the first again.
     """
     compiler = make_compiler(config, device)
     plain = {name: plain_model(each) for name, each in models.items()}
     compiled = compiler is not None or [*plain.values()] != [*models.values()]
     again = partial(recompute, plain, config.checkpoint_activations, compiled=compiled)
     again()
+    for each in models.values():
+        guard_outputs(each)
     return compiler, again
 
 

@@ -16,7 +16,7 @@ from trainer_callback import option_text
 from ..config import ConfigError, TrainerConfig
 from ..data.batches import clone
 
-__all__ = ["make_compiler", "plain_model"]
+__all__ = ["guard_outputs", "make_compiler", "plain_model"]
 
 logger: logging.Logger = logging.getLogger("trainer")
 
@@ -55,6 +55,17 @@ def _compile(module: nn.Module, mode: str | None = None) -> nn.Module:
     if mode in _GRAPHS:
         compiled.register_forward_hook(_copy_outputs)
     return compiled
+
+
+def guard_outputs(model: nn.Module) -> None:
+    """Has the outputs of `model` copied if somebody's `torch.compile` lets it record CUDA graphs;
+    once, for several runs may have the same model.
+    """
+    if not _is_compiled(model) or _copy_outputs in model._forward_hooks.values():
+        return
+    settings = getattr(cast(Any, model).dynamo_ctx, "compiler_config", None) or {}
+    if settings.get("triton.cudagraphs"):
+        model.register_forward_hook(_copy_outputs)
 
 
 def _allow_sizes(module: nn.Module, arguments: Any, named: Any) -> None:
