@@ -92,4 +92,4 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: object) -> Any:
         slopes = (None if slope is None else slope * scale for slope in ctx.saved_tensors)
-        return (*slopes, None, None, None, None)
+        return (*slopes, None, None)
