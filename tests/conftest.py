@@ -31,6 +31,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a card where there is none."""
+    if item.get_closest_marker("card"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA card")
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """The command sets handlers and levels of the whole process; the next test must not see it."""

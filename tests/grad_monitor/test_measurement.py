@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainer import Trainer
 from trainer_callback import TrainerCallback
 from trainer_gradient_monitor import GradientMonitorCallback
+from trainer_gradient_monitor.arithmetic import copy_weights, update_ratios
 
 Make = Callable[..., Trainer]
 RecordOf = Callable[[Path], list[dict[str, Any]]]
@@ -406,11 +407,25 @@ def test_index_tensors_are_made_at_the_first_measurement_only(
             super().on_step_end(trainer, skipped)
             monkeypatch.undo()
 
-    from trainer.step.gradient_stats import _index
-    from trainer_gradient_monitor import arithmetic
-
-    _index.cache_clear()
-    arithmetic._index.cache_clear()
     make(Counting(report=False, monitor_interval=1), tmp_path, max_grad_norm=1.0).train()
     assert made
     assert {*made} <= {0, 1}  # step 0 before the first update, 1 behind it
+
+
+@pytest.mark.parametrize("width", [8, 2048])
+def test_the_update_ratio_waits_for_nothing_and_takes_a_dozen_operators(width: int) -> None:
+    """On `meta` whatever would wait for a value raises."""
+    trained = {
+        str(row): [
+            nn.Parameter(torch.empty(width, width, device="meta")),
+            nn.Parameter(torch.empty(width, device="meta")),
+        ]
+        for row in range(50)
+    }
+    with Calls() as calls:
+        ratios = update_ratios(copy_weights(trained), trained, torch.device("meta"))
+    assert ratios.shape == (50,)
+    foreach = {name: count for name, count in calls.counts.items() if "foreach" in name}
+    assert foreach == {"_foreach_copy_": 1, "_foreach_norm": 2, "_foreach_sub_": 1}
+    idle = {"alias", "detach", "empty_like", "promote_types", "select", "unbind", "view"}
+    assert sum(count for name, count in calls.counts.items() if name not in idle) <= 25

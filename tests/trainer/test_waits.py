@@ -169,7 +169,7 @@ def test_a_measurement_of_the_gradient_monitor_waits_once(late, monkeypatch):
     assert waits.total == UPDATES // 10
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.card
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_on_a_card_torch_finds_no_wait_between_two_log_events(precision, clip):

@@ -105,8 +105,9 @@ def test_a_traceback_shows_lines_that_are_in_a_file() -> None:
         def on_batch_start(self, batch):
             raise OSError("why")
 
+    manager = CallbackManager([Fails()])
     with pytest.raises(CallbackError) as caught:
-        CallbackManager([Fails()]).hook.on_batch_start(**GIVEN)
+        manager.hook.on_batch_start(**GIVEN)
     cause = caught.value.__cause__
     assert cause is not None
     frames = traceback.extract_tb(cause.__traceback__)

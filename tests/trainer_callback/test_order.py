@@ -33,7 +33,8 @@ def call_order(*kinds: dict[str, bool]) -> list[int]:
         return type(f"C{place}", (TrainerCallback,), {"on_log": function})()
 
     callbacks = [make(place, options) for place, options in enumerate(kinds)]
-    CallbackManager(callbacks).hook.on_log(trainer=None, metrics={}, step=0, event=0, time=0.0)
+    manager = CallbackManager(callbacks)
+    manager.hook.on_log(trainer=None, metrics={}, step=0, event=0, time=0.0)
     return calls
 
 

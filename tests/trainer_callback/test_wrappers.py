@@ -21,7 +21,8 @@ def make(function: Callable[..., Any], name: str, **options: Any) -> TrainerCall
 
 
 def ask(*callbacks: TrainerCallback) -> Any:
-    return CallbackManager(callbacks).hook.should_stop_training(trainer="the trainer")
+    manager = CallbackManager(callbacks)
+    return manager.hook.should_stop_training(trainer="the trainer")
 
 
 def ask_pluggy(*callbacks: TrainerCallback) -> Any:
@@ -229,9 +230,8 @@ def test_a_wrapper_gets_just_the_arguments_that_it_asks_for() -> None:
             seen.append((val_loss, epoch))
             return (yield)
 
-    CallbackManager([Callback()]).hook.on_epoch_end(
-        trainer=None, epoch=1, train_loss=2.0, val_loss=3.0, metrics={}
-    )
+    manager = CallbackManager([Callback()])
+    manager.hook.on_epoch_end(trainer=None, epoch=1, train_loss=2.0, val_loss=3.0, metrics={})
     assert seen == [(3.0, 1)]
 
 

@@ -108,7 +108,7 @@ class Setup:
         Raises a ConfigError where it is something else.
         """
         checked = check_hyperparameters(given)
-        collect = partial(collect_hyperparameters, self.view, self.updaters, checked)
+        collect = partial(collect_hyperparameters, self.updaters, checked)
         self.view.collect_hyperparameters = collect
 
     def reset(self) -> None:

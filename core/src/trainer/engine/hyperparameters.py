@@ -26,7 +26,7 @@ _SECRET: Final = ("password", "secret", "token", "api_key", "credentials")
 
 
 def collect_hyperparameters(
-    view: View, updaters: Mapping[str, Updater], given: Mapping[str, object]
+    updaters: Mapping[str, Updater], given: Mapping[str, object], view: View
 ) -> dict[str, object]:
     """Returns `TrainerProtocol.hyperparameters`; the values are None, bool, int, float or str.
 

@@ -82,7 +82,7 @@ class Session:
                 yield
         finally:
             self._store.end()
-            self.is_open = False
+            self.is_open, self._report_resumed = False, None
 
     def find(self, resume: Resume) -> Found | None:
         """Returns the snapshot that `resume` means, at whose position the run is then; None for a

@@ -140,7 +140,7 @@ class HostedRun(HostedUpdates):
         self.is_open: bool = False
         view.validates = validates
         given, updaters = check_hyperparameters(hyperparameters or {}), {"": self._updater}
-        collect = partial(collect_hyperparameters, view, updaters, given)
+        collect = partial(collect_hyperparameters, updaters, given)
         view.collect_hyperparameters = collect
 
     @property

@@ -11,7 +11,7 @@ of parameters), M memberships of a piece in a row, C columns.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -23,7 +23,16 @@ from torch.linalg import vector_norm
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["COLUMNS", "Named", "Norms", "Shards", "measure", "total_norm"]
+__all__ = [
+    "COLUMNS",
+    "Index",
+    "Named",
+    "Norms",
+    "Shards",
+    "make_index",
+    "measure",
+    "total_norm",
+]
 
 COLUMNS: Final = ("norm", "rms", "max_abs", "mean", "std", "zero_fraction", "nonfinite")
 """What `measure` returns. `std` divides by the count, so that rms² = mean² + std²."""
@@ -36,6 +45,9 @@ Shards: TypeAlias = "Mapping[str, ProcessGroup]"
 
 Norms: TypeAlias = "Sequence[tuple[Sequence[str], Tensor]]"
 """Names of parameters, and a 2-norm of each (P,); one that was cut is there several times."""
+
+Index: TypeAlias = "Callable[[tuple[int, ...], torch.device], Tensor]"
+"""Numbers -> an index tensor on a device."""
 
 _CPU_PIECE: Final = 1 << 18
 """Elements: a piece and a copy of it, 2 MB, stay in a cache while several reductions read them. A
@@ -80,6 +92,8 @@ def measure(
     home: torch.device,
     rows: Mapping[str, Sequence[str]],
     norm_type: float,
+    *,
+    index: Index,
 ) -> tuple[Tensor, Tensor]:
     """Returns the `COLUMNS` of each row (R, C) and the 2-norm over all gradients (0-dim), on
     `home`, float32 (float64 where a gradient is).
@@ -87,12 +101,13 @@ def measure(
     Args:
         rows: name -> the parameters in it, all of them with a gradient.
         norm_type: order of the norm in column `norm`.
+        index: of `make_index`.
     """
     names, pieces = _cut(gradients)
-    order, table = _tabulate(pieces, home, norm_type)
+    order, table = _tabulate(pieces, home, norm_type, index)
     owners = [names[place] for place in order]
     everything = [name for name, _ in gradients]
-    sums = _add_up(table, owners, shards, [*rows.values(), everything], norm_type)
+    sums = _add_up(table, owners, shards, [*rows.values(), everything], norm_type, index=index)
     is_wide = any(gradient.dtype is torch.float64 for _, gradient in gradients)
     dtype = torch.float64 if is_wide else torch.float32
     return _finish(sums, norm_type).to(dtype)[:-1], _squares(sums)[-1].sqrt().to(dtype)
@@ -120,7 +135,7 @@ def _limit(device: torch.device) -> int:
 
 
 def _tabulate(
-    pieces: Sequence[Tensor], home: torch.device, norm_type: float
+    pieces: Sequence[Tensor], home: torch.device, norm_type: float, index: Index
 ) -> tuple[list[int], Tensor]:
     """Returns the order in which the pieces were reduced (P), and what is known of each (7, P).
 
@@ -142,7 +157,7 @@ def _tabulate(
             x = same[0][None] if len(same) == 1 else torch.stack(same)
             found.append(_reduce(x.reshape(len(same), -1).to(scratch), scratch, norm_type))
             order += some
-    counts = _index(tuple(pieces[place].numel() for place in order), home)
+    counts = index(tuple(pieces[place].numel() for place in order), home)
     columns = [torch.cat([part.to(home) for part in parts]) for parts in zip(*found, strict=True)]
     columns.insert(_COUNT, counts.to(columns[0]))
     return order, torch.stack(columns).to(wide)
@@ -190,7 +205,13 @@ def _reduce_in_cache(x: Tensor, scratch: Tensor) -> list[Tensor]:
 
 
 def _add_up(
-    table: Tensor, owners: list[str], shards: Shards, rows: list[Sequence[str]], norm_type: float
+    table: Tensor,
+    owners: list[str],
+    shards: Shards,
+    rows: list[Sequence[str]],
+    norm_type: float,
+    *,
+    index: Index,
 ) -> Tensor:
     """Returns what all processes know of each row of parameters (7, R), from what this one knows of
     its pieces (7, P), which belong to `owners`.
@@ -208,11 +229,11 @@ def _add_up(
             if shards.get(name) is group
             for place in places[name]
         ]
-        members, row = _index(tuple(chain.from_iterable(own)), home).reshape(-1, 2).T
+        members, row = index(tuple(chain.from_iterable(own)), home).reshape(-1, 2).T
         sums = _merge(table[:, members], row, count, norm_type)
         parts += [sums] if group is None else _gather(sums, group)
     if len(parts) > 1:
-        row = _index((*range(count),) * len(parts), home)
+        row = index((*range(count),) * len(parts), home)
         sums = _merge(torch.cat(parts, 1), row, count, norm_type)
     return sums
 
@@ -256,10 +277,15 @@ def _gather(values: Tensor, group: ProcessGroup) -> list[Tensor]:
     return found
 
 
-@lru_cache(maxsize=64)
-def _index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Returns `numbers` as a tensor on `device`, where copying them again would be a wait."""
-    return torch.tensor(numbers, dtype=torch.int64, device=device)
+def make_index() -> Index:
+    """Returns what makes index tensors, and keeps those it has made, for copying them to a device
+    again would be a wait. Whoever measures has one: what a module keeps stays on a card for good.
+    """
+
+    def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+    return lru_cache(maxsize=64)(index)
 
 
 def _widen(dtype: torch.dtype) -> torch.dtype:

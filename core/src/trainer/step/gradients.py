@@ -27,7 +27,7 @@ from trainer_callback import GradientStats
 from trainer_callback.tensors import is_sharded, local_part, shard_group
 
 from ..config import ConfigError
-from .gradient_stats import COLUMNS, Norms, measure, total_norm
+from .gradient_stats import COLUMNS, Norms, make_index, measure, total_norm
 from .parts import check_optimized, warn_left_out
 
 __all__ = ["Gradients"]
@@ -70,6 +70,7 @@ class Gradients:
         self._optimizer = optimizer
         self._only_optimized = only_optimized
         self._agreed: dict[str, bool] | None = None
+        self._index = make_index()
         self._found, self._one = torch.zeros(()), torch.ones(())
         self.norms: Norms = ()
         self._are_few = True
@@ -240,7 +241,8 @@ class Gradients:
             raise ValueError(f"norm_type must be above 0, or inf, got {norm_type}.")
         present = self._present()
         rows = self._members(groups, dict(present))
-        values, total = measure(present, self._shard_groups, self._home, rows, norm_type)
+        where = (self._shard_groups, self._home)
+        values, total = measure(present, *where, rows, norm_type, index=self._index)
         return GradientStats(
             rows=tuple(rows),
             columns=COLUMNS,

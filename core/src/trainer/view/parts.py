@@ -32,7 +32,8 @@ class Parts:
         position: where the run stands.
         manager: the callbacks of the run, and what calls their hooks.
         senders: what does their work in the background.
-        collect_hyperparameters: returns `hyperparameters`; see the protocol.
+        collect_hyperparameters: the view -> `hyperparameters`; see the protocol. It does not hold
+            the view, which holds it.
         store: writes snapshots and weights.
         ranks: the processes of the run.
         queue: what other threads have sent.
@@ -74,7 +75,7 @@ class Parts:
         self._reported_buffers: set[str] = set()
         self.updater = updater
         self.manager = callbacks
-        self.collect_hyperparameters: Callable[[], Mapping[str, object]] = dict
+        self.collect_hyperparameters: Callable[[Any], Mapping[str, object]] = lambda view: {}
         self.store: SnapshotStore = SnapshotStore(config)
         self.ranks = ranks
         self.position: Position = Position()

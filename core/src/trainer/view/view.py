@@ -78,7 +78,7 @@ class View(Logs, Data, Weights):
 
     @property
     def hyperparameters(self) -> Mapping[str, object]:
-        return MappingProxyType({**self.collect_hyperparameters()})
+        return MappingProxyType({**self.collect_hyperparameters(self)})
 
     @property
     def rank(self) -> int:

@@ -142,13 +142,16 @@ class _Event:
     ) -> None:
         self._spec = spec
         self._failures = failures
-        self.finish: Callable[[int], Any] = failures.finish
         self.functions: list[Callable[..., Any]] = []
         self._owners: dict[int, Plugin] = {}
         for plugin, each in everybody:
             is_there = id(each.function) in self._owners
             self.functions.append(partial(each.function) if is_there else each.function)
             self._owners[id(self.functions[-1])] = plugin
+
+    def finish(self, count: int) -> None:
+        """Passes on; a bound method of `failures` would hold them, which may be a weak proxy."""
+        self._failures.finish(count)
 
     def answered(
         self, answers: list[Answer] | None, function: object, answer: object

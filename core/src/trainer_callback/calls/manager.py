@@ -5,6 +5,7 @@ answers.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
@@ -39,7 +40,8 @@ class CallbackManager:
         switched_off: names of those that have failed and were not critical.
         hook: what calls the hooks: `manager.hook.on_log(trainer=..., metrics=..., step=...)` calls
             everybody who implements `on_log`. It stays the same object; its attributes change where
-            a callback is switched off, or where the hooks of the batch are timed.
+            a callback is switched off, or where the hooks of the batch are timed. Keep the manager
+            as long as it is used.
         extensions: what calls the hooks that callbacks of the run bring, in the same way.
         specs: all hooks of the run by name, the trainer's own first.
         used: the hooks that somebody implements now.
@@ -76,6 +78,7 @@ class CallbackManager:
         self._passed: tuple[BaseException, Plugin] | None = None
         self._refusal: BaseException | None = None
         self._registry = Registry()
+        weakref.finalize(self, self._registry.empty).atexit = False
         self._found: dict[str, list[Implementation]] = {}
         self._check_states()
         for plugin in self.plugins:
@@ -160,8 +163,11 @@ class CallbackManager:
         failures = sorted(self._take(count), key=lambda each: self.passed_by(each) is not None)
         for other in failures[1:]:
             logger.error("%s", other)
-        if failures:
-            raise failures[0]
+        try:
+            if failures:
+                raise failures[0]
+        finally:
+            del failures  # whose traceback has this frame
 
     def passed_by(self, error: BaseException | None) -> Plugin | None:
         """Returns whose exception `error` is, if that callback lets it pass to the caller."""
@@ -318,10 +324,13 @@ class CallbackManager:
         if tracer is not None:
             others = [tracer.follow(own) for own in others]
         call: Callable[..., Any] = getattr(TrainerCallback(), spec.name, _do_nothing)
+        myself = weakref.proxy(
+            self
+        )  # a circle would keep all that callbacks hold for the collector
         if others:
-            call = make_call(spec, others, self, costs, shared)
+            call = make_call(spec, others, myself, costs, shared)
         for wrapper in reversed(wrappers):
-            call = wrap(spec, call, wrapper, self, costs=costs, shared=shared)
+            call = wrap(spec, call, wrapper, myself, costs=costs, shared=shared)
         return call if tracer is None else tracer.wrap(spec, call)
 
 

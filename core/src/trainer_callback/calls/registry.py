@@ -34,6 +34,11 @@ class Registry(pluggy.PluginManager):
         self._options = {each.attribute: dict(each.options) for each in found}
         self.register(_Functions({each.attribute: each.function for each in found}), name)
 
+    def empty(self) -> None:
+        """Lets go of the callbacks: pluggy's own objects are in a circle."""
+        for plugin in self.get_plugins():
+            self.unregister(plugin)
+
     def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
         """As pluggy, but `warn_deprecated` is who warns."""
         options = super().parse_hookspec_opts(module_or_class, name)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
 
-__all__ = ["BINS", "EDGES", "copy_weights", "count_magnitudes", "update_ratios"]
+__all__ = ["BINS", "EDGES", "copy_weights", "count_magnitudes", "forget", "update_ratios"]
 
 EDGES: Final = tuple(range(-24, 9))
 """Of the bins, as log2 of the magnitude. fp16 has nothing below 2**-24."""
@@ -91,10 +91,17 @@ def _norms(
 
 @lru_cache(maxsize=16)
 def _index(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Returns `numbers` as a tensor on `device`, where copying them again would be a wait."""
+    """Returns `numbers` as a tensor on `device`, where copying them again would be a wait; kept
+    until `forget`.
+    """
     import torch
 
     return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+def forget() -> None:
+    """Drops what is kept on devices: a run is over."""
+    _index.cache_clear()
 
 
 def _cut(tensor: torch.Tensor) -> Sequence[torch.Tensor]:

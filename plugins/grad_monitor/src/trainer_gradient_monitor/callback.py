@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from trainer_callback import StopRequest, TrainerCallback, TrainerProtocol, UsageError, option_text
 from trainer_callback.values import check_types
 
+from .arithmetic import forget
 from .files import FOLDER, PAGE, PICTURE, RECORD, claim, safe_name
 from .groups import Groups, Level, find_own, group_parameters, keep, name_part
 from .measurement import Probe, Reading
@@ -216,6 +217,9 @@ class GradientMonitorCallback(TrainerCallback):
                 page = monitor._report.page if monitor._report is not None else None
                 logger.info("%s", summarize(monitor.state, page))
 
+    def close(self) -> None:
+        forget()
+
     @property
     def _monitors(self) -> tuple[GradientMonitorCallback, ...]:
         return (self, *self._others.values())
@@ -325,11 +329,7 @@ class GradientMonitorCallback(TrainerCallback):
             trainer.log({name + end: value for name, value in make_scalars(step_values).items()})
 
     def _tell(
-        self,
-        trainer: TrainerProtocol,
-        reading: Reading,
-        verdicts: dict[str, Verdict],
-        step: int,
+        self, trainer: TrainerProtocol, reading: Reading, verdicts: dict[str, Verdict], step: int
     ) -> None:
         """Says what is new, once, and does what `on_nonfinite` says."""
         state = self.state

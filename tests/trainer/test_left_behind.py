@@ -1,0 +1,92 @@
+"""A run that is over, and that nobody holds, leaves no tensor: on a card that is memory. No tensor
+waits for the garbage collector.
+"""
+
+import gc
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer import Trainer, TrainerConfig
+from trainer_callback import TrainerCallback
+from trainer_early_stopping import EarlyStoppingCallback
+from trainer_ema import EMACallback
+from trainer_gradient_monitor import GradientMonitorCallback
+from trainer_throughput import ThroughputCallback
+
+SIZES = (17, 23)
+"""Of the model: nobody else has tensors of these."""
+
+
+class Fail(TrainerCallback):
+    def on_step_end(self, trainer):
+        if trainer.step == 5:
+            raise RuntimeError("the end")
+
+
+def train(place, device, *, fails=False, **config):
+    """A whole run: updates, a validation, snapshots, a resume, predictions."""
+    own = [Fail()] if fails else []
+    data = list(torch.randn(6, 4, SIZES[0]))
+
+    def make():
+        model = nn.Sequential(nn.Linear(*SIZES), nn.Tanh(), nn.Linear(SIZES[1], 1))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        monitor = GradientMonitorCallback(monitor_interval=1, monitor_histogram=True, report=False)
+        plugins = [EarlyStoppingCallback(patience=3), EMACallback(), ThroughputCallback()]
+        return Trainer(
+            model,
+            optimizer,
+            data,
+            data[:2],
+            loss_fn=lambda model, batch: model(batch).float().square().mean(),
+            scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 3),
+            config=TrainerConfig(
+                output_dir=place, device=device, snapshot_interval=2, max_grad_norm=1.0, **config
+            ),
+            callbacks=[monitor, *plugins, *own],
+            discover=False,
+            progress=False,
+        )
+
+    if fails:
+        with pytest.raises(RuntimeError, match="the end"):
+            make().train()
+        return
+    make().train()
+    trainer = make()
+    assert trainer.train(resume=True).status == "finished"
+    trainer.predict(data, predict_fn=lambda model, batch: model(batch))
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def find_tensors():
+    return {id(each): each for each in gc.get_objects() if issubclass(type(each), Tensor)}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_that_is_over_leaves_no_tensor(no_collector, tmp_path, fails):
+    train(tmp_path / "warm", "cpu", epochs=2)
+    before = find_tensors()
+    train(tmp_path / "run", "cpu", epochs=2, fails=fails)
+    left = [each for key, each in find_tensors().items() if key not in before]
+    assert [(each.shape, each.dtype) for each in left] == []
+
+
+@pytest.mark.card
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_card_it_leaves_no_byte(no_collector, tmp_path, precision):
+    train(tmp_path / "warm", "cuda", epochs=2, precision=precision)  # workspaces of libraries stay
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    train(tmp_path / "run", "cuda", epochs=2, precision=precision)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
