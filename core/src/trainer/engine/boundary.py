@@ -8,15 +8,16 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from trainer_callback import TrainerCallback, option_text
 from trainer_callback.calls.dispatch import Answer
 
-from ..processes.sharding import reshard
+from ..processes.sharding import find_tensors, reshard
 from ..result import Stop
 from ..step.scheduling import Scheduling
 from ..step.validation import CutError, agree_on_metrics, without_trace
@@ -162,9 +163,17 @@ class Boundary:
         if due or self.stop is not None:
             self._verdicts.settle()
         if writes:
+            if not view.store.is_prepared and view.step and view.is_main_process:
+                view.store.prepare(self._find_tensors())
             due = due or self.stop is not None
             view.snapshot_requested = view.snapshot_requested and not due
             self._session.save(due=due)
+
+    def _find_tensors(self) -> Iterator[Tensor]:
+        """Yields the large ones of a snapshot; an optimizer has its own since the first update."""
+        states = [each.optimizer.state.values() for each in self._setup.updaters.values()]
+        parts = [self._view.model.state_dict(), *map(list, states)]
+        yield from (tensor for _, tensor in find_tensors(parts))
 
     def _decide(self) -> Stop | None:
         answers: Sequence[Answer] = ()

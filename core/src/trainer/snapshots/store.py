@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from trainer_callback import SnapshotError, option_text
 from trainer_callback.state import to_plain
@@ -85,6 +85,15 @@ class SnapshotStore:
         for directory in (self._directory, self._output_dir / "weights"):
             remove_leftovers(directory)
         remove_leftovers(self._output_dir, ["final"])
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether nothing is left to be taken for the first snapshot."""
+        return self._copier.is_prepared
+
+    def prepare(self, tensors: Iterable[Tensor]) -> None:
+        """Takes, beside training, the memory that `save` will copy `tensors` into."""
+        self._copier.prepare(tensors)
 
     def save(
         self,
@@ -179,8 +188,11 @@ class SnapshotStore:
             ) from None
 
     def end(self) -> None:
-        """Leaves what is held to the next run: this one has given its directory back."""
+        """Leaves what is held to the next run: this one has given its directory back. Gives the
+        memory back.
+        """
         self._newest = None
+        self._copier.release()
 
     def _catch_up(self) -> None:
         if (newest := self._newest) is not None:

@@ -6,18 +6,25 @@ import contextlib
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
 
 from trainer_callback import RunError, SnapshotError
+from trainer_callback.tensors import is_sharded
+
+from ..processes.sharding import find_tensors
+from .pinned import Slabs
 
 __all__ = ["BackgroundWriter", "CpuCopier"]
 
 _CHUNK_BYTES: Final = 1 << 23
 """Bytes that are copied at a time."""
+
+_FROM_CARDS: Final = frozenset({"cuda"})
+"""Kinds of devices that copy by themselves into pinned memory. Tests add the CPU."""
 
 _Place: TypeAlias = tuple[object, ...]
 """Keys on the way to a tensor. A string of them would not do: `a.b` may be one key, or two."""
@@ -26,6 +33,9 @@ _Place: TypeAlias = tuple[object, ...]
 class CpuCopier:
     """Copies the tensors of a state into host buffers that are kept for the next time (pinned where
     there is a device).
+
+    Attributes:
+        is_prepared: buffers have been taken, or are on the way.
     """
 
     def __init__(self) -> None:
@@ -33,6 +43,19 @@ class CpuCopier:
         self._used: dict[_Place, tuple[object, Tensor | None]] = {}
         self._seen: dict[tuple[object, ...], Tensor] = {}
         self._devices: set[torch.device] = set()
+        self._slabs = Slabs(pin=torch.cuda.is_available())
+        self.is_prepared: bool = False
+
+    def prepare(self, tensors: Iterable[Tensor]) -> None:
+        """Takes the buffers for `tensors` in a thread; only those on a device take long."""
+        self.is_prepared = True
+        if found := _find_on_cards(tensors):
+            self._slabs.reserve_beside([each.nbytes for each in found], found[0].device)
+
+    def release(self) -> None:
+        """Gives the buffers back, which nobody may use any more."""
+        self._buffers, self.is_prepared = {}, False
+        self._slabs.release()
 
     def copy(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Returns `state` (plain data and tensors) with every tensor in a host buffer; tensors that
@@ -42,6 +65,9 @@ class CpuCopier:
         """
         self._used, self._seen, self._devices = {}, {}, set()
         self._pieces: deque[tuple[int, int, int]] = deque()
+        if not self._buffers:
+            found = _find_on_cards(tensor for _, tensor in find_tensors(state))
+            self._slabs.reserve([each.nbytes for each in found])
         result = {key: self._walk(value, (key,)) for key, value in state.items()}
         self._move_pieces()
         for device in self._devices:
@@ -68,7 +94,8 @@ class CpuCopier:
         known, buffer = self._buffers.get(place, (None, None))
         on_cuda = source.device.type == "cuda"
         if buffer is None or known != form:
-            buffer = torch.empty_like(source, device="cpu", pin_memory=on_cuda)
+            on_card = source.device.type in _FROM_CARDS
+            buffer = self._slabs.take(source) if on_card else torch.empty_like(source, device="cpu")
         if _is_same_run(buffer, source):
             to, start, size = buffer.data_ptr(), source.data_ptr(), source.nbytes
             for at in range(0, size, _CHUNK_BYTES):
@@ -100,6 +127,18 @@ class CpuCopier:
         work()
         if helper.ident is not None:
             helper.join()
+
+
+def _find_on_cards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Returns those that are copied from a card by themselves, the same memory once."""
+    found = {
+        (each.data_ptr(), each.dtype, each.shape, each.stride()): each
+        for each in tensors
+        if each.device.type in _FROM_CARDS
+        and each.layout == torch.strided
+        and not (is_sharded(each) or each.is_quantized)
+    }
+    return [*found.values()]
 
 
 def _is_same_run(buffer: Tensor, source: Tensor) -> bool:
