@@ -217,6 +217,46 @@ def test_what_the_optimizer_remembers_moves_with_its_parameter():
     assert state["step"].device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    ("make_optimizer", "step_moves"),
+    [
+        (lambda p: torch.optim.AdamW(p, fused=True), True),
+        (torch.optim.AdamW, False),
+        (lambda p: torch.optim.AdamW(p, amsgrad=True, foreach=True), False),
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), False),
+        (torch.optim.RMSprop, False),
+        (torch.optim.Adagrad, False),
+    ],
+)
+def test_the_state_of_a_step_on_the_cpu_follows_the_model(make_optimizer, step_moves):
+    """A fused optimizer counts its steps where the parameters are, any other on the host."""
+    model = nn.Linear(2, 1)
+    optimizer = make_optimizer(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    states = [optimizer.state[parameter] for parameter in model.parameters()]
+    assert all(states)
+    moved = [nn.Parameter(each.detach().to("meta")) for each in model.parameters()]
+    optimizer.param_groups[0]["params"] = moved
+    optimizer.state = dict(zip(moved, states, strict=True))
+    move_state(optimizer)
+    for state in states:
+        for name, value in state.items():
+            there = "cpu" if name == "step" and not step_moves else "meta"
+            assert value.device.type == there, name
+
+
+def test_the_state_that_lies_in_containers_moves_too():
+    model = nn.Linear(2, 1, device="meta")
+    optimizer = torch.optim.SGD(model.parameters())
+    state = {"old": [torch.ones(2), (torch.ones(1), 3)], "by": {"name": torch.ones(1)}, "n": 4}
+    optimizer.state[model.weight] = state
+    move_state(optimizer)
+    first, (second, three) = state["old"]
+    found = [each.device.type for each in (first, second, state["by"]["name"])]
+    assert (found, three, state["n"]) == (["meta"] * 3, 3, 4)
+
+
 def test_names_have_the_right_article():
     assert [with_article(kind) for kind in (int, nn.Module, torch.optim.Adam)] == [
         "an int",

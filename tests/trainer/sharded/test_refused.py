@@ -85,3 +85,45 @@ def test_a_frozen_part_may_be_whole(tiny, sharded):
         assert trainer.train().steps == 2
 
     assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_weights_that_wait_on_the_host_for_a_card_are_refused(tiny, sharded):
+    """The mesh of CPUs is said to be one of cards: then the parts lie where nothing computes."""
+
+    def work(rank):
+        from torch.distributed.fsdp import CPUOffloadPolicy
+
+        model = nn.Linear(4, 8)
+        sharded.shard(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
+        model.weight.device_mesh._device_type = "cuda"
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(ConfigError, match=r"CPUOffloadPolicy is not supported\. Call"):
+            Trainer(model, optimizer, [1, 2], discover=False)
+
+    assert tiny.run_ranks(work) == [0, 0]
+
+
+def test_offloading_to_the_cpu_that_computes_changes_nothing(tiny, sharded):
+    def work(rank):
+        from torch.distributed.fsdp import CPUOffloadPolicy
+
+        found = []
+        for options in ({}, {"offload_policy": CPUOffloadPolicy(pin_memory=False)}):
+            torch.manual_seed(3)
+            model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+            sharded.shard(model, **options)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+            config = TrainerConfig(epochs=1, max_grad_norm=0.01, device="cpu")
+            batches = [*torch.arange(48.0).reshape(6, 2, 4).sin()]
+            Trainer(
+                model,
+                optimizer,
+                batches,
+                loss_fn=lambda model, batch: model(batch).square().mean(),
+                config=config,
+                discover=False,
+            ).train()
+            found.append([each.full_tensor() for each in model.parameters()])
+        assert all(map(torch.equal, *found))
+
+    assert tiny.run_ranks(work) == [0, 0]

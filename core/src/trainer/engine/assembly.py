@@ -39,6 +39,7 @@ from .accelerated import AcceleratedPrecision, settle
 from .alike import check_alike
 from .decision import StopDecider
 from .hyperparameters import check_hyperparameters, collect_hyperparameters
+from .memory import explaining
 from .own_callbacks import make_journal, make_manager
 from .session import Session
 
@@ -303,10 +304,13 @@ def move(
 ) -> None:
     """Moves the model to its device, and what the optimizers remember of it."""
     check_offload(whole)  # before `to`, which would move what is kept on the host
-    whole.to(device)
-    for optimizer in optimizers.values():
-        check_optimizer_devices(optimizer)
-        move_state(optimizer)
+    with explaining(
+        f"where the model moves to {device}", "Use a smaller model, or another device."
+    ):
+        whole.to(device)
+        for optimizer in optimizers.values():
+            check_optimizer_devices(optimizer)
+            move_state(optimizer)
 
 
 def _by_name(value: T | Mapping[str, T]) -> dict[str, T]:

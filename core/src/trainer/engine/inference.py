@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from trainer_callback import RunError
+from trainer_callback import RunError, option_text
 from trainer_callback.checks import takes
 from trainer_callback.errors import show
 
@@ -31,6 +31,7 @@ from ..step.validation import agree_on_metrics, go_together, without_trace
 from .assembly import Setup
 from .call_order import RunOrderError
 from .measure import Measure
+from .memory import explaining
 from .run_loaders import RunLoaders
 
 __all__ = ["Inference"]
@@ -118,7 +119,11 @@ class Inference:
                 f"trainer.{call} is called inside a run, whose callbacks and random numbers it "
                 f"knows nothing of. Call it before or after train(); inside, {way}."
             )
-        with self._ranks.run():
+        advice = (
+            "Use smaller batches, or a smaller model; a run computes in less with "
+            f"{option_text('precision', 'bf16')}."
+        )
+        with explaining(f"in trainer.{call}", advice), self._ranks.run():
             try:
                 self._ranks.meet(f"trainer.{call}", by_callback=True)
             except RunError:

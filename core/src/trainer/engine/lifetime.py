@@ -16,7 +16,7 @@ from .assembly import Setup
 from .blame import blame_hook
 from .boundary import Boundary
 from .call_order import RunOrderError, refuse
-from .memory import explain_memory
+from .memory import explain_memory, explaining
 from .passes import Passes
 from .session import Resume
 from .structure import follow_structure
@@ -52,7 +52,7 @@ class Lifetime:
         """Starts a run: directory, signals, `on_setup`, snapshot, `on_train_start`."""
         refuse(self.is_open, "start()", "this run has started already, and has not ended")
         setup, view, passes = self._setup, self._setup.view, self._passes
-        with contextlib.ExitStack() as stack:
+        with explaining("at the start of the run"), contextlib.ExitStack() as stack:
             stack.enter_context(_alone(self))
             stack.enter_context(setup.session.open(resume))
             stack.enter_context(setup.precision.setting())
@@ -92,7 +92,7 @@ class Lifetime:
         assert held is not None
         setup, passes, position = self._setup, self._passes, self._setup.view.position
         try:
-            with held:
+            with explaining("at the end of the run"), held:
                 try:
                     if error is None:
                         self._leave_loop()
@@ -100,7 +100,8 @@ class Lifetime:
                     error = caught
                 if error is not None:
                     error = self._find_first(error)
-                    error = explain_memory(error, position.epoch, position.step)
+                    where = f"in epoch {position.epoch}, update {position.step + 1}"
+                    error = explain_memory(error, where)
                     error = blame_hook(error, setup.view.manager.plugins)
                 passes.close_loader()
                 stop, final = self._boundary.stop, passes.is_begun

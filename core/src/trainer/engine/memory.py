@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 
 from trainer_callback import RunError, option_text
 from trainer_callback.errors import text_of
 
-__all__ = ["OutOfMemoryError", "explain_memory"]
+__all__ = ["OutOfMemoryError", "explain_memory", "explaining"]
 
 
 class OutOfMemoryError(RunError, torch.OutOfMemoryError):
     """A device, or the host, has too little memory for the run."""
 
-    def __init__(self, what: str) -> None:
-        """Adds the remedies to `what`, a sentence that says where."""
-        super().__init__(
-            f"{what} Use a smaller {option_text('batch_size')} and as much more of "
-            f"{option_text('gradient_accumulation_steps')}, {option_text('precision', 'bf16')}, or "
-            "a smaller model or smaller inputs."
-        )
 
-
-def explain_memory(error: BaseException, epoch: int, step: int) -> BaseException:
+def explain_memory(error: BaseException, where: str, advice: str | None = None) -> BaseException:
     """Returns `error`, or an `OutOfMemoryError` that it is the cause of if it means that.
 
     Args:
-        step: updates done, in all epochs.
+        where: in words, behind "out of memory".
+        advice: a sentence; None: what makes an update smaller.
     """
     text = text_of(error)
     on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
@@ -39,8 +34,27 @@ def explain_memory(error: BaseException, epoch: int, step: int) -> BaseException
     wanted = re.search(r"[Tt]r(?:ied|ying|y) to allocate ([\d.]+ ?\w+)", text)
     size = f" when {wanted[1]} more were wanted" if wanted else ""
     device = "the host" if on_host else "the device"
-    found = OutOfMemoryError(
-        f"{device} is out of memory in epoch {epoch}, update {step + 1}{size}."
-    )
+    if advice is None:
+        advice = (
+            f"Use a smaller {option_text('batch_size')} and as much more of "
+            f"{option_text('gradient_accumulation_steps')}, {option_text('precision', 'bf16')}, or "
+            "a smaller model or smaller inputs."
+        )
+    found = OutOfMemoryError(f"{device} is out of memory {where}{size}. {advice}")
     found.__cause__ = error
     return found
+
+
+@contextlib.contextmanager
+def explaining(where: str, advice: str | None = None) -> Iterator[None]:
+    """Raises an `OutOfMemoryError` in place of what means that; see `explain_memory`."""
+    try:
+        yield
+    except Exception as error:
+        found = explain_memory(error, where, advice)
+        try:
+            if found is error:
+                raise
+            raise found
+        finally:
+            del found  # whose traceback has this frame

@@ -171,8 +171,19 @@ def move_state(optimizer: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             for name, value in state.items():
-                if isinstance(value, torch.Tensor) and (name != "step" or counts_move):
-                    state[name] = value.to(parameter.device)
+                if name != "step" or counts_move:
+                    state[name] = _move(value, parameter.device)
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    """Returns `value` with the tensors in its containers on `device`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _move(item, device) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_move(item, device) for item in value)
+    return value
 
 
 def describe_bad_rate(optimizer: torch.optim.Optimizer) -> str | None:
