@@ -67,8 +67,12 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 class Ours:
     """The trainer's own way: what a run does to save a snapshot, callbacks apart."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Path) -> None:
-        self.config = TrainerConfig(output_dir=place, snapshot_interval=1, keep_snapshots=1)
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, place: Path, device: str = "cpu"
+    ) -> None:
+        self.config = TrainerConfig(
+            output_dir=place, snapshot_interval=1, keep_snapshots=1, device=device
+        )
         run = Run(model, optimizer, config=self.config, discover=False, progress=False)
         self.model, self.view, self.checkpoint = model, run.view, run.setup.checkpoint
 

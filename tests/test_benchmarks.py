@@ -10,7 +10,12 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    "words", ["dispatch.py --rounds 2", "snapshot.py --rounds 1 --layers 0 --width 8"]
+    "words",
+    [
+        "dispatch.py --rounds 2",
+        "snapshot.py --rounds 1 --layers 0 --width 8",
+        "gpu.py --tiny --device cpu --no_compile --rounds 2",
+    ],
 )
 def test_a_benchmark_runs(words: str, tmp_path: Path) -> None:
     command = [sys.executable, *words.split(), "--json", str(tmp_path / "found.json")]
