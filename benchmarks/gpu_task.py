@@ -102,7 +102,9 @@ class Clock:
         elif self._ticks == WARM + self._updates:
             if self._watch and self._task.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-                self.waits = sum("synchroniz" in str(each.message) for each in self._seen)
+                self.waits = sum(
+                    "called a synchronizing" in str(each.message) for each in self._seen
+                )
                 self._held.close()
             self._wait()
             self.seconds = (time.perf_counter() - self._began) / self._updates

@@ -3,6 +3,7 @@ the device by force, by what torch calls; on a card torch itself refuses each wa
 """
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -116,7 +117,9 @@ def train(
         callbacks=[window, *callbacks],
         discover=False,
     )
-    assert trainer.train().status == "finished"
+    result = trainer.train()
+    assert result.status == "finished"
+    assert result.switched_off == ()  # for a wait that torch has refused
     assert window.updates == UPDATES
 
 
@@ -140,21 +143,20 @@ def test_between_two_log_events_nothing_waits(late, precision, steps, clip, loss
     assert waits.total == 0
 
 
-@pytest.mark.parametrize(
-    "case", ["fp16", "fp16, not fused", "not fused", "skip", "unclipped fp16", "count"]
-)
+CASES = {  # of a CPU few gradients are read beside the loss, so that there are many
+    "fp16": {"precision": "fp16", "width": 8000},
+    "count": {"loss_fn": sum_of_tensors, "width": 8000},
+    "fp16, not fused": {"precision": "fp16", "make": plain, "width": 8000},
+    "fp16, unclipped": {"precision": "fp16", "max_grad_norm": None, "width": 8000},
+    "not fused": {"make": plain, "width": 8000},
+    "skip": {"on_nonfinite": "skip", "width": 8000},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_where_the_host_has_to_know_it_waits_once_an_update(late, case):
     waits = Waits()
-    train(
-        waits,
-        ours(),
-        precision="fp16" if "fp16" in case else "fp32",
-        make=plain if "not fused" in case else fused,
-        loss_fn=sum_of_tensors if case == "count" else mean,
-        on_nonfinite="skip" if case == "skip" else "stop",
-        max_grad_norm=None if "unclipped" in case else 1.0,
-        width=8000,  # of a CPU few gradients are read beside the loss
-    )
+    train(waits, ours(), **CASES[case])
     assert waits.total == UPDATES
 
 
@@ -171,16 +173,71 @@ def test_a_measurement_of_the_gradient_monitor_waits_once(late, monkeypatch):
 
 @pytest.mark.card
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_on_a_card_torch_finds_no_wait_between_two_log_events(precision, clip):
-    train(refused(), ours(), device="cuda", precision=precision, max_grad_norm=clip)
+def test_on_a_card_torch_finds_no_wait_between_two_log_events(precision, steps, clip):
+    settings = {"precision": precision, "steps": steps, "max_grad_norm": clip}
+    train(refused(), ours(), device="cuda", **settings)
+
+
+@pytest.mark.card
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_card_torch_finds_one_wait_an_update_where_the_host_has_to_know(case):
+    found = []
+    train(counted(found), ours(), device="cuda", **CASES[case])
+    assert len(found) == UPDATES
+
+
+@pytest.mark.card
+@pytest.mark.parametrize("histogram", [False, True])
+def test_on_a_card_torch_finds_one_wait_in_a_measurement_of_the_gradient_monitor(histogram):
+    found = []
+    monitor = GradientMonitorCallback(
+        monitor_interval=10, report=False, monitor_histogram=histogram
+    )
+    train(counted(found), [*ours(), monitor], device="cuda")
+    assert len(found) == UPDATES // 10
+
+
+@pytest.mark.card
+def test_on_a_card_torch_refuses_a_wait_that_is_there():
+    """What the tests above rely on: also where the callback that waits is one that may fail."""
+
+    class Waits(TrainerCallback):
+        critical = False
+
+        def on_step_end(self, trainer):
+            next(trainer.model.parameters()).sum().item()
+
+    with pytest.raises(AssertionError):
+        train(refused(), [Waits()], device="cuda")
+
+
+def set_debug_mode(mode):
+    """Sets what torch does about a wait for the card, and is silent about that being new."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 @contextlib.contextmanager
-def refused():
-    """While it is open, torch raises where anything waits for the card."""
-    torch.cuda.set_sync_debug_mode("error")
+def debugging(mode):
+    set_debug_mode(mode)
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        set_debug_mode("default")
+
+
+def refused():
+    """While it is open, torch raises where anything waits for the card."""
+    return debugging("error")
+
+
+@contextlib.contextmanager
+def counted(found):
+    """Puts into `found` torch's warnings of each wait for the card while it is open."""
+    with debugging("warn"), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        yield
+    found += [each for each in seen if "called a synchronizing" in str(each.message)]
