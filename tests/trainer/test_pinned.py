@@ -114,9 +114,10 @@ def test_where_nothing_can_be_pinned_it_is_said_once(caplog):
     assert "\n" not in said[0]
 
 
-def make(place, **config):
+def make(place, *, freeze=False, **config):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(90, 310), nn.Tanh(), nn.Linear(310, 1))
+    model[0].requires_grad_(not freeze)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     settings = {"output_dir": place, "snapshot_interval": 2, "keep_snapshots": 9, **config}
     return Trainer(
@@ -125,7 +126,6 @@ def make(place, **config):
         [*torch.randn(6, 4, 90)],
         loss_fn=lambda model, batch: model(batch).square().mean(),
         config=TrainerConfig(epochs=2, device="cpu", **settings),
-        callbacks=config.pop("callbacks", ()),
         discover=False,
         progress=False,
     )
@@ -173,9 +173,35 @@ def test_a_run_gives_the_memory_of_its_copies_back(as_from_a_card, tmp_path, mon
     assert trainer.run.result is not None
 
 
-def test_a_run_without_a_place_for_snapshots_takes_none(as_from_a_card, taken):
+@pytest.fixture
+def taken_ahead(monkeypatch):
+    """The bytes that are taken beside training."""
+    found, reserve = [], Slabs.reserve_beside
+
+    def note(own, sizes, device):
+        found.append(sum(sizes))
+        reserve(own, sizes, device)
+
+    monkeypatch.setattr(Slabs, "reserve_beside", note)
+    return found
+
+
+def test_nothing_is_taken_without_a_place_for_snapshots(as_from_a_card, taken):
     make(None, snapshot_interval=None).train()
     assert taken == []
+
+
+def test_nothing_is_taken_ahead_for_the_snapshot_at_the_end(as_from_a_card, taken_ahead, tmp_path):
+    make(tmp_path, snapshot_interval=None).train()
+    assert taken_ahead == []
+    assert list_snapshots(tmp_path / "snapshots")
+
+
+def test_nothing_is_taken_for_frozen_weights_that_no_snapshot_has(
+    as_from_a_card, taken_ahead, tmp_path
+):
+    make(tmp_path, snapshot_frozen=False, freeze=True).train()
+    assert taken_ahead == [3 * 4 * 311 + 2 * 4]
 
 
 @pytest.mark.card

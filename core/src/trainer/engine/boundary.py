@@ -172,8 +172,11 @@ class Boundary:
     def _find_tensors(self) -> Iterator[Tensor]:
         """Yields the large ones of a snapshot; an optimizer has its own since the first update."""
         states = [each.optimizer.state.values() for each in self._setup.updaters.values()]
-        parts = [self._view.model.state_dict(), *map(list, states)]
-        yield from (tensor for _, tensor in find_tensors(parts))
+        model, weights = self._view.model, self._view.model.state_dict()
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if not (self._config.snapshot_frozen or parameter.requires_grad):
+                weights.pop(name, None)
+        yield from (tensor for _, tensor in find_tensors([weights, *map(list, states)]))
 
     def _decide(self) -> Stop | None:
         answers: Sequence[Answer] = ()

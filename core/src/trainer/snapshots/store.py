@@ -57,6 +57,7 @@ class SnapshotStore:
         """Makes a store for the run's `output_dir`; without one it can write nothing."""
         self._place = config.output_dir
         self._keep = config.keep_snapshots
+        self._is_regular = bool(config.snapshot_interval or config.snapshot_epochs)
         self._writer = BackgroundWriter(sync=config.snapshot_sync)
         self._copier = CpuCopier()
         self.finite: FiniteCheck = FiniteCheck()
@@ -88,8 +89,8 @@ class SnapshotStore:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether nothing is left to be taken for the first snapshot."""
-        return self._copier.is_prepared
+        """Whether nothing is to be taken ahead: also where the one at the end may be the first."""
+        return self._copier.is_prepared or not self._is_regular
 
     def prepare(self, tensors: Iterable[Tensor]) -> None:
         """Takes, beside training, the memory that `save` will copy `tensors` into."""
