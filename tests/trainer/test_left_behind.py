@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer import Trainer, TrainerConfig
+from trainer import Run, Trainer, TrainerConfig
 from trainer_callback import TrainerCallback
 from trainer_early_stopping import EarlyStoppingCallback
 from trainer_ema import EMACallback
@@ -90,3 +90,32 @@ def test_on_a_card_it_leaves_no_byte(no_collector, tmp_path, precision):
     train(tmp_path / "run", "cuda", epochs=2, precision=precision)
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() == before
+
+
+def train_by_hand(place):
+    """Two models and two optimizers, a step that is skipped, a break."""
+    models = {name: nn.Linear(SIZES[0], 1) for name in ("one", "two")}
+    optimizers = {name: torch.optim.Adam(each.parameters()) for name, each in models.items()}
+    config = TrainerConfig(
+        epochs=2, output_dir=place, device="cpu", snapshot_interval=1, on_nonfinite="skip"
+    )
+    monitor = GradientMonitorCallback(monitor_interval=1, report=False)
+    run = Run(models, optimizers, config=config, callbacks=[monitor], discover=False)
+    batches = list(torch.randn(4, 3, SIZES[0]))
+    batches[1] *= float("nan")
+    with run.start():
+        for _ in run.epochs():
+            for number, batch in enumerate(run.batches(batches)):
+                for name, module in run.module.items():
+                    run.backward(module(batch).square().mean(), name)
+                    run.step(name)
+                if number == 2:
+                    break
+
+
+def test_a_loop_of_ones_own_leaves_no_tensor(no_collector, tmp_path):
+    train_by_hand(tmp_path / "warm")
+    before = find_tensors()
+    train_by_hand(tmp_path / "run")
+    left = [each for key, each in find_tensors().items() if key not in before]
+    assert [(each.shape, each.dtype) for each in left] == []
