@@ -6,6 +6,7 @@ from torch import nn
 
 from trainer import Trainer, TrainerConfig
 from trainer.engine.memory import OutOfMemoryError
+from trainer_callback import TrainerCallback
 
 CUDA = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 1 GiB.\nSee documentation"
 UPDATE = r"smaller batch_size and as much more of gradient_accumulation_steps, precision='bf16'"
@@ -49,7 +50,7 @@ class GreedySGD(torch.optim.SGD):
         return fail() if self.fails else super().step(closure)
 
 
-def make(place, output_dir=None, **config):
+def make(place, output_dir=None, callbacks=(), **config):
     model = Greedy(place)
     optimizer = GreedySGD(model.parameters(), lr=0.1)
     optimizer.fails = place == "step"
@@ -61,6 +62,7 @@ def make(place, output_dir=None, **config):
         batches[:1],
         loss_fn=lambda model, batch: model(batch).mean(),
         config=TrainerConfig(epochs=1, output_dir=output_dir, device="cpu", **config),
+        callbacks=callbacks,
         discover=False,
     )
 
@@ -75,6 +77,15 @@ def test_an_update_that_has_too_little_is_to_become_smaller(place, tmp_path):
     assert str(caught.value).startswith(where)
     assert "\n" not in str(caught.value)
     assert trainer.run.result.exit_code == 1
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "on_step_end", "on_validation_start"])
+def test_a_callback_that_has_too_little_is_named(hook):
+    average = type("Average", (TrainerCallback,), {hook: lambda self: fail()})()
+    named = rf"more were wanted: Average \(.*\) failed in {hook}\. Use a {UPDATE}"
+    with pytest.raises(OutOfMemoryError, match=named) as caught:
+        make(None, callbacks=[average]).train()
+    assert "\n" not in str(caught.value)
 
 
 def test_the_copy_of_a_snapshot_that_has_too_little_is_told_of(tmp_path, monkeypatch):

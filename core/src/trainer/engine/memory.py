@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from trainer_callback import RunError, option_text
+from trainer_callback import CallbackError, RunError, option_text
 from trainer_callback.errors import text_of
 
 __all__ = ["OutOfMemoryError", "explain_memory", "explaining"]
@@ -25,10 +25,12 @@ def explain_memory(error: BaseException, where: str, advice: str | None = None) 
         where: in words, behind "out of memory".
         advice: a sentence; None: what makes an update smaller.
     """
-    text = text_of(error)
-    on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
-    if isinstance(error, OutOfMemoryError) or not (
-        on_host or isinstance(error, torch.OutOfMemoryError)
+    in_callback = isinstance(error, CallbackError) and error.__cause__ is not None
+    source = error.__cause__ or error if in_callback else error
+    text = text_of(source)
+    on_host = isinstance(source, MemoryError) or "DefaultCPUAllocator" in text
+    if isinstance(source, OutOfMemoryError) or not (
+        on_host or isinstance(source, torch.OutOfMemoryError)
     ):
         return error
     wanted = re.search(r"[Tt]r(?:ied|ying|y) to allocate ([\d.]+ ?\w+)", text)
@@ -40,7 +42,8 @@ def explain_memory(error: BaseException, where: str, advice: str | None = None) 
             f"{option_text('gradient_accumulation_steps')}, {option_text('precision', 'bf16')}, or "
             "a smaller model or smaller inputs."
         )
-    found = OutOfMemoryError(f"{device} is out of memory {where}{size}. {advice}")
+    who = f": {text_of(error).partition(': ')[0]}" if in_callback else ""
+    found = OutOfMemoryError(f"{device} is out of memory {where}{size}{who}. {advice}")
     found.__cause__ = error
     return found
 
