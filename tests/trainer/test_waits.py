@@ -17,6 +17,9 @@ from trainer_callback import TrainerCallback, hookimpl
 from trainer_early_stopping import EarlyStoppingCallback
 from trainer_ema import EMACallback
 from trainer_gradient_monitor import GradientMonitorCallback
+from trainer_lm.measures import loss_of
+from trainer_lm.model import GPT
+from trainer_lm.options import ModelOptions
 from trainer_throughput import ThroughputCallback
 
 UPDATES = 100
@@ -94,14 +97,23 @@ def sum_of_numbers(model, batch):
 
 
 def sum_of_tensors(model, batch):
-    return Loss(model(batch).float().square().sum(), torch.tensor(len(batch)))
+    count = torch.full((), len(batch), device=batch.device)
+    return Loss(model(batch).float().square().sum(), count)
+
+
+def of_train_lm(model, batch):
+    ids = (batch.abs() * 9).long() % 11  # made of what the other losses have as a batch
+    return loss_of(model[0], {"input_ids": ids, "labels": ids})
 
 
 def train(
     watch, callbacks=(), *, device="cpu", make=fused, steps=1, width=16, loss_fn=mean, **config
 ):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 1))
+    if loss_fn is of_train_lm:
+        model = nn.Sequential(GPT(11, ModelOptions(block_size=8, n_layer=1, n_head=1, n_embd=8)))
+    else:
+        model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 1))
     optimizer = make(model.parameters())
     settings = {"log_interval": UPDATES, "device": device, "max_grad_norm": 1.0, **config}
     window = Window(watch)
@@ -135,7 +147,7 @@ def late(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("clip", [None, 1.0])
-@pytest.mark.parametrize("loss_fn", [mean, sum_of_numbers])
+@pytest.mark.parametrize("loss_fn", [mean, sum_of_numbers, of_train_lm])
 def test_between_two_log_events_nothing_waits(late, precision, steps, clip, loss_fn):
     waits = Waits()
     options = {"precision": precision, "steps": steps, "max_grad_norm": clip}

@@ -19,6 +19,7 @@ from trainer_callback.calls.dispatch import Answer
 
 from ..processes.sharding import find_tensors, reshard
 from ..result import Stop
+from ..snapshots.writer import copies_by_itself
 from ..step.scheduling import Scheduling
 from ..step.validation import CutError, agree_on_metrics, without_trace
 from .assembly import Setup
@@ -49,6 +50,7 @@ class Boundary:
         self._verdicts = setup.verdicts
         self._is_alone = setup.ranks.is_alone
         self._writes = self._config.output_dir is not None
+        self._pins = copies_by_itself(self._view.device)
         schedulers = {name: each.scheduler for name, each in setup.updaters.items()}
         given = {name: each for name, each in schedulers.items() if each is not None}
         self.scheduling: Scheduling = Scheduling(given, self._config, self._position, setup.ranks)
@@ -163,7 +165,7 @@ class Boundary:
         if due or self.stop is not None:
             self._verdicts.settle()
         if writes:
-            if not view.store.is_prepared and view.step and view.is_main_process:
+            if self._pins and not view.store.is_prepared and view.step and view.is_main_process:
                 view.store.prepare(self._find_tensors())
             due = due or self.stop is not None
             view.snapshot_requested = view.snapshot_requested and not due

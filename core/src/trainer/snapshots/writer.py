@@ -18,7 +18,7 @@ from trainer_callback.tensors import is_sharded
 from ..processes.sharding import find_tensors
 from .pinned import Slabs
 
-__all__ = ["BackgroundWriter", "CpuCopier"]
+__all__ = ["BackgroundWriter", "CpuCopier", "copies_by_itself"]
 
 _CHUNK_BYTES: Final = 1 << 23
 """Bytes that are copied at a time."""
@@ -28,6 +28,11 @@ _FROM_CARDS: Final = frozenset({"cuda"})
 
 _Place: TypeAlias = tuple[object, ...]
 """Keys on the way to a tensor. A string of them would not do: `a.b` may be one key, or two."""
+
+
+def copies_by_itself(device: torch.device) -> bool:
+    """Whether a device copies into pinned memory, which takes long to be had."""
+    return device.type in _FROM_CARDS
 
 
 class CpuCopier:
@@ -94,7 +99,7 @@ class CpuCopier:
         known, buffer = self._buffers.get(place, (None, None))
         on_cuda = source.device.type == "cuda"
         if buffer is None or known != form:
-            on_card = source.device.type in _FROM_CARDS
+            on_card = copies_by_itself(source.device)
             buffer = self._slabs.take(source) if on_card else torch.empty_like(source, device="cpu")
         if _is_same_run(buffer, source):
             to, start, size = buffer.data_ptr(), source.data_ptr(), source.nbytes
@@ -134,7 +139,7 @@ def _find_on_cards(tensors: Iterable[Tensor]) -> list[Tensor]:
     found = {
         (each.data_ptr(), each.dtype, each.shape, each.stride()): each
         for each in tensors
-        if each.device.type in _FROM_CARDS
+        if copies_by_itself(each.device)
         and each.layout == torch.strided
         and not (is_sharded(each) or each.is_quantized)
     }

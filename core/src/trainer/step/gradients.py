@@ -167,9 +167,8 @@ class Gradients:
         return found if verdict is None else found + verdict
 
     def find_bad(self, before: Norms | None = None) -> str | None:
-        """Returns the name of the first parameter whose gradient is not finite, or was not before
-        it was clipped, for that spoils the others. None where this process has none. Reads from the
-        device.
+        """Returns the first parameter whose gradient is not finite, or was not before clipping, which
+        spoils the others; or None. Reads from the device.
 
         Args:
             before: the norms of an earlier update, whose gradients are gone.
@@ -239,9 +238,8 @@ class Gradients:
         """
         if not norm_type > 0:
             raise ValueError(f"norm_type must be above 0, or inf, got {norm_type}.")
-        present = self._present()
+        present, where = self._present(), (self._shard_groups, self._home)
         rows = self._members(groups, dict(present))
-        where = (self._shard_groups, self._home)
         values, total = measure(present, *where, rows, norm_type, index=self._index)
         return GradientStats(
             rows=tuple(rows),
