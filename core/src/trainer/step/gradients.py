@@ -167,8 +167,8 @@ class Gradients:
         return found if verdict is None else found + verdict
 
     def find_bad(self, before: Norms | None = None) -> str | None:
-        """Returns the first parameter whose gradient is not finite, or was not before clipping, which
-        spoils the others; or None. Reads from the device.
+        """Returns the first parameter whose gradient is not finite, or was not before clipping,
+        which spoils the others; or None. Reads from the device.
 
         Args:
             before: the norms of an earlier update, whose gradients are gone.
