@@ -324,9 +324,7 @@ class CallbackManager:
         if tracer is not None:
             others = [tracer.follow(own) for own in others]
         call: Callable[..., Any] = getattr(TrainerCallback(), spec.name, _do_nothing)
-        myself = weakref.proxy(
-            self
-        )  # a circle would keep all that callbacks hold for the collector
+        myself = weakref.proxy(self)  # a circle would keep all that callbacks hold
         if others:
             call = make_call(spec, others, myself, costs, shared)
         for wrapper in reversed(wrappers):
