@@ -155,3 +155,47 @@ def test_a_model_learns_from_tied_weights_as_by_its_logits():
         loss_of(model, {name: ids[rows] for name, ids in batch.items()}).total.backward()
     for parameter, gradient in zip(model.parameters(), wanted, strict=True):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("label", [-100, -1, VOCABULARY])
+def test_a_label_out_of_range_is_an_error_also_in_a_validation(label, training):
+    *layer, labels = make_layer()
+    labels[3] = label
+    with (
+        torch.set_grad_enabled(training),
+        pytest.raises((IndexError, RuntimeError), match="out of bounds"),
+    ):
+        in_parts(*layer, labels)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_token_that_is_only_padding_is_no_label_and_no_hit(training):
+    options = ModelOptions(block_size=8, n_layer=1, n_head=1, n_embd=8, pad_vocab=64)
+    model = GPT(500, options).train(training)
+    batch = make_batch()
+    model.token_embedding.weight.data[500:] = 100 * model.token_embedding.weight[:1]
+    best = model(batch["input_ids"]).argmax(-1)
+    assert loss_of(model.eval(), {**batch, "labels": best}).outputs.hits == best.numel()
+    batch["labels"][0, 0] = 500
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        loss_of(model.train(training), batch)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_second_derivative_is_refused_and_not_left_out(power):
+    hidden, weight, labels = make_layer()
+    loss = in_parts(hidden, weight, labels) ** power
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
+def test_many_tokens_with_one_label_do_not_overflow_in_fp16():
+    hidden = torch.full((65536, 2), 2.0)
+    weight = torch.zeros(3, 2, requires_grad=True)
+    with cast(torch.float16):
+        loss = in_parts(hidden, weight, torch.zeros(65536, dtype=torch.int64))
+    (loss / 65536).backward()
+    assert torch.allclose(weight.grad[:, 0], torch.tensor([-4 / 3, 2 / 3, 2 / 3]), rtol=1e-3)

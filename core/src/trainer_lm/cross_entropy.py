@@ -29,23 +29,36 @@ measured, 2 % of an update of GPT-2), which smaller parts would multiply.
 """
 
 
+_MOST_IN_HALF: Final = 2048
+"""Tokens at a time in fp16, which ends at 65,504: the gradient of the weight is a sum over them that
+no loss scale divides. So they may have the same label and a mean of 31 in a channel of `hidden`.
+"""
+
+
 def sum_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, count_hits: bool
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, size: int | None = None, count_hits: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the sum of the tokens' cross-entropies in nats, 0-dim, in float32 or wider; and, if
     asked for, how many labels are the likeliest token, 0-dim int64.
 
-    Logits have the dtype of autocast. Both can be differentiated once.
+    Logits have the dtype of autocast. The sum can be differentiated once.
 
     Args:
         hidden: (N, C), what the last layer is applied to.
         weight: (V, C), of the last layer, which has no bias.
-        labels: (N,) int64, 0 to V - 1.
+        labels: (N,) int64, 0 to `size` - 1; also -100 is an error.
+        size: of the vocabulary, which V may exceed: the tokens behind it are never the likeliest.
         count_hits: whether hits are asked for.
+
+    Raises:
+        RuntimeError: a label is out of range, found by the device; the gradient is to be
+            differentiated again.
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
-    total, hits = _Sum.apply(hidden, weight, labels, count_hits)  # type: ignore[no-untyped-call]
+    total, hits = _Sum.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, labels, weight.shape[0] if size is None else size, count_hits
+    )
     return total, hits
 
 
@@ -55,26 +68,31 @@ def _dtype_of_products(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if is_cast else hidden.dtype
 
 
+def _count_parts(tokens: int, size: int, dtype: torch.dtype) -> int:
+    parts = -(-tokens * size // _MOST)
+    return max(parts, -(-tokens // _MOST_IN_HALF)) if dtype == torch.float16 else parts
+
+
 class _Sum(torch.autograd.Function):
     """Computes the gradients of a sum while its logits are there; the way back scales them."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, count_hits: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, size: int, count_hits: bool
     ) -> tuple[Tensor, Tensor | None]:
         of_hidden, of_weight = ctx.needs_input_grad[:2]
         dtype = _dtype_of_products(hidden)
         wide = torch.promote_types(dtype, torch.float32)
-        narrow, parts = weight.to(dtype), -(-labels.numel() * weight.shape[0] // _MOST)
+        narrow, parts = weight.to(dtype), _count_parts(len(labels), weight.shape[0], dtype)
         minus_one = torch.full((1, 1), -1.0, dtype=wide, device=hidden.device)
         totals, hits, hidden_slopes, weight_slope = [], [], [], None
         for own, targets in zip(hidden.chunk(parts), labels.chunk(parts), strict=True):
             rows = own.to(dtype)
             logits = F.linear(rows, narrow)
             if count_hits:
-                hits.append((logits.argmax(1) == targets).sum())
+                hits.append((logits[:, :size].argmax(1) == targets).sum())
             logs = F.log_softmax(logits, 1, dtype=wide)
-            totals.append(F.nll_loss(logs, targets, reduction="sum"))
+            totals.append(-logs[:, :size].gather(1, targets[:, None]).sum())
             if not (of_hidden or of_weight):
                 continue
             # Of the sum with respect to the logits: the probabilities, less 1 at the label.
@@ -91,5 +109,10 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: object) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            raise RuntimeError(
+                "the gradient of this loss cannot be differentiated again, so create_graph=True "
+                "would leave its part out. Take cross_entropy of the model's logits instead."
+            )
         slopes = (None if slope is None else slope * scale for slope in ctx.saved_tensors)
-        return (*slopes, None, None)
+        return (*slopes, None, None, None)

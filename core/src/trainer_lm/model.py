@@ -105,7 +105,11 @@ class GPT(nn.Module):
             return F.linear(stream, weight)[..., : self.vocab_size]  # (B, T, V)
         count_hits = summed and not self.training
         total, hits = sum_cross_entropy(
-            stream.flatten(0, 1), weight, labels.flatten(), count_hits=count_hits
+            stream.flatten(0, 1),
+            weight,
+            labels.flatten(),
+            size=self.vocab_size,
+            count_hits=count_hits,
         )
         return TokenSums(total, hits) if summed else total / labels.numel()
 
