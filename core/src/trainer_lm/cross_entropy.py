@@ -30,8 +30,8 @@ measured, 2 % of an update of GPT-2), which smaller parts would multiply.
 
 
 _MOST_IN_HALF: Final = 2048
-"""Tokens at a time in fp16, which ends at 65,504: the gradient of the weight is a sum over them that
-no loss scale divides. So they may have the same label and a mean of 31 in a channel of `hidden`.
+"""Tokens at a time in fp16, which ends at 65,504: the gradient of the weight is a sum of theirs,
+which no loss scale divides. They may have the same label, and a mean of 31 in a channel of `hidden`.
 """
 
 
@@ -56,9 +56,8 @@ def sum_cross_entropy(
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
-    total, hits = _Sum.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, labels, weight.shape[0] if size is None else size, count_hits
-    )
+    wanted = (size, count_hits)
+    total, hits = _Sum.apply(hidden, weight, labels, wanted)  # type: ignore[no-untyped-call]
     return total, hits
 
 
@@ -78,8 +77,9 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, size: int, count_hits: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, wanted: tuple[int | None, bool]
     ) -> tuple[Tensor, Tensor | None]:
+        size, count_hits = wanted
         of_hidden, of_weight = ctx.needs_input_grad[:2]
         dtype = _dtype_of_products(hidden)
         wide = torch.promote_types(dtype, torch.float32)
@@ -115,4 +115,4 @@ class _Sum(torch.autograd.Function):
                 "would leave its part out. Take cross_entropy of the model's logits instead."
             )
         slopes = (None if slope is None else slope * scale for slope in ctx.saved_tensors)
-        return (*slopes, None, None, None)
+        return (*slopes, None, None)
