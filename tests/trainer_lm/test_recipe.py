@@ -95,3 +95,9 @@ def test_a_model_of_an_older_version_is_sampled_from_without_its_newer_options(
     (old / "config.yaml").write_text("".join(x for x in lines if not x.startswith("pad_vocab")))
     sampled = train_lm(f"--sample {old} --sample_tokens 20")
     assert sampled.exit_code == 0, sampled.stderr
+
+
+def test_two_recipes_are_refused_and_the_first_is_not_forgotten(train_lm: Any) -> None:
+    outcome = train_lm("--recipe nope --recipe gpt2 --print_config")
+    assert outcome.exit_code == 2
+    assert "--recipe is given twice. Take one" in outcome.stderr

@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -24,6 +24,12 @@ _NUMBER: Final = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|-(inf|nan)", re.
 """Words that begin with a hyphen and are values; argparse itself knows no exponent."""
 
 _NEVER_EMPTY: Final = frozenset({"config", "recipe", "resume", "callback", "no_plugin", "device"})
+
+_ONCE: Final[Mapping[str, str]] = {
+    "config": "Put both files into one.",
+    "recipe": "Take one, and say what differs from it by --config or on the command line.",
+}
+"""Options that would forget what they were given before -> what to do instead."""
 
 _ONLY_TYPED: Final = frozenset(
     {"config", "recipe", "help", "version", "print_config", "sample", "prompt", "sample_tokens"}
@@ -127,8 +133,8 @@ class Parser(argparse.ArgumentParser):
         self.typed.setdefault(action, []).append(list(arg_strings))
         values = super()._get_values(action, arg_strings)
         self._check_empty(action, arg_strings, values)
-        if action.dest == "config" and len(self.typed[action]) > 1:
-            raise UsageError("--config is given twice. Put both files into one.")
+        if action.dest in _ONCE and len(self.typed[action]) > 1:
+            raise UsageError(f"--{action.dest} is given twice. {_ONCE[action.dest]}")
         return values
 
     def _read_times(self, action: argparse.Action, option: FileOption) -> list[list[str]]:
