@@ -258,6 +258,14 @@ def test_a_count_that_is_none_is_refused_also_on_the_device(steps, wrong, at):
     assert trainer.step == at // steps
 
 
+@pytest.mark.parametrize("wrong", [-3.0, float("nan"), float("inf")])
+def test_a_tensor_that_is_no_count_is_refused_also_behind_a_number(wrong):
+    counts = iter([3, torch.tensor(wrong)])
+    wrongly = make(lambda model, batch: Loss(model(batch[0]).sum(), next(counts)), rows=4, steps=1)
+    with pytest.raises(UsageError, match="the count of a Loss is a number of at least 0"):
+        wrongly.train()
+
+
 def test_a_count_of_one_process_that_is_none_ends_all(tiny):
     def work(rank):
         def loss_fn(model, batch):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..processes.ranks import Ranks
 from .answers import Loss
 from .gradients import Gradients
+from .losses import check_count
 
 __all__ = ["Weights"]
 
@@ -80,10 +81,16 @@ class Weights:
         self._count = None
 
     def _read(self, loss: Loss) -> float | Tensor:
-        """Returns the count in the form that all processes have agreed on."""
+        """Returns the count in the form that all processes have agreed on.
+
+        Raises:
+            LossError: a tensor, which is read here, is no number of items.
+        """
         count = loss.count
         if not self.on_device:
-            return float(count)
+            count = float(count)
+            check_count(count)
+            return count
         with torch.no_grad():
             device = loss.total.device
             dtype = torch.float32 if device.type == "mps" else torch.float64
