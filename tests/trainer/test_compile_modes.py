@@ -67,9 +67,27 @@ class _Write(torch.autograd.Function):
         return gradient, None
 
 
+def in_place(model):
+    model.compile(mode="reduce-overhead")
+    return model
+
+
+def by_forward(model):
+    model.forward = torch.compile(model.forward, mode="reduce-overhead")
+    return model
+
+
+WAYS = {
+    None: lambda model: model,
+    "wrapped": lambda model: torch.compile(model, mode="reduce-overhead"),
+    "in place": in_place,
+    "forward": by_forward,
+}
+
+
 def make(callbacks=(), net=Net, compiled=None, **config):
     torch.manual_seed(0)
-    model = net() if compiled is None else torch.compile(net(), mode=compiled)
+    model = WAYS[compiled](net())
     batches = [torch.full((2, 4), float(n)) for n in range(3)]
     return Trainer(
         model,
@@ -101,12 +119,12 @@ def test_a_mode_trains_as_no_compilation_does_and_copies_its_outputs(caplog):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-@pytest.mark.parametrize("theirs", [False, True])
+@pytest.mark.parametrize("theirs", ["", "wrapped", "in place", "forward"])
 @pytest.mark.parametrize("accumulated", [1, 3])
 def test_nothing_is_read_of_memory_that_the_next_call_of_a_graph_has_overwritten(
     theirs, accumulated
 ):
-    mode = {"compiled": "reduce-overhead"} if theirs else {"compile": "reduce-overhead"}
+    mode = {"compiled": theirs} if theirs else {"compile": "reduce-overhead"}
     results = []
     for how in ({}, {"net": Replays, **mode}):
         keeps = Keeps()
@@ -121,11 +139,33 @@ def test_nothing_is_read_of_memory_that_the_next_call_of_a_graph_has_overwritten
         assert torch.allclose(plain, replayed)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_a_part_that_is_compiled_in_place_has_what_leaves_the_model_copied():
+    model = nn.Sequential(nn.Linear(4, 4), in_place(nn.Linear(4, 1)))
+    memory = torch.zeros(2, 1)
+    model[1].forward = torch._dynamo.disable(lambda x: memory.copy_(x[:, :1]))
+    guard_outputs(model)
+    with torch.no_grad():
+        first, second = model(torch.ones(2, 4)), model(torch.zeros(2, 4))
+    assert not torch.equal(first, second)
+
+
+def test_graphs_that_are_asked_for_everywhere_have_their_outputs_copied():
+    with torch._inductor.config.patch({"triton.cudagraphs": True}):
+        model = make_compiler(TrainerConfig(compile=True), CUDA)(Net())
+    assert len(model._forward_hooks) == 1
+
+
 def test_outputs_are_copied_once_for_all_runs_of_a_model_and_without_graphs_not_at_all():
     graphs, plain = (torch.compile(Net(), mode=mode) for mode in ("reduce-overhead", None))
     for model in (graphs, graphs, plain):
         guard_outputs(model)
     assert [len(model._forward_hooks) for model in (graphs, plain)] == [1, 0]
+    model = in_place(Net())
+    guard_outputs(model)
+    once = model._compiled_call_impl
+    guard_outputs(model)
+    assert model._compiled_call_impl is once
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")

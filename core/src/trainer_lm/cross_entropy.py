@@ -31,7 +31,7 @@ measured, 2 % of an update of GPT-2), which smaller parts would multiply.
 
 _MOST_IN_HALF: Final = 2048
 """Tokens at a time in fp16, which ends at 65,504: the gradient of the weight is a sum of theirs,
-which no loss scale divides. They may have the same label, and a mean of 31 in a channel of `hidden`.
+which no loss scale divides. They may have the same label, and a channel of `hidden` a mean of 31.
 """
 
 

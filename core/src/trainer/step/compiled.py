@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -52,20 +53,40 @@ def make_compiler(
 def _compile(module: nn.Module, mode: str | None = None) -> nn.Module:
     compiled = cast(nn.Module, torch.compile(module, mode=mode))
     compiled.register_forward_pre_hook(_allow_sizes, with_kwargs=True)
-    if mode in _GRAPHS:
-        compiled.register_forward_hook(_copy_outputs)
+    guard_outputs(compiled)
     return compiled
 
 
 def guard_outputs(model: nn.Module) -> None:
-    """Has the outputs of `model` copied if somebody's `torch.compile` lets it record CUDA graphs;
-    once, for several runs may have the same model.
+    """Has the outputs of `model` copied if somebody's `torch.compile`, of it, in place, of its
+    `forward` or of a part, may record CUDA graphs; once, for several runs may have the same model.
     """
-    if not _is_compiled(model) or _copy_outputs in model._forward_hooks.values():
+    if not any(map(_records_graphs, model.modules())):
         return
-    settings = getattr(cast(Any, model).dynamo_ctx, "compiler_config", None) or {}
-    if settings.get("triton.cudagraphs"):
+    in_place = model._compiled_call_impl
+    if in_place is None and _copy_outputs not in model._forward_hooks.values():
         model.register_forward_hook(_copy_outputs)
+    elif in_place is not None and not isinstance(in_place, _Copied):  # a hook would be compiled too
+        model._compiled_call_impl = _Copied(in_place)
+
+
+def _records_graphs(part: nn.Module) -> bool:
+    """Whether it was compiled so; the backend `cudagraphs` does not say what it does."""
+    for each in (part, part._compiled_call_impl, getattr(part, "forward", None)):
+        settings = getattr(each, "__dict__", {}).get("get_compiler_config", dict)() or {}
+        if settings.get("triton.cudagraphs"):
+            return True
+    return False
+
+
+@dataclass
+class _Copied:
+    """A call whose outputs are copied."""
+
+    call: Callable[..., Any]
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return clone(self.call(*arguments, **named))
 
 
 def _allow_sizes(module: nn.Module, arguments: Any, named: Any) -> None:
