@@ -1,6 +1,9 @@
 """A run that cannot go on ends in a line that names flags, with exit code 1."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,3 +40,18 @@ def test_the_line_names_flags(forward, said, tmp_path, monkeypatch, capsys):
     assert code == 1
     assert next(line for line in lines if line.startswith("train-lm:")).startswith(said)
     assert not any("Traceback" in line for line in lines)
+
+
+def test_without_a_compiler_compilation_is_refused_in_a_line(tmp_path):
+    sizes = ("--n_layer", "1", "--n_head", "1", "--n_embd", "8", "--block_size", "8")
+    words = ("--compile", "--max_steps", "2", "--device", "cpu", "--output_dir", tmp_path / "run")
+    ran = subprocess.run(
+        [sys.executable, "-m", "trainer_lm", *sizes, *words],
+        env=os.environ | {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    said = "train-lm: --compile: torch compiles with a C++ compiler, and finds none. Install one"
+    assert ran.stderr.splitlines()[-1].startswith(said)
+    assert "Traceback" not in ran.stderr

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy
 import torch
 
-from trainer_callback import RunError, UsageError
+from trainer_callback import RunError, UsageError, option_text
 from trainer_callback.errors import text_of
 
 from ..data.batches import parts_of
@@ -58,6 +58,8 @@ _CAUSES: Final[Mapping[str, str]] = {
 }
 """A piece of a message of torch -> what a beginner can do."""
 
+_NO_COMPILER: Final = ("No working C++ compiler", "Failed to find C compiler")
+
 
 def advise(error: Exception, loss_fn: Callable[..., Any] | None, batch: Any) -> Exception:
     """Returns `error`, raised by a loss function, with a note on its batch. One of ours says itself
@@ -65,6 +67,13 @@ def advise(error: Exception, loss_fn: Callable[..., Any] | None, batch: Any) -> 
     """
     if isinstance(error, (UsageError, RunError)):
         return error
+    if any(piece in text_of(error) for piece in _NO_COMPILER):
+        refusal = UsageError(
+            f"{option_text('compile')}: torch compiles with a C++ compiler, and finds none. "
+            "Install one, such as g++, or do without."
+        )
+        refusal.__cause__ = error
+        return refusal
     order = "" if loss_fn is None else _describe_order(loss_fn)
     add_note(error, f"The batch is {describe_batch(batch)}. {order or _find_cause(error)}".strip())
     return error
