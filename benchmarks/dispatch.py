@@ -37,6 +37,9 @@ CASES = {
 }
 """Title -> number of implementations, and whether a wrapper stands around them."""
 
+MANAGERS: list[CallbackManager] = []
+"""What calls our hooks: it has to live as long as they are called."""
+
 
 class Listener(TrainerCallback):
     def __init__(self, number: int) -> None:
@@ -77,7 +80,8 @@ def make_calls(count: int, *, wrapper: bool) -> dict[str, Callable[[], object]]:
     plain.add_hookspecs(TrainerCallback)
     for callback in everybody:
         plain.register(callback)
-    ours = CallbackManager(everybody).hook.on_batch_end
+    MANAGERS.append(CallbackManager(everybody))
+    ours = MANAGERS[-1].hook.on_batch_end
     theirs = plain.hook.on_batch_end
     calls: dict[str, Callable[[], object]] = {
         BASE: call_list,

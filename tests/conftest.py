@@ -44,14 +44,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def logging_as_it_was() -> Iterator[None]:
     """The command sets handlers and levels of the whole process; the next test must not see it."""
     root = logging.getLogger()
-    loggers = [root, *(logging.getLogger(name) for name in list(root.manager.loggerDict))]
-    before = [(each, each.level, each.disabled, each.propagate) for each in loggers]
+    before = {each: (each.level, each.disabled, each.propagate) for each in _loggers()}
     handlers = root.handlers[:]
     yield
     root.handlers[:] = handlers
-    for logger, level, disabled, propagate in before:
-        logger.disabled, logger.propagate = disabled, propagate
+    for logger in _loggers():  # also those that came with what the test has imported
+        level, logger.disabled, logger.propagate = before.get(logger, (0, False, True))
         logger.setLevel(level)
+
+
+def _loggers() -> list[logging.Logger]:
+    root = logging.getLogger()
+    return [root, *(logging.getLogger(name) for name in list(root.manager.loggerDict))]
 
 
 class Site:
