@@ -44,6 +44,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def logging_as_it_was() -> Iterator[None]:
     """The command sets handlers and levels of the whole process; the next test must not see it."""
     root = logging.getLogger()
+    for logger in _loggers():
+        if logger.name.startswith("trainer"):  # a fixture of a module may have run the command
+            logger.setLevel(logging.NOTSET)
     before = {each: (each.level, each.disabled, each.propagate) for each in _loggers()}
     handlers = root.handlers[:]
     yield
