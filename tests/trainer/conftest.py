@@ -386,3 +386,19 @@ def tiny():
         difference = staticmethod(difference)
 
     return Tiny
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Verdicts are left on the device. That is for CUDA alone; a fused optimizer obeys them on a
+    CPU, too.
+    """
+    monkeypatch.setattr("trainer.step.verdicts._WAITING_COSTS", {"cpu"})
+
+
+@pytest.fixture(params=["at once", "late"])
+def reading(request):
+    """When verdicts are read."""
+    if request.param == "late":
+        request.getfixturevalue("late")
+    return request.param

@@ -64,7 +64,7 @@ def test_batches_outside_accumulate_are_told_what_is_missing(script):
         train_without_it()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 of Accelerate needs a card")
+@pytest.mark.card
 def test_fp16_of_accelerate_unscales_once():
     def prepare():
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)

@@ -16,19 +16,6 @@ from trainer import NonFiniteError, Run, Trainer, TrainerConfig
 from trainer_callback import TrainerCallback
 
 
-@pytest.fixture(params=["at once", "late"])
-def reading(request, monkeypatch):
-    """When verdicts are read."""
-    if request.param == "late":
-        monkeypatch.setattr("trainer.step.verdicts._WAITING_COSTS", {"cpu"})
-    return request.param
-
-
-@pytest.fixture
-def late(monkeypatch):
-    monkeypatch.setattr("trainer.step.verdicts._WAITING_COSTS", {"cpu"})
-
-
 class Spoil(TrainerCallback):
     """Makes a gradient bad in the given updates; keeps what there was before each update."""
 

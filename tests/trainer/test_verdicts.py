@@ -32,19 +32,6 @@ OPTIMIZERS = {
 BAD = {"nan": math.nan, "inf": math.inf}
 
 
-@pytest.fixture(params=["at once", "late"])
-def reading(request, monkeypatch):
-    """When verdicts are read. Late is for CUDA alone; a fused optimizer obeys on a CPU, too."""
-    if request.param == "late":
-        monkeypatch.setattr("trainer.step.verdicts._WAITING_COSTS", {"cpu"})
-    return request.param
-
-
-@pytest.fixture
-def late(monkeypatch):
-    monkeypatch.setattr("trainer.step.verdicts._WAITING_COSTS", {"cpu"})
-
-
 class Spoil(TrainerCallback):
     """Makes a gradient bad in the given updates, the first of which is 1; keeps what there was
     before each update.

@@ -139,11 +139,6 @@ def ours():
     return [EarlyStoppingCallback(patience=3), EMACallback(), ThroughputCallback(interval=50)]
 
 
-@pytest.fixture
-def late(monkeypatch):
-    monkeypatch.setattr("trainer.step.verdicts._WAITING_COSTS", {"cpu"})
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("clip", [None, 1.0])
