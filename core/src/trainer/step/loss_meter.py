@@ -97,6 +97,9 @@ class LossMeter:
         """
         if self._summed:
             return self._fetch_sums(verdict, name, overflows=overflows)
+        if not name and not isinstance(verdict, Tensor) and self._ranks.is_alone:
+            self.own_verdict = verdict or 0.0
+            return self._fetch_here(self._pending.pop("", _NONE), overflows=overflows)
         read, weights, items, unnamed = self.take(name)
         if isinstance(verdict, Tensor):
             *values, own = read_scalars([*read, verdict])
@@ -108,6 +111,19 @@ class LossMeter:
         if not self._ranks.is_alone:
             found = self._ranks.total(found, "update")
         return self.admit(found, name, overflows=overflows)
+
+    def _fetch_here(self, pairs: Sequence[tuple[Tensor, float]], *, overflows: bool) -> bool:
+        """As `fetch`, of losses without a name, where the verdict is read and nobody else asked."""
+        total = count = 0.0
+        for loss, items in pairs:
+            total += loss.item() * items
+            count += items
+        self.total, self.verdict = total, self.own_verdict
+        if not (math.isfinite(total) and (overflows or math.isfinite(self.verdict))):
+            return False
+        if count:
+            self._sums[""].add(total, count)
+        return True
 
     @property
     def are_sums(self) -> bool:
@@ -137,8 +153,6 @@ class LossMeter:
         unnamed: int,
     ) -> list[float]:
         """Returns the sum of losses without a name, their items, and the same of the others."""
-        if unnamed == len(values) == 1:
-            return [values[0] * weights[0], items[0], 0.0, 0]
         values = [*map(operator.mul, values, weights)]
         found = [sum(values[:unnamed]), sum(items[:unnamed])]
         return [*found, sum(values[unnamed:]), sum(items[unnamed:])]

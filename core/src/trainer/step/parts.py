@@ -194,8 +194,10 @@ def describe_bad_rate(optimizer: torch.optim.Optimizer) -> str | None:
         if "lr" in getattr(optimizer, "defaults", ()) and "lr" not in group:
             return f"group {index} of {type(optimizer).__name__} has lost its learning rate 'lr'"
         for name, value in group.items():
-            numbers = value if isinstance(value, (list, tuple)) and name != "params" else (value,)
-            is_nan = any(isinstance(each, float) and math.isnan(each) for each in numbers)
+            if isinstance(value, (list, tuple)) and name != "params":
+                is_nan = any(map(_is_nan, value))
+            else:
+                is_nan = _is_nan(value)
             if is_nan or (name == "lr" and not _is_rate(value)):
                 what = "the learning rate" if name == "lr" else name
                 return (
@@ -203,6 +205,10 @@ def describe_bad_rate(optimizer: torch.optim.Optimizer) -> str | None:
                     "look at what sets it, a scheduler or a callback"
                 )
     return None
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _is_rate(value: object) -> bool:

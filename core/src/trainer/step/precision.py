@@ -93,8 +93,9 @@ class Precision:
             inputs: what alone gets gradients; None: everything that the loss depends on.
         """
         part = loss if steps == 1 else loss / steps
-        scaled = part if self.scaler is None else self.scaler.scale(part)
-        scaled.backward(inputs=inputs)  # type: ignore[no-untyped-call]
+        if self.scaler is not None:
+            part = self.scaler.scale(part)
+        part.backward(inputs=inputs)  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: torch.optim.Optimizer, others: Iterable[Tensor]) -> None:
         """Makes the gradients of the optimizer's parameters, and of `others`, those of the unscaled
@@ -132,7 +133,10 @@ class Precision:
         Args:
             is_checked: its gradients are known to be finite, so that the scaler need not look.
         """
-        if self.scaler is None or is_checked:
+        if self.scaler is None:
+            optimizer.step()
+            return False
+        if is_checked:
             optimizer.step()
         else:
             self.scaler.step(optimizer)
