@@ -216,8 +216,15 @@ class SavesLate(NeverSetBack):
     ],
 )
 def test_a_bad_habit_fails_its_own_clause_and_no_other(
-    tmp_path: Path, callback: type[TrainerCallback], clauses: list[str], message: str
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    callback: type[TrainerCallback],
+    clauses: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("current"))  # where one of them leaves a file
+
     class Contract(CallbackContract):
         def make(self) -> TrainerCallback:
             return callback()
