@@ -58,6 +58,15 @@ def test_tensors_of_any_form_are_copied(tensor):
         assert torch.equal(copy.to_dense(), tensor.to_dense())
 
 
+@pytest.mark.parametrize("cards", [set(), {"cpu"}])
+def test_a_view_that_conjugates_or_negates_is_not_taken_for_what_it_views(cards, monkeypatch, tiny):
+    monkeypatch.setattr("trainer.snapshots.writer._FROM_CARDS", cards)
+    numbers = torch.tensor([1 + 2j, 3 - 4j])
+    mirrored = numbers.conj()
+    state = {"a": numbers, "b": mirrored, "c": numbers.imag, "d": mirrored.imag}
+    assert tiny.difference(state, CpuCopier().copy(state)) is None
+
+
 def test_a_buffer_is_used_again():
     copier = CpuCopier()
     first = copier.copy({"x": torch.zeros(3)})["x"]

@@ -90,7 +90,7 @@ class CpuCopier:
         return value
 
     def _copy_tensor(self, source: Tensor, place: _Place) -> Tensor:
-        if source.layout != torch.strided or source.is_quantized:
+        if not _is_plain(source):
             return source.cpu().clone()
         key = (source.data_ptr(), source.dtype, source.shape, source.stride(), source.device)
         if source.numel() and key in self._seen:
@@ -139,17 +139,22 @@ def _find_on_cards(tensors: Iterable[Tensor]) -> list[Tensor]:
     found = {
         (each.data_ptr(), each.dtype, each.shape, each.stride()): each
         for each in tensors
-        if copies_by_itself(each.device)
-        and each.layout == torch.strided
-        and not (is_sharded(each) or each.is_quantized)
+        if copies_by_itself(each.device) and not is_sharded(each) and _is_plain(each)
     }
     return [*found.values()]
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor are the bytes in its memory, in its order: not of a view that
+    conjugates or negates them, which a card would copy without that.
+    """
+    plain = tensor.layout == torch.strided and not tensor.is_quantized
+    return plain and not (tensor.is_conj() or tensor.is_neg())
+
+
 def _is_same_run(buffer: Tensor, source: Tensor) -> bool:
     """Whether the bytes of both, as they lie in the host's memory, are the same."""
-    plain = not (source.is_conj() or source.is_neg())
-    return plain and source.device.type == "cpu" and buffer.stride() == source.stride()
+    return source.device.type == "cpu" and buffer.stride() == source.stride()
 
 
 class BackgroundWriter:
