@@ -59,6 +59,7 @@ class CallbackManager:
             PluginError: no list, a class, a misspelt hook, a wrong argument, one state key twice;
                 the message names class and distribution.
         """
+        self._registry = Registry()
         listed = list_callbacks(callbacks)
         entries = find_entries() if listed else []
         given = [identify(callback, index, entries) for index, callback in enumerate(listed)]
@@ -77,13 +78,14 @@ class CallbackManager:
         self._failures: list[BaseException] = []
         self._passed: tuple[BaseException, Plugin] | None = None
         self._refusal: BaseException | None = None
-        self._registry = Registry()
-        weakref.finalize(self, self._registry.empty).atexit = False
         self._found: dict[str, list[Implementation]] = {}
         self._check_states()
         for plugin in self.plugins:
             self._register(plugin)
         self._bind()
+
+    def __del__(self) -> None:
+        self._registry.empty()  # which is in a circle; who else holds it holds the callbacks
 
     def trace(self, glob: str | bool | None, start: str = "") -> None:
         """Has a line written for each call of the hooks whose names match `glob`.
