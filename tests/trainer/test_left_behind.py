@@ -2,6 +2,7 @@
 waits for the garbage collector.
 """
 
+import contextlib
 import gc
 
 import pytest
@@ -13,6 +14,7 @@ from trainer_callback import TrainerCallback
 from trainer_early_stopping import EarlyStoppingCallback
 from trainer_ema import EMACallback
 from trainer_gradient_monitor import GradientMonitorCallback
+from trainer_lr_finder import LRFinderCallback
 from trainer_throughput import ThroughputCallback
 
 SIZES = (17, 23)
@@ -79,6 +81,77 @@ def test_a_run_that_is_over_leaves_no_tensor(no_collector, tmp_path, fails):
     train(tmp_path / "run", "cpu", epochs=2, fails=fails)
     left = [each for key, each in find_tensors().items() if key not in before]
     assert [(each.shape, each.dtype) for each in left] == []
+
+
+def raising(hook, error):
+    """A callback that raises a new exception of that kind in `hook`."""
+
+    def fail(self):
+        raise error("the end")
+
+    return type("Raises", (TrainerCallback,), {hook: fail})()
+
+
+def train_quietly(place, callback):
+    """A run with a callback that stands around others, which ends in whatever it does."""
+    model = nn.Linear(SIZES[0], 1)
+    config = TrainerConfig(epochs=1, output_dir=place, device="cpu", snapshot_interval=1)
+    batches = list(torch.randn(4, 3, SIZES[0]))
+    trainer = Trainer(
+        *(model, torch.optim.Adam(model.parameters()), batches, batches),
+        loss_fn=lambda model, batch: model(batch).square().mean(),
+        config=config,
+        callbacks=[callback, EMACallback()],
+        discover=False,
+        progress=False,
+    )
+    with contextlib.suppress(BaseException):
+        trainer.train()
+
+
+def check_left(make, place):
+    train_quietly(place / "warm", make())
+    before = find_tensors()
+    train_quietly(place / "run", make())
+    left = [each for key, each in find_tensors().items() if key not in before]
+    assert [(each.shape, each.dtype) for each in left] == []
+
+
+HOOKS = """
+on_setup on_train_start on_step_end on_validation_end on_snapshot_saved on_epoch_end on_train_end
+on_final_saved
+"""
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("hook", HOOKS.split())
+def test_a_run_leaves_no_tensor_wherever_it_fails(no_collector, tmp_path, hook, error):
+    check_left(lambda: raising(hook, error), tmp_path)
+
+
+def test_a_run_whose_snapshots_fail_leaves_no_tensor(no_collector, tmp_path):
+    class FullDisk(TrainerCallback):
+        def on_train_start(self, trainer):
+            (trainer.output_dir / "snapshots").write_text("in the way")
+
+    check_left(FullDisk, tmp_path)
+
+
+def test_a_run_with_pictures_leaves_no_tensor(no_collector, tmp_path):
+    check_left(lambda: GradientMonitorCallback(monitor_interval=1), tmp_path)
+    check_left(LRFinderCallback, tmp_path / "rates")
+
+
+def test_the_collector_frees_a_run_whose_callback_keeps_the_trainer(tmp_path):
+    class Keeps(TrainerCallback):
+        def on_train_start(self, trainer):
+            self.trainer = trainer
+
+    gc.collect()
+    before = find_tensors()
+    train_quietly(tmp_path, Keeps())
+    gc.collect()
+    assert [each.shape for key, each in find_tensors().items() if key not in before] == []
 
 
 @pytest.mark.card

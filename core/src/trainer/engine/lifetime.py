@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
+from trainer_callback import SaveError, SnapshotError
+
 from ..processes.signals import SignalFlags
 from ..result import TrainResult
 from ..step.losses import NonFiniteError
@@ -106,6 +108,8 @@ class Lifetime:
                 passes.close_loader()
                 stop, final = self._boundary.stop, passes.is_begun
                 error = setup.session.end(stop, error, final=final)
+                if isinstance(error, SnapshotError):
+                    raise SaveError(str(error)) from error
                 if error is not None:
                     raise error
         finally:

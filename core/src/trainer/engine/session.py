@@ -10,13 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from trainer_callback import (
-    CallbackError,
-    SaveError,
-    SnapshotError,
-    UsageError,
-    option_text,
-)
+from trainer_callback import CallbackError, SnapshotError, UsageError, option_text
 from trainer_callback.errors import text_of
 
 from ..processes.rng import seed_rng
@@ -249,31 +243,31 @@ class Session:
         """
         view, hook = self._view, self._callbacks.hook
         view.queue.check_process()
-        unsent = self._attempt(view.queue.open)
-        error = self._finish_write(stop, error or unsent)
-        if error is None:
-            error = self._attempt(self._check_finite)
-        result = make_result(view, self._callbacks, stop, error)
-        with noting_changes(view) if error is None else contextlib.nullcontext():
-            late = self._attempt(lambda: hook.on_train_end(trainer=view, result=result))
-        undone = self._attempt(view.senders.wait)
-        unsent = self._attempt(view.queue.close)
-        result = replace(result, weights=describe_weights(view.position))
-        error = error or late or undone or unsent
-        if error is None and result.exit_code == 0 and final and self._store.can_write:
-            error = self._attempt(partial(self._save_final, result.weights))
-            undone = self._attempt(view.senders.wait)  # what was submitted in on_final_saved
-            error = error or undone
-        self.result = replace(result, switched_off=tuple(self._callbacks.switched_off))
-        if isinstance(error, SnapshotError):
-            saving = SaveError(str(error))
-            saving.__cause__ = error
-            error = saving
-        return error
+        late = undone = unsent = None
+        try:
+            unsent = self._attempt(view.queue.open)
+            error = self._finish_write(stop, error or unsent)
+            if error is None:
+                error = self._attempt(self._check_finite)
+            result = make_result(view, self._callbacks, stop, error)
+            with noting_changes(view) if error is None else contextlib.nullcontext():
+                late = self._attempt(lambda: hook.on_train_end(trainer=view, result=result))
+            undone = self._attempt(view.senders.wait)
+            unsent = self._attempt(view.queue.close)
+            result = replace(result, weights=describe_weights(view.position))
+            error = error or late or undone or unsent
+            if error is None and result.exit_code == 0 and final and self._store.can_write:
+                error = self._attempt(partial(self._save_final, result.weights))
+                undone = self._attempt(view.senders.wait)  # what was submitted in on_final_saved
+                error = error or undone
+            self.result = replace(result, switched_off=tuple(self._callbacks.switched_off))
+            return error
+        finally:
+            del error, late, undone, unsent  # whose tracebacks lead to this frame
 
     def _finish_write(self, stop: Stop | None, error: BaseException | None) -> BaseException | None:
-        """Tells the callbacks of an exception, and waits for the write under way; returns what ends
-        the run. One that is to go on later fails where its snapshot was not written.
+        """Tells the callbacks of an exception, and waits for the write; returns what ends the run.
+        One that is to go on later fails where its snapshot was not written.
         """
         hook = self._callbacks.hook
         decided = error is None  # by all processes; an exception is one's own
@@ -285,7 +279,10 @@ class Session:
         resumable = stop is not None and stop.status in ("terminated", "interrupted")
         write = partial(self._store.collect, wait=True, must_succeed=resumable)
         unsaved = self._attempt(partial(self._ranks.on_main, write, "end") if decided else write)
-        return unsaved if error is None or (resumable and unsaved is not None) else error
+        try:
+            return unsaved if error is None or (resumable and unsaved is not None) else error
+        finally:
+            del unsaved, error
 
     def collect(self) -> dict[str, Any]:
         """Returns the state of everything now; all processes have to call it."""

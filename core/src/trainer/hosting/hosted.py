@@ -296,14 +296,16 @@ class HostedRun(HostedUpdates):
                 _attempt(lambda: self.hook.on_train_end(trainer=view, result=result), failures)
                 _attempt(view.senders.wait, failures)
                 _attempt(view.queue.close, failures)
-                for failure in (error, *failures):
-                    if failure is not None:
-                        raise failure  # of which the other processes hear when `held` is left
+                ended = error or next(iter(failures), None)
+                if ended is not None:
+                    raise ended  # of which the other processes hear when `held` is left
         except BaseException as raised:
             if raised is not error:  # that the host raises itself
                 raise
         finally:
             view.is_ending = False
+            failures.clear()
+            del error, ended  # whose tracebacks have this frame
         return result
 
 

@@ -128,9 +128,12 @@ class Ranks:
             except Exception as error:
                 outcome[1] = error
         dist.broadcast_object_list(outcome, dist.get_global_rank(self._group, 0), self._group)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return cast(T, outcome[0])
+        try:
+            if outcome[1] is not None:
+                raise outcome[1]
+            return cast(T, outcome[0])
+        finally:
+            del outcome  # an exception's traceback has this frame
 
     def meet(self, point: str, *, by_callback: bool = False) -> None:
         """Waits for all processes; for `by_callback` see `on_main`.

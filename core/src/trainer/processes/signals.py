@@ -61,8 +61,11 @@ class SignalFlags:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._earlier.clear()
         late, self._late = self._late, None
-        if late is not None and error is None:
-            raise late
+        try:
+            if late is not None and error is None:
+                raise late
+        finally:
+            del late, error  # whose tracebacks have this frame
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:

@@ -129,11 +129,14 @@ def load_states(
     return states
 
 
-def _raise_first(refusals: Sequence[PluginError]) -> None:
+def _raise_first(refusals: list[PluginError]) -> None:
     for other in refusals[1:]:
         logger.error("%s", other)
-    if refusals:
-        raise refusals[0]
+    try:
+        if refusals:
+            raise refusals[0]
+    finally:
+        refusals.clear()  # the traceback has this frame
 
 
 def _warn_absence(who: str, last: int, update: int, *, is_lost: bool) -> None:

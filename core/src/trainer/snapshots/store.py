@@ -156,12 +156,15 @@ class SnapshotStore:
             if must_succeed or self._failures >= _MAX_FAILURES_IN_A_ROW:
                 self._raise(error, may_raise)
             else:
-                logger.error("%s Training goes on.", error)
+                logger.error("%s Training goes on.", str(error))  # a record may be kept
 
     def _raise(self, error: Exception, may_raise: bool) -> None:
         self._postponed = None if may_raise else error
-        if may_raise:
-            raise error
+        try:
+            if may_raise:
+                raise error
+        finally:
+            del error  # whose traceback has this frame
 
     def remove_oldest(self, newest: Path) -> None:
         """Removes the oldest snapshots up to `newest`, which is sound, beyond those to keep, but

@@ -200,7 +200,10 @@ class BackgroundWriter:
             self._thread.join()
             self._thread = None
         outcome, self._outcome = self._outcome, None
-        if isinstance(outcome, Exception):
-            raise outcome
-        if outcome is not None:
-            outcome()
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome is not None:
+                outcome()
+        finally:
+            del outcome  # whose traceback has this frame

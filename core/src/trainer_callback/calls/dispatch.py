@@ -176,7 +176,10 @@ class _Event:
         """Returns how many failures wait now; `failed` did before. Ctrl-C waits for nobody."""
         if isinstance(error, KeyboardInterrupt):
             self._failures.drop(failed)
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # whose traceback has this frame
         return failed + self._failures.caught(self._owners[id(function)], self._spec.name, error)
 
 

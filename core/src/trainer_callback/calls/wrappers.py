@@ -70,7 +70,10 @@ def wrap(
             answers, error, fault = layer.resume(generator, answers, error)
         cost.seconds += clock() - left + entered - began
         cost.calls += 1
-        return layer.end(answers, error, fault)
+        try:
+            return layer.end(answers, error, fault)
+        finally:
+            del error, fault  # whose tracebacks have this frame
 
     return call
 
@@ -116,20 +119,18 @@ class _Layer:
             generator.close()
             return named, error, RuntimeError("the wrapper has a second `yield`")
         except StopIteration as stop:
-            answers = stop.value
+            if isinstance(error, CallbackError) and not self._has_states:
+                logger.warning("%s went on after: %s", self._plugin.label, error)
+                error = None
+            if error is not None or not self._spec.answers:
+                return named, error, None
+            return self._name_all(named, shown, stop.value)
         except KeyboardInterrupt as caught:
             return named, caught, None
         except BaseException as caught:
             return named, error, None if caught is error else caught
-        if isinstance(error, CallbackError) and not self._has_states:
-            logger.warning("%s went on after: %s", self._plugin.label, error)
-            error = None
-        if error is not None or not self._spec.answers:
-            return named, error, None
-        try:
-            return self._name(named, shown, answers), None, None
-        except TypeError as caught:
-            return named, None, caught
+        finally:
+            del error  # whose traceback has this frame
 
     def end(
         self, answers: list[Answer], error: BaseException | None, fault: BaseException | None
@@ -140,10 +141,13 @@ class _Layer:
         failed = 0
         if fault is not None:
             failed = self._failures.caught(self._plugin, self._spec.name, fault)
-        if error is not None:
-            self._failures.drop(failed)
-            raise error
-        self._failures.finish(failed)
+        try:
+            if error is not None:
+                self._failures.drop(failed)
+                raise error
+            self._failures.finish(failed)
+        finally:
+            del error, fault
         return answers if self._spec.answers else None
 
     def _show(self, answer: Any) -> Any:
@@ -154,6 +158,13 @@ class _Layer:
             return copy.deepcopy(answer)
         except Exception:  # which a snapshot will refuse
             return answer
+
+    def _name_all(self, named: list[Answer], shown: Sequence[object], answers: object) -> _Outcome:
+        """Returns the answers by name, or what is wrong with them."""
+        try:
+            return self._name(named, shown, answers), None, None
+        except TypeError as caught:
+            return named, None, caught
 
     def _name(self, named: list[Answer], shown: Sequence[object], answers: object) -> list[Answer]:
         """Returns the answers with the names of whose they are.

@@ -70,10 +70,14 @@ def read_state(
     except Exception as error:
         fault = error
     everywhere = run.view.ranks.gather((saved is None, fault), "the state of the plugins")
-    for _, raised in everywhere:
-        if raised is not None:
-            raise raised
-    return None if any(is_missing for is_missing, _ in everywhere) else saved
+    try:
+        for _, raised in everywhere:
+            if raised is not None:
+                raise raised
+        return None if any(is_missing for is_missing, _ in everywhere) else saved
+    finally:
+        raised = fault = None  # whose traceback has this frame
+        everywhere.clear()
 
 
 def write_state(run: HostedRun, checkpoint: Path, mark: str | None) -> None:

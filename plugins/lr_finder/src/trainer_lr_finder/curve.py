@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,7 @@ class Curve:
         axes.grid(color="#E6E6E6", linewidth=0.6)
         axes.legend(frameon=False)
         figure.savefig(path)
+        gc.collect()  # matplotlib leaves exceptions in circles, whose frames lead to the run's
 
 
 def _longest_descent(values: Sequence[float]) -> list[int]:

@@ -174,8 +174,11 @@ class OptunaCallback(TrainerCallback):
                 error = caught
         self.state.is_new = False
         found = trainer.total({"prunes": prunes, "fails": error is not None})
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # whose traceback has this frame
         if found["fails"]:
             raise RunError("OptunaCallback failed in the main process, whose message says why.")
         if found["prunes"]:

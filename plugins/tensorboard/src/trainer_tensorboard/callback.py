@@ -166,8 +166,11 @@ class TensorBoardCallback(TrainerCallback):
                 failure = error
             except Exception as error:
                 self._leave_out(f"{kind}/{name}", error)
-        if failure is not None:
-            raise failure
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # whose traceback has this frame
 
     def _leave_out(self, name: str, error: Exception) -> None:
         if name not in self._left_out:
