@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from trainer import Trainer, TrainerConfig
-from trainer.engine.memory import OutOfMemoryError
-from trainer_callback import TrainerCallback
+from trainer.engine.memory import OutOfMemoryError, explain_memory
+from trainer_callback import RunError, TrainerCallback
 
 CUDA = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 1 GiB.\nSee documentation"
 UPDATE = r"smaller batch_size and as much more of gradient_accumulation_steps, precision='bf16'"
@@ -77,6 +77,63 @@ def test_an_update_that_has_too_little_is_to_become_smaller(place, tmp_path):
     assert str(caught.value).startswith(where)
     assert "\n" not in str(caught.value)
     assert trainer.run.result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "device", "said"),
+    [
+        (torch.OutOfMemoryError(CUDA), "device", "CUDA out of memory"),
+        (RuntimeError("CUDA error: out of memory\nmore"), "device", "CUDA error: out of memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            "device",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+        ),
+        (
+            RuntimeError(
+                "MPS backend out of memory (MPS allocated: 18 GB). Tried to allocate 9 MB"
+            ),
+            "device",
+            "MPS backend out of memory",
+        ),
+        (
+            RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"),
+            "host",
+            "DefaultCPUAllocator: can't allocate memory",
+        ),
+        (
+            RuntimeError("unable to mmap 4096 bytes from file <f>: Cannot allocate memory (12)"),
+            "host",
+            "Cannot allocate memory",
+        ),
+        (OSError(12, "Cannot allocate memory"), "host", "Cannot allocate memory"),
+    ],
+)
+def test_whatever_says_so_is_told_of_with_its_words(error, device, said):
+    """Others look for the words: those that try again with a smaller batch."""
+    found = explain_memory(error, "here")
+    assert isinstance(found, OutOfMemoryError)
+    assert str(found).startswith(f"the {device} is out of memory here")
+    assert str(found).endswith(f" ({said}.)")
+    assert found.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [RunError("out of memory"), ValueError("out of memory")])
+def test_what_means_something_else_stays_as_it_is(error):
+    assert explain_memory(error, "here") is error
+
+
+def test_accelerate_tries_again_with_a_smaller_batch():
+    memory = pytest.importorskip("accelerate.utils.memory")
+    sizes = []
+
+    @memory.find_executable_batch_size(starting_batch_size=8)
+    def train(batch_size):
+        sizes.append(batch_size)
+        return make("forward" if batch_size > 6 else None).train()
+
+    assert train().status == "finished"
+    assert sizes == [8, 7, 6]
 
 
 @pytest.mark.parametrize("hook", ["on_train_start", "on_step_end", "on_validation_start"])

@@ -60,6 +60,27 @@ def test_the_heap_that_an_update_needs_may_have_large_pages():
     assert int(shown) >= 64 * 1024
 
 
+LARGE = r"""
+import resource, sys
+from trainer_lm.cli import main
+import torch, numpy
+
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+sys.exit(main(["--n_embd", "4096", "--n_layer", "24", "--dry_run", "--device", "cpu"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the address space")
+def test_a_model_that_cannot_be_built_is_told_of_in_a_line():
+    command = [sys.executable, "-c", LARGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("train-lm: the host is out of memory outside the updates when")
+    assert "Use a smaller model (--n_embd, --n_layer)" in line
+    assert "Traceback" not in done.stderr
+
+
 TEXT = r"""
 import pathlib, re, sys
 from trainer_lm.cache import TokenCache

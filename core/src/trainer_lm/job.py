@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from trainer import Trainer, TrainResult
 from trainer.data.shares import count_batches
-from trainer.engine.memory import OutOfMemoryError
+from trainer.engine.memory import OutOfMemoryError, explaining
 from trainer.processes.device import choose_precision, find_device
 from trainer.processes.group import join_ranks, leave_ranks
 from trainer.processes.rng import seed_rng
@@ -53,8 +53,10 @@ def run(settings: Settings, tell: Callable[..., object]) -> int:
     Raises:
         UsageError: refused before the first step.
     """
+    advice = "Use a smaller model (--n_embd, --n_layer) or a smaller text."
     try:
-        return _train(settings, tell)
+        with explaining("outside the updates", advice):
+            return _train(settings, tell)
     finally:
         leave_ranks()
 

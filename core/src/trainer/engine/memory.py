@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 
@@ -12,6 +13,14 @@ from trainer_callback import CallbackError, RunError, option_text
 from trainer_callback.errors import text_of
 
 __all__ = ["OutOfMemoryError", "explain_memory", "explaining"]
+
+
+_SIGN: Final = re.compile(
+    r"[\w: ]*out of memory|DefaultCPUAllocator: [\w' ]+|\w+_ALLOC_FAILED|Cannot allocate memory"
+)
+"""What torch and the system say. It stays in the message, for others look for it there: those that
+try again with a smaller batch, such as Accelerate's `find_executable_batch_size`.
+"""
 
 
 class OutOfMemoryError(RunError, torch.OutOfMemoryError):
@@ -28,11 +37,12 @@ def explain_memory(error: BaseException, where: str, advice: str | None = None) 
     in_callback = isinstance(error, CallbackError) and error.__cause__ is not None
     source = error.__cause__ or error if in_callback else error
     text = text_of(source)
-    on_host = isinstance(source, MemoryError) or "DefaultCPUAllocator" in text
-    if isinstance(source, OutOfMemoryError) or not (
-        on_host or isinstance(source, torch.OutOfMemoryError)
-    ):
+    sign = _SIGN.search(text) if isinstance(source, (RuntimeError, OSError, MemoryError)) else None
+    is_plain = isinstance(source, (MemoryError, torch.OutOfMemoryError))
+    if isinstance(source, RunError) or not (sign or is_plain):
         return error
+    said = sign[0].strip() if sign else ""
+    on_host = isinstance(source, (MemoryError, OSError)) or said.startswith(("Default", "Cannot"))
     wanted = re.search(r"[Tt]r(?:ied|ying|y) to allocate ([\d.]+ ?\w+)", text)
     size = f" when {wanted[1]} more were wanted" if wanted else ""
     device = "the host" if on_host else "the device"
@@ -43,7 +53,8 @@ def explain_memory(error: BaseException, where: str, advice: str | None = None) 
             "a smaller model or smaller inputs."
         )
     who = f": {text_of(error).partition(': ')[0]}" if in_callback else ""
-    found = OutOfMemoryError(f"{device} is out of memory {where}{size}{who}. {advice}")
+    said = f" ({said}.)" if said else ""
+    found = OutOfMemoryError(f"{device} is out of memory {where}{size}{who}. {advice}{said}")
     found.__cause__ = error
     return found
 
