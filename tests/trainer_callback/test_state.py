@@ -126,6 +126,14 @@ def test_a_container_that_contains_itself_is_refused() -> None:
         to_plain(loop)
 
 
+@pytest.mark.parametrize(
+    "value", [{torch.zeros(2)}, frozenset({(1, torch.zeros(2))}), {(1, torch.zeros(2)): 3}]
+)
+def test_a_tensor_in_a_set_or_a_key_is_refused_for_no_copy_would_be_made(value: Any) -> None:
+    with pytest.raises(StateError, match=r"state\[0\].*Use "):
+        to_plain([value], copy_tensors=False)
+
+
 def test_one_value_in_two_places_is_no_loop() -> None:
     shared = [1]
     assert to_plain([shared, shared]) == [[1], [1]]

@@ -109,6 +109,8 @@ class _Converter:
             return tuple(items)
         if not isinstance(value, (set, frozenset)):
             return items
+        if any(map(_holds_tensor, items)):
+            raise StateError(f"{path} is a set that holds tensors. Use a list of them.")
         try:
             return set(items)
         except TypeError:  # a frozenset inside becomes a set, which cannot be in a set
@@ -120,7 +122,7 @@ class _Converter:
             hash(plain)
         except TypeError:
             plain = ...
-        if not isinstance(plain, (*_SCALARS, tuple, type(None))):
+        if not isinstance(plain, (*_SCALARS, tuple, type(None))) or _holds_tensor(plain):
             raise StateError(f"{path}: the key {key!r} is a {type(key).__name__}. Use str or int.")
         return plain
 
@@ -141,6 +143,16 @@ class _Converter:
             except (TypeError, ValueError) as error:
                 raise StateError(f"{path} is an array of {value.dtype}: {error}") from error
         return None
+
+
+def _holds_tensor(value: object) -> bool:
+    """Whether there is a tensor where nobody looks for one: whoever copies a state, or gathers or
+    moves its tensors, passes over sets and keys.
+    """
+    torch = sys.modules.get("torch")
+    if isinstance(value, tuple):
+        return any(map(_holds_tensor, value))
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _check_scalar(value: object, path: str) -> None:
