@@ -7,7 +7,8 @@ AdamW, by hand, nanoGPT's way, ours with and without plugins, and the trainers o
 The sides take turns of 30 to 100 updates in one process, in another order each round; what is
 reported is the median over the rounds, and of the differences to the first side of the same round.
 *Waits* are those that torch warns of (`torch.cuda.set_sync_debug_mode`), per update. MFU is by
-nanoGPT's formula over `--peak_tflops`.
+nanoGPT's formula over `--peak_tflops`. A side that fails is left out, and said; what was measured
+is written to PATH as soon as it is there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import dataclasses
 import gc
 import logging
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -40,30 +42,47 @@ SHORT = (BASE, PLAIN, FULL)
 """The sides of the smaller batch."""
 
 
-def measure(task: Task, sides: Mapping[str, Side], rounds: int) -> dict[str, Row]:
-    """Returns side -> seconds of an update, and differences to the first side."""
+def measure(
+    task: Task, sides: Mapping[str, Side], rounds: int, left_out: dict[str, str]
+) -> dict[str, Row]:
+    """Returns side -> seconds of an update, and differences to the first side; one that fails goes
+    to `left_out`, with why.
+    """
 
-    def take_turn(side: Side) -> float:
-        clock = Clock(task, side.updates)
-        side.train(task, clock)
+    def take_turn(name: str, updates: int, *, watch: bool = False) -> Clock:
+        clock = Clock(task, updates, watch=watch)
+        try:
+            if name not in left_out:
+                sides[name].train(task, clock)
+            if clock.seconds == 0:
+                left_out.setdefault(name, "it took fewer updates")
+        except Exception as error:  # of somebody else's trainer; the others are worth having
+            left_out[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+            print(f"{name} failed: {left_out[name]}", file=sys.stderr)
+        clock.stop_watching()
         gc.collect()
-        return clock.seconds
+        return clock
 
     ways: dict[str, Callable[[], float]] = {
-        name: lambda side=side: take_turn(side) for name, side in sides.items()
+        name: lambda name=name, side=side: take_turn(name, side.updates).seconds
+        for name, side in sides.items()
     }
     figures = run_rounds(ways, rounds)
-    found = summarise(figures, next(iter(sides)))
-    for name, side in sides.items():
-        clock = Clock(task, min(side.updates, 20), watch=True)
-        side.train(task, clock)
-        if clock.waits is not None:
-            found[name]["waits"] = clock.waits / min(side.updates, 20)
-        found[name]["mfu"] = task.flops() / found[name]["median"]
+    clocks = {
+        name: take_turn(name, min(side.updates, 20), watch=True) for name, side in sides.items()
+    }
+    whole = {name: each for name, each in figures.items() if name not in left_out}
+    found = summarise(whole, next(iter(whole)))
+    for name, row in found.items():
+        if (waits := clocks[name].waits) is not None:
+            row["waits"] = waits / min(sides[name].updates, 20)
+        row["mfu"] = task.flops() / row["median"]
     return found
 
 
-def print_sides(task: Task, found: Mapping[str, Row], peak: float, left_out: list[str]) -> None:
+def print_sides(
+    task: Task, found: Mapping[str, Row], peak: float, left_out: Mapping[str, str]
+) -> None:
     print(f"\nbatch {task.batch_size} x {task.options.block_size}, medians:")
     rows = []
     for name, row in found.items():
@@ -71,7 +90,7 @@ def print_sides(task: Task, found: Mapping[str, Row], peak: float, left_out: lis
         row["percent"] = 100 * row["difference"] / found[next(iter(found))]["median"]
         cells = [f"{1e3 * row['median']:.2f}", f"{row['percent']:+.2f}", f"{100 * row['mfu']:.1f}"]
         rows.append((name, *cells, f"{row['waits']:.2f}" if "waits" in row else "-"))
-    rows += [(name, "not installed", "-", "-", "-") for name in left_out]
+    rows += [(name, why, "-", "-", "-") for name, why in left_out.items()]
     print_table(("side", "ms", "% over by hand", "MFU, %", "waits an update"), rows)
 
 
@@ -138,8 +157,9 @@ def time_memcpy(device: torch.device, size: int, rounds: int) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     del target
-    if on_card:
-        torch.accelerator.empty_host_cache()  # or a snapshot might find it
+    empty = getattr(torch.accelerator, "empty_host_cache", None)  # not in every torch
+    if on_card and empty is not None:
+        empty()  # or a snapshot might find it
     return statistics.median(times[1:])
 
 
@@ -174,28 +194,35 @@ def main() -> None:
         if not arguments.sides or name in (BASE, PLAIN, *arguments.sides)
     }
     there = {name: side for name, side in sides.items() if side.is_there}
-    left_out = [name for name in sides if name not in there]
+    left_out = {name: "not installed" for name in sides if name not in there}
     peak = 1e12 * arguments.peak_tflops
     vocabulary, batches = (64, (4, 2)) if arguments.tiny else (50_304, (32, 12))
     facts = {"vocabulary": vocabulary, "compiled": not arguments.no_compile}
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # it would go on uncompiled
     large = make_task(device, batches[0], options, **facts)
-    results: dict[str, Any] = {"large": measure(large, there, arguments.rounds)}
+    results: dict[str, Any] = {"large": measure(large, there, arguments.rounds, left_out)}
     print_sides(large, results["large"], peak, left_out)
-    if {EACH, TENTH} <= there.keys():
+    if {EACH, TENTH, PLAIN} <= results["large"].keys():
         results["monitor_ms"] = print_monitor(results["large"])
+    card = torch.cuda.get_device_name() if device.type == "cuda" else arguments.device
+
+    def write() -> float:
+        seconds = time.monotonic() - began
+        write_json(arguments.json, results, card=card, seconds=seconds, left_out=left_out)
+        return seconds
+
+    write()
     small = make_task(device, batches[1], options, **facts, shared=large)
-    some = {name: there[name] for name in SHORT if name in there}
-    results["small"] = measure(small, some, arguments.rounds)
-    print_sides(small, results["small"], peak, [])
+    some = {name: there[name] for name in SHORT if name in results["large"]}
+    results["small"] = measure(small, some, arguments.rounds, left_out)
+    print_sides(small, results["small"], peak, {})
+    write()
     with tempfile.TemporaryDirectory() as folder:
         results["snapshots"] = measure_snapshots(small, arguments.rounds, Path(folder))
     print_snapshots(results["snapshots"])
-    card = torch.cuda.get_device_name() if device.type == "cuda" else arguments.device
-    seconds = time.monotonic() - began
+    seconds = write()
     graphs = torch._dynamo.utils.counters["stats"].get("unique_graphs", 0)
     print(f"\n{card}, {seconds:.0f} s in all, {graphs} graphs compiled.")
-    write_json(arguments.json, results, card=card, seconds=seconds, left_out=left_out)
 
 
 if __name__ == "__main__":

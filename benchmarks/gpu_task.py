@@ -73,6 +73,7 @@ class Clock:
         self._task, self._updates, self._watch = task, updates, watch
         self._ticks, self._began = 0, 0.0
         self._held = contextlib.ExitStack()
+        self._seen: list[warnings.WarningMessage] | None = None
         self.seconds = 0.0
         self.waits: int | None = None
 
@@ -100,14 +101,18 @@ class Clock:
                 torch.cuda.set_sync_debug_mode("warn")
             self._began = time.perf_counter()
         elif self._ticks == WARM + self._updates:
-            if self._watch and self._task.device.type == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
-                self.waits = sum(
-                    "called a synchronizing" in str(each.message) for each in self._seen
-                )
-                self._held.close()
+            self.stop_watching()
             self._wait()
             self.seconds = (time.perf_counter() - self._began) / self._updates
+
+    def stop_watching(self) -> None:
+        """Counts the warnings, where it has watched; also where the turn was cut short."""
+        if self._seen is None:
+            return
+        torch.cuda.set_sync_debug_mode("default")
+        self.waits = sum("called a synchronizing" in str(each.message) for each in self._seen)
+        self._seen = None
+        self._held.close()
 
     def _wait(self) -> None:
         if self._task.device.type == "cuda":

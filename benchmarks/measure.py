@@ -63,7 +63,9 @@ def describe_pairs(pairs: Sequence[tuple[float, float]]) -> Row:
     Args:
         pairs: a figure of the base, and one that was measured beside it.
     """
-    low, middle, high = statistics.quantiles([value - base for base, value in pairs], n=4)
+    differences = [value - base for base, value in pairs]
+    both = differences * 2 if len(differences) == 1 else differences  # no quartiles of one
+    low, middle, high = statistics.quantiles(both, n=4)
     return {
         "median": statistics.median(value for _, value in pairs),
         "difference": middle,
