@@ -39,6 +39,20 @@ def taken(monkeypatch):
     return found
 
 
+@pytest.fixture
+def slabs(monkeypatch):
+    """Weak references to the memory of each slab that is taken."""
+    found, allocate = [], Slabs._allocate
+
+    def remember(own, size):
+        slab = allocate(own, size)
+        found.append(weakref.ref(slab.untyped_storage()))  # a tensor of it may be another one
+        return slab
+
+    monkeypatch.setattr(Slabs, "_allocate", remember)
+    return found
+
+
 @pytest.mark.parametrize("copies", [1, 3, 4])
 def test_the_slabs_of_a_gpt2_are_few_powers_of_two_with_little_waste(copies):
     sizes = sizes_of_gpt2(copies)
@@ -114,6 +128,22 @@ def test_where_nothing_can_be_pinned_it_is_said_once(caplog):
     assert "\n" not in said[0]
 
 
+def test_a_copy_that_failed_gives_its_memory_back(as_from_a_card, slabs):
+    copier = CpuCopier()
+    with pytest.raises(RuntimeError):  # a meta tensor has nothing to be copied
+        copier.copy({"x": torch.zeros(300), "y": torch.zeros(3, device="meta")})
+    copier.release()
+    gc.collect()
+    assert slabs
+    assert not [each for each in slabs if each() is not None]
+
+
+def test_a_card_that_does_not_answer_hides_nothing_at_the_end():
+    if torch.cuda.is_available():
+        pytest.skip("the card answers")
+    Slabs(pin=True).release()
+
+
 def make(place, *, freeze=False, **config):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(90, 310), nn.Tanh(), nn.Linear(310, 1))
@@ -156,15 +186,7 @@ def test_a_run_takes_its_memory_beside_the_second_update(
         assert (ours / "state.pt").stat().st_size == (theirs / "state.pt").stat().st_size
 
 
-def test_a_run_gives_the_memory_of_its_copies_back(as_from_a_card, tmp_path, monkeypatch):
-    slabs, allocate = [], Slabs._allocate
-
-    def remember(own, size):
-        slab = allocate(own, size)
-        slabs.append(weakref.ref(slab))
-        return slab
-
-    monkeypatch.setattr(Slabs, "_allocate", remember)
+def test_a_run_gives_the_memory_of_its_copies_back(as_from_a_card, tmp_path, slabs):
     trainer = make(tmp_path)
     trainer.train()
     gc.collect()

@@ -109,7 +109,9 @@ class Slabs:
         self._pin = self._may_pin
         empty = getattr(torch.accelerator, "empty_host_cache", None)  # not in every torch
         if self._may_pin and empty is not None:
-            empty()
+            with contextlib.suppress(RuntimeError):  # a card that fails has said so, or will
+                torch.accelerator.synchronize()  # or torch thinks that copies are under way
+                empty()
 
     def _take_in(self, sizes: Sequence[int]) -> None:
         wanted = Counter(map(_round_up, filter(None, sizes)))

@@ -59,7 +59,8 @@ class CpuCopier:
 
     def release(self) -> None:
         """Gives the buffers back, which nobody may use any more."""
-        self._buffers, self.is_prepared = {}, False
+        self._buffers, self._used, self._seen = {}, {}, {}  # the last two of a copy that failed
+        self.is_prepared = False
         self._slabs.release()
 
     def copy(self, state: Mapping[str, Any]) -> dict[str, Any]:
