@@ -142,6 +142,19 @@ def test_a_run_with_pictures_leaves_no_tensor(no_collector, tmp_path):
     check_left(LRFinderCallback, tmp_path / "rates")
 
 
+def test_a_started_run_that_nobody_holds_is_gone_without_a_word(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr("sys.unraisablehook", said.append)
+    model = nn.Linear(SIZES[0], 1)
+    run = Run(model, torch.optim.Adam(model.parameters()), discover=False, progress=False)
+    context = run.start()
+    context.__enter__()
+    del run, context
+    gc.collect()
+    assert said == []
+    train_by_hand(tmp_path)  # another one may start
+
+
 def test_the_collector_frees_a_run_whose_callback_keeps_the_trainer(tmp_path):
     class Keeps(TrainerCallback):
         def on_train_start(self, trainer):

@@ -78,6 +78,11 @@ def test_wrappers_give_the_answers_that_pluggy_gives(wrappers: Any, answers: Any
     assert [answer for _, answer in ask(*callbacks)] == ask_pluggy(*callbacks)
 
 
+def test_a_wrapper_goes_well_where_only_the_hooks_are_kept() -> None:
+    hook = CallbackManager([make(turns_round, "Turns", **NEW), make(yes, "Yes")]).hook
+    assert [answer for _, answer in hook.should_stop_training(trainer="the trainer")] == [False]
+
+
 def test_answers_keep_their_names_through_a_wrapper() -> None:
     found = ask(make(passes_on, "Around", **NEW), make(yes, "First"), make(no, "Second"))
     assert [(p.name, answer) for p, answer in found] == [("First", True), ("Second", False)]

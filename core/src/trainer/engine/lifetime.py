@@ -164,7 +164,7 @@ def _alone(lifetime: Lifetime) -> Iterator[None]:
     try:
         yield
     finally:
-        del _open[lifetime]
+        _open.pop(lifetime, None)  # gone already where nobody holds the run any more
 
 
 class RunContext(contextlib.AbstractContextManager[T], Generic[T]):

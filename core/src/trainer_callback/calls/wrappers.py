@@ -145,7 +145,8 @@ class _Layer:
             if error is not None:
                 self._failures.drop(failed)
                 raise error
-            self._failures.finish(failed)
+            if failed:
+                self._failures.finish(failed)
         finally:
             del error, fault
         return answers if self._spec.answers else None
