@@ -172,7 +172,8 @@ def _call(trainer: Trainer, settings: Settings, *, alone: bool) -> TrainResult:
         hint = "It was a dry run." if settings.training.dry_run else _how_to_go_on(trainer)
         raise KeyboardInterrupt(hint) from None
     except OutOfMemoryError as error:
-        raise RunError(f"{error} --block_size is the length of the inputs.") from error
+        line = str(error).removesuffix(error.ending)
+        raise RunError(f"{line} --block_size is the length of the inputs.") from error
     except RuntimeError as error:
         if alone or "Connection" not in str(error):  # gloo: closed, or reset, by peer
             raise

@@ -24,7 +24,13 @@ try again with a smaller batch, such as Accelerate's `find_executable_batch_size
 
 
 class OutOfMemoryError(RunError, torch.OutOfMemoryError):
-    """A device, or the host, has too little memory for the run."""
+    """A device, or the host, has too little memory for the run.
+
+    Attributes:
+        ending: of the message: what torch or the system has said of it, in brackets.
+    """
+
+    ending: str = ""
 
 
 def explain_memory(error: BaseException, where: str, advice: str | None = None) -> BaseException:
@@ -53,9 +59,9 @@ def explain_memory(error: BaseException, where: str, advice: str | None = None) 
             "a smaller model or smaller inputs."
         )
     who = f": {text_of(error).partition(': ')[0]}" if in_callback else ""
-    said = f" ({said}.)" if said else ""
-    found = OutOfMemoryError(f"{device} is out of memory {where}{size}{who}. {advice}{said}")
-    found.__cause__ = error
+    ending = f" ({said}.)" if said else ""
+    found = OutOfMemoryError(f"{device} is out of memory {where}{size}{who}. {advice}{ending}")
+    found.ending, found.__cause__ = ending, error
     return found
 
 
