@@ -16,7 +16,8 @@ __all__ = ["OutOfMemoryError", "explain_memory", "explaining"]
 
 
 _SIGN: Final = re.compile(
-    r"[\w: ]*out of memory|DefaultCPUAllocator: [\w' ]+|\w+_ALLOC_FAILED|Cannot allocate memory"
+    r"[\w: ]{0,40}out of memory|DefaultCPUAllocator: [\w' ]+|\w+_ALLOC_FAILED"
+    r"|Cannot allocate memory"
 )
 """What torch and the system say. It stays in the message, for others look for it there: those that
 try again with a smaller batch, such as Accelerate's `find_executable_batch_size`.
