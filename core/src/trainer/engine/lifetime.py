@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
-from trainer_callback import SaveError, SnapshotError
+from trainer_callback import SaveError, SnapshotError, option_text
 
 from ..processes.signals import SignalFlags
 from ..result import TrainResult
@@ -92,7 +92,7 @@ class Lifetime:
         """Ends the run, and raises what has ended it, or has failed at its end."""
         held, self._held = self._held, None
         assert held is not None
-        setup, passes, position = self._setup, self._passes, self._setup.view.position
+        setup, passes = self._setup, self._passes
         try:
             with explaining("at the end of the run"), held:
                 try:
@@ -102,8 +102,7 @@ class Lifetime:
                     error = caught
                 if error is not None:
                     error = self._find_first(error)
-                    where = f"in epoch {position.epoch}, update {position.step + 1}"
-                    error = explain_memory(error, where)
+                    error = explain_memory(error, *self._find_place())
                     error = blame_hook(error, setup.view.manager.plugins)
                 passes.close_loader()
                 stop, final = self._boundary.stop, passes.is_begun
@@ -116,6 +115,17 @@ class Lifetime:
             passes.in_epoch = passes.in_batch = False
             passes.is_over = True
             del error  # it holds this frame and the loop's, and so the loader's workers
+
+    def _find_place(self) -> tuple[str, str | None]:
+        """Returns where the run is, and what makes that smaller, if it is no update."""
+        position = self._setup.view.position
+        if self._passes.in_batch:
+            return f"in epoch {position.epoch}, update {position.update}", None
+        behind = f"behind update {position.step}" if position.step else "before the first update"
+        return f"in epoch {position.epoch}, {behind}", (
+            f"Use smaller batches, also in a validation, {option_text('precision', 'bf16')}, or a "
+            "smaller model, which a snapshot copies to the host with its optimizer."
+        )
 
     def _find_first(self, error: BaseException) -> BaseException:
         """Returns what ends the run: `error`, or an update before it that was bad and not read yet.
