@@ -1,9 +1,9 @@
-"""A run in a process of its own that may kill itself: `crashing_run.py DIRECTORY OPTIONS-AS-JSON`.
+"""A run that may kill its process: `main`, for a process of its own.
 
 Options: `losses`, one an epoch; `keep`, the number of snapshots; `early`, the options of early
 stopping; `kill`, the hook and the epoch in which the process dies, or `rename` for the moment at
 which the file of the best weights is to get its name. Each epoch's weights are noted
-in DIRECTORY/epochs.jsonl as a digest; the end is told on standard output.
+in DIRECTORY/epochs.jsonl as a digest; the end is sent to `telling`.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -67,7 +66,7 @@ def digest_of(model):
     return digest.hexdigest()
 
 
-def main(directory, losses, keep, early, kill=None):
+def main(telling, directory, losses, keep, early, kill=None):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Model()
@@ -104,8 +103,4 @@ def main(directory, losses, keep, early, kill=None):
         "digest": digest_of(model),
         "tied": model.first.weight is model.last.weight,
     }
-    print(json.dumps(end))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+    telling.send(end)

@@ -1,14 +1,15 @@
 """The best weights survive kill -9: what is restored may be what the last process never saw."""
 
+import importlib
 import json
+import multiprocessing
+import runpy
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("crashing_run.py")
+SCRIPT = runpy.run_path(str(Path(__file__).with_name("crashing_run.py")))
 BEST_IS_1 = [1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
 
 pytestmark = pytest.mark.slow
@@ -16,20 +17,19 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs the script until it ends or kills itself; returns what it told, or None."""
+    """Runs the script in a process that is forked off this one, so that torch is imported once,
+    until it ends or kills itself; returns what it told, or None.
+    """
+    importlib.import_module("torch._dynamo")  # or each process does, for its optimizer
+    forking = multiprocessing.get_context("fork")
 
     def run(**options):
-        process = subprocess.run(
-            [sys.executable, str(SCRIPT), str(tmp_path), json.dumps(options)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if "kill" in options:
-            assert process.returncode == -signal.SIGKILL, process.stderr
-            return None
-        assert process.returncode == 0, process.stderr
-        return json.loads(process.stdout)
+        told, telling = forking.Pipe(duplex=False)
+        process = forking.Process(target=SCRIPT["main"], args=(telling, tmp_path), kwargs=options)
+        process.start()
+        process.join(60)
+        assert process.exitcode == (-signal.SIGKILL if "kill" in options else 0)
+        return told.recv() if told.poll() else None
 
     return run
 
