@@ -61,11 +61,18 @@ class Odd(TrainerCallback):
 """
 
 
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all tests: plugins are described again where the path is another one."""
+    place = tmp_path_factory.mktemp("modules")
+    (place / "odd_module.py").write_text(CALLBACK)
+    return place
+
+
 @pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _place(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "odd_module.py").write_text(CALLBACK)
+    monkeypatch.syspath_prepend(modules)
 
 
 def read(*words: object) -> Settings:
