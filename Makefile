@@ -55,9 +55,7 @@ try: $(VENV)/.run  ## a short run with every plugin: does this Python do?
 		--output_dir $(VENV)/tried --overwrite
 
 oldest:  ## the tests with the oldest Python and the oldest libraries that are declared
-	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/.dev
-	.venv-oldest/bin/python tests/oldest.py > .venv-oldest/oldest.txt
-	.venv-oldest/bin/python -m pip install --quiet -r .venv-oldest/oldest.txt
+	$(MAKE) PYTHON=$(OLDEST) VENV=.venv-oldest .venv-oldest/.oldest
 	.venv-oldest/bin/python -m pytest -n $(JOBS) -W ignore::DeprecationWarning $(TESTS)
 
 check: $(VENV)/.dev  ## lint, format, types
@@ -120,6 +118,11 @@ $(VENV)/.run: $(VENV)/bin/python $(PROJECTS) constraints.txt
 $(VENV)/.dev: $(VENV)/.run pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(PIP) -e "./core[data]" --group dev
+	touch $@
+
+$(VENV)/.oldest: $(VENV)/.dev tests/oldest.py
+	$(BIN)/python tests/oldest.py > $(VENV)/oldest.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/oldest.txt
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.dev
