@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -29,6 +30,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TRAINER_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("PYTEST_DEBUG_TEMPROOT", str(tmp_path_factory.mktemp("nested")))
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What was imported to find the tests stays: no collection of garbage looks at it again, of
+    which some tests, and the end of each run of several processes, ask for a full one.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
