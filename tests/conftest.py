@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -130,6 +132,23 @@ class Site:
         """Runs `trainer ARGUMENTS`."""
         code = "from trainer_tool.cli import main; raise SystemExit(main())"
         return self.python("-c", code, *arguments, **variables)
+
+
+@pytest.fixture(scope="session")
+def forked() -> Callable[..., int | None]:
+    """Runs a function in a process that is forked off this one, so that torch is imported once;
+    returns its exit code, which is negative for a signal, or None where it has not ended.
+    """
+    importlib.import_module("torch._dynamo")  # or each process does, for its optimizer
+
+    def run(work: Callable[..., object], *arguments: object, **named: object) -> int | None:
+        forking = multiprocessing.get_context("fork")
+        process = forking.Process(target=work, args=arguments, kwargs=named)
+        process.start()
+        process.join(60)
+        return process.exitcode
+
+    return run
 
 
 @pytest.fixture(scope="session")

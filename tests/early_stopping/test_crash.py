@@ -1,6 +1,5 @@
 """The best weights survive kill -9: what is restored may be what the last process never saw."""
 
-import importlib
 import json
 import multiprocessing
 import runpy
@@ -16,19 +15,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Runs the script in a process that is forked off this one, so that torch is imported once,
-    until it ends or kills itself; returns what it told, or None.
-    """
-    importlib.import_module("torch._dynamo")  # or each process does, for its optimizer
-    forking = multiprocessing.get_context("fork")
+def run(forked, tmp_path):
+    """Runs the script until it ends or kills itself; returns what it told, or None."""
 
     def run(**options):
-        told, telling = forking.Pipe(duplex=False)
-        process = forking.Process(target=SCRIPT["main"], args=(telling, tmp_path), kwargs=options)
-        process.start()
-        process.join(60)
-        assert process.exitcode == (-signal.SIGKILL if "kill" in options else 0)
+        told, telling = multiprocessing.Pipe(duplex=False)
+        code = forked(SCRIPT["main"], telling, tmp_path, **options)
+        assert code == (-signal.SIGKILL if "kill" in options else 0)
         return told.recv() if told.poll() else None
 
     return run

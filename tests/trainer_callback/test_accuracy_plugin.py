@@ -5,9 +5,7 @@ each set of a validation, right over several processes, ignored labels and batch
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
-import multiprocessing
 import os
 import runpy
 import signal
@@ -17,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = """
 import os, sys
@@ -76,27 +75,18 @@ def site(wheels: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def run(site: Path) -> Run:
-    """Runs the script where the wheel is, in a process that is forked off this one, so that torch
-    is imported once; returns its exit code.
-    """
-    importlib.import_module("torch._dynamo")  # or each process does, for its optimizer
+def run(site: Path, forked: Callable[..., int | None]) -> Run:
+    """Runs the script where the wheel is; returns its exit code."""
 
     def work(place: Path, named: dict[str, str]) -> None:
         os.environ.update(named)
         sys.path.insert(0, str(site))
         sys.argv[1:] = [str(place)]
-        sys.modules["torch"].set_num_threads(1)
+        torch.set_num_threads(1)
         with place.with_suffix(".txt").open("w") as said, contextlib.redirect_stdout(said):
             runpy.run_path(str(site / "script.py"), run_name="__main__")
 
-    def run_forked(place: Path, **named: str) -> int | None:
-        process = multiprocessing.get_context("fork").Process(target=work, args=(place, named))
-        process.start()
-        process.join(60)
-        return process.exitcode
-
-    return run_forked
+    return lambda place, **named: forked(work, place, named)
 
 
 def read_accuracies(place: Path) -> list[tuple[int, float]]:

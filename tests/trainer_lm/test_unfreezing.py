@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from trainer_lm.cli import main
 
 KILLS = """
 import os
@@ -30,22 +31,23 @@ WORDS = (
 )
 
 
-@pytest.mark.slow  # six starts of the real command
+@pytest.mark.slow  # five runs of the command
 def test_a_run_of_the_plugin_in_the_manual_is_resumed_from_any_epoch(
-    tmp_path: Path, wheels: Callable[..., Path]
+    tmp_path: Path, wheels: Callable[..., Path], forked: Callable[..., int | None]
 ) -> None:
     site = wheels("unfreeze", more=KILLS)
     (tmp_path / "tiny.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 20)
 
-    def train(place: str, kill: int = 0) -> int:
-        command = "import sys; from trainer_lm.cli import main; sys.exit(main())"
-        environment = {**os.environ, "PYTHONPATH": str(site), "KILL_AT": str(kill)}
-        done = subprocess.run(
-            [sys.executable, "-c", command, *WORDS, "--output_dir", place],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert kill or done.returncode == 0, done.stderr
-        return done.returncode
+    def work(place: str, kill: int) -> None:
+        os.environ["KILL_AT"] = str(kill)
+        os.chdir(tmp_path)
+        sys.path.insert(0, str(site))
+        sys.exit(main([*WORDS, "--output_dir", place]))
+
+    def train(place: str, kill: int = 0) -> int | None:
+        code = forked(work, place, kill)
+        assert kill or code == 0
+        return code
 
     train("whole")
     finals = tmp_path / "whole" / "snapshots"
