@@ -141,12 +141,14 @@ class Copy:
         return lambda: None
 
 
-def measure(ways: dict[str, Any], rounds: int, step: Callable[[], float]) -> dict[str, Times]:
+def measure(
+    ways: dict[str, Any], rounds: int, steps: int, step: Callable[[], float]
+) -> dict[str, Times]:
     keys = ("blocked", "durable", "step", "idle")
     found: dict[str, Times] = {name: {key: [] for key in keys} for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
-            quiet = statistics.mean(step() for _ in range(300))
+            quiet = statistics.mean(step() for _ in range(steps))
             gc.collect()
             started = time.perf_counter()
             wait = way.start()
@@ -189,6 +191,7 @@ def make_step() -> Callable[[], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300, help="of training without a write")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--json", type=Path)
@@ -209,7 +212,7 @@ def main() -> None:
             "torch.save + fsync": TorchSave(state, place),
             "DCP async_save": DcpAsync(state, place),
         }
-        found = measure(ways, options.rounds, make_step())
+        found = measure(ways, options.rounds, options.steps, make_step())
     medians = {n: {k: statistics.median(v) for k, v in t.items()} for n, t in found.items()}
     least = medians["memcpy"]["blocked"]
     print(f"{sum(t.numel() for t in tensors):,} parameters, {size / 1e9:.2f} GB, ", end="")

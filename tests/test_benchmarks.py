@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
     "words",
     [
         "dispatch.py --rounds 2",
-        "snapshot.py --rounds 1 --layers 0 --width 8",
+        "snapshot.py --rounds 1 --steps 3 --layers 0 --width 8",
         "gpu.py --tiny --device cpu --no_compile --rounds 2",
     ],
 )
