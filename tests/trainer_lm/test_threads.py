@@ -9,7 +9,8 @@ import torch
 
 CODE = """
 from trainer_lm.cli import main
-raise SystemExit(main(["--max_steps=1", "--n_layer=1", "--n_embd=8", "--n_head=2", "--quiet"]))
+words = ["--dataset=tiny.txt", "--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8"]
+raise SystemExit(main([*words, "--quiet", "--max_steps=1"]))
 """
 
 
@@ -26,6 +27,7 @@ def test_waiting_threads_spin_for_a_short_time_unless_the_user_wants_otherwise(
     environment.pop("GOMP_SPINCOUNT", None)
     if chosen is not None:
         environment["OMP_WAIT_POLICY"] = chosen
+    (tmp_path / "tiny.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 20)
     command = [sys.executable, "-c", CODE]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
