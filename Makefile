@@ -34,18 +34,18 @@ test: $(VENV)/.dev  ## run every test
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
 trackers: .venv-trackers/.trackers  ## the tests of MLflow, trackio and W&B, with their own clients
-	timeout 900 .venv-trackers/bin/python -m pytest -n $(JOBS) tests/trackers
+	timeout 1200 .venv-trackers/bin/python -m pytest -n $(JOBS) tests/trackers
 
 hosts: .venv-hosts/.hosts  ## the tests of other trainers, with these; some minutes
 	for name in hosts hosts_transformers hosts_lightning; do \
-		timeout 600 .venv-hosts/bin/python -m pytest -n $(JOBS) tests/$$name || exit 1; \
+		timeout 1200 .venv-hosts/bin/python -m pytest -n $(JOBS) tests/$$name || exit 1; \
 	done
-	timeout 600 .venv-hosts/bin/python -m pytest -n $(JOBS) -k test_it_decides_in_other_trainers \
+	timeout 1200 .venv-hosts/bin/python -m pytest -n $(JOBS) -k test_it_decides_in_other_trainers \
 		tests/testing/test_our_plugins.py tests/*/test_contract.py
 
 oldhosts: .venv-oldhosts/.hosts  ## the same runs in the oldest of the other trainers that are declared
 	for name in transformers lightning; do \
-		timeout 600 .venv-oldhosts/bin/python -m pytest -n $(JOBS) -W ignore::DeprecationWarning \
+		timeout 1200 .venv-oldhosts/bin/python -m pytest -n $(JOBS) -W ignore::DeprecationWarning \
 			tests/hosts_$$name/test_matrix.py || exit 1; \
 	done
 
