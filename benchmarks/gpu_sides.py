@@ -3,7 +3,7 @@ others. Each is a function of a task and a clock, and trains the task's model fo
 
 All share one compiled model, so that it is compiled once; each turn has a fresh optimizer. All
 compute in bf16, clip by a norm of 1, and read the loss every 10 updates, but for nanoGPT's way,
-which reads it each time.
+which reads it each time, and Lightning, which reads none here.
 """
 
 from __future__ import annotations
