@@ -153,12 +153,20 @@ def test_a_folder_that_cannot_be_written_but_has_the_tokens_serves_them(tmp_path
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
-    for name, age in ((".new-old", 90_000), (".new-young", 60)):
+    for name, age in (
+        (".trainer-lm-new-old", 90_000),
+        (".trainer-lm-new-young", 60),
+        (".new-of-others", 90_000),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half.npy").write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     path = TokenCache(tmp_path).tokens(b"some text", ByteTokenizer())
-    assert {p.name for p in tmp_path.iterdir()} == {".new-young", path.name}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        ".trainer-lm-new-young",
+        ".new-of-others",
+        path.name,
+    }
 
 
 def test_two_processes_may_build_the_same_entry_at_once(tmp_path):

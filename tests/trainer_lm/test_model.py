@@ -156,6 +156,14 @@ def test_generate_is_a_function_of_its_generator():
     assert not torch.equal(first, other)
 
 
+def test_generate_leaves_each_part_in_its_mode():
+    model = make_model().train()
+    model.blocks[0].eval()
+    before = [part.training for part in model.modules()]
+    model.generate(make_ids(1, 3), 2)
+    assert [part.training for part in model.modules()] == before
+
+
 def test_generate_at_temperature_0_takes_the_likeliest():
     model, prompt = make_model(), make_ids(1, 3)
     ids = model.generate(prompt, 4, temperature=0)

@@ -283,6 +283,19 @@ def test_the_library_datasets_itself_loads_wikitext(tmp_path, monkeypatch):
     assert done.stdout.splitlines()[-1:] == ["['a\\n\\nb\\n', 'v\\n']"], done.stderr
 
 
+def test_of_several_splits_for_one_part_the_plain_one_is_taken_and_the_others_are_named(hub):
+    hub.splits = {name: {"text": [name]} for name in ("train_sft", "train", "validation", "notes")}
+    corpus = load("team/set")
+    assert corpus.train == "train\n"
+    assert corpus.notes[-1] == "team/set: splits that are not used: notes, train_sft"
+
+
+def test_several_splits_for_one_part_are_refused_by_name(hub):
+    hub.splits = {name: {"text": [name]} for name in ("train_sft", "train_gen", "validation")}
+    with pytest.raises(UsageError, match=r"several splits for one part .*: train_sft, train_gen\."):
+        load("team/set")
+
+
 def test_a_dataset_without_text_names_its_columns(hub):
     hub.splits = {"train": {"image": [1], "label": [2]}}
     with pytest.raises(UsageError, match="no column 'text'; its columns: image, label"):

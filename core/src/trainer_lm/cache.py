@@ -34,7 +34,7 @@ from .utf8 import pieces
 
 __all__ = ["TokenCache"]
 
-_NEW: Final = ".new-"
+_NEW: Final = ".trainer-lm-new-"
 
 _FORM: Final = b"2 "
 """Raised when the same text and tokenizer make another file."""

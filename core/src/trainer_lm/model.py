@@ -144,13 +144,16 @@ class GPT(nn.Module):
                 f"temperature={temperature}, top_k={top_k}. "
                 "Give 1 token or more, n and temperature of 0 or more, top_k of 1 or more."
             )
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         ids = prompt_ids
-        for _ in range(n):
-            logits = self(ids[:, -self.block_size :])[:, -1].float()  # (B, V)
-            ids = torch.cat((ids, _sample(logits, temperature, top_k, generator)), dim=1)
-        self.train(was_training)
+        try:
+            for _ in range(n):
+                logits = self(ids[:, -self.block_size :])[:, -1].float()  # (B, V)
+                ids = torch.cat((ids, _sample(logits, temperature, top_k, generator)), dim=1)
+        finally:
+            for module, mode in modes:
+                module.training = mode
         return ids
 
 

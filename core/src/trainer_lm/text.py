@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import io
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,10 +127,9 @@ def _load_hub(name: str) -> Corpus:
             f"could not be loaded: {reason.rstrip('.')}. {_WAYS}"
         ) from error
     texts: dict[str, _Reader] = {}
-    for split, rows in splits.items():
-        role = read_role(split)
-        if role is None:
-            continue
+    found = _choose_splits(name, list(splits))
+    for role, split in found.items():
+        rows = splits[split]
         if "text" not in rows.column_names:
             raise UsageError(
                 f"--dataset {name} has no column 'text'; its columns: "
@@ -141,7 +141,31 @@ def _load_hub(name: str) -> Corpus:
             f"--dataset {name} has no split named train, validation or test; its splits: "
             f"{', '.join(splits)}. Write the text to a file and use --dataset FILE."
         )
-    return _corpus(name, texts)
+    corpus = _corpus(name, texts)
+    others = sorted({*splits} - {*found.values()})
+    note = [f"{name}: splits that are not used: {', '.join(others)}"] if others else []
+    return dataclasses.replace(corpus, notes=(*corpus.notes, *note))
+
+
+def _choose_splits(name: str, splits: Iterable[str]) -> dict[str, str]:
+    """Returns role -> its split: of several the one whose name is the role's alone.
+
+    Raises:
+        UsageError: of several none is.
+    """
+    by_role: defaultdict[str, list[str]] = defaultdict(list)
+    for split in splits:
+        if (role := read_role(split)) is not None:
+            by_role[role].append(split)
+    for role, names in by_role.items():
+        plain = [split for split in names if split == role]
+        if len(names) > 1 and not plain:
+            raise UsageError(
+                f"--dataset {name} has several splits for one part of the text: "
+                f"{', '.join(names)}. Write the text of one to a file and use --dataset FILE."
+            )
+        by_role[role] = plain or names
+    return {role: names[0] for role, names in by_role.items()}
 
 
 def _corpus(name: str, texts: Mapping[str, _Reader]) -> Corpus:
