@@ -2,8 +2,8 @@
 waits for the garbage collector.
 """
 
-import contextlib
 import gc
+import signal
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def raising(hook, error):
 
 
 def train_quietly(place, callback):
-    """A run with a callback that stands around others, which ends in whatever it does."""
+    """A run with a callback that stands around others; returns the text of what it ended in."""
     model = nn.Linear(SIZES[0], 1)
     config = TrainerConfig(epochs=1, output_dir=place, device="cpu", snapshot_interval=1)
     batches = list(torch.randn(4, 3, SIZES[0]))
@@ -105,16 +105,20 @@ def train_quietly(place, callback):
         discover=False,
         progress=False,
     )
-    with contextlib.suppress(BaseException):
+    try:
         trainer.train()
+    except BaseException as error:
+        return str(error)
+    return ""
 
 
-def check_left(make, place):
+def check_left(make, place, end=""):
     train_quietly(place / "warm", make())
     before = find_tensors()
-    train_quietly(place / "run", make())
+    said = train_quietly(place / "run", make())
     left = [each for key, each in find_tensors().items() if key not in before]
     assert [(each.shape, each.dtype) for each in left] == []
+    assert end in said if end else not said
 
 
 HOOKS = """
@@ -126,7 +130,7 @@ on_final_saved
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("hook", HOOKS.split())
 def test_a_run_leaves_no_tensor_wherever_it_fails(no_collector, tmp_path, hook, error):
-    check_left(lambda: raising(hook, error), tmp_path)
+    check_left(lambda: raising(hook, error), tmp_path, "the end")
 
 
 def test_a_run_whose_snapshots_fail_leaves_no_tensor(no_collector, tmp_path):
@@ -134,12 +138,13 @@ def test_a_run_whose_snapshots_fail_leaves_no_tensor(no_collector, tmp_path):
         def on_train_start(self, trainer):
             (trainer.output_dir / "snapshots").write_text("in the way")
 
-    check_left(FullDisk, tmp_path)
+    check_left(FullDisk, tmp_path, "could not be written")
 
 
 def test_a_run_with_pictures_leaves_no_tensor(no_collector, tmp_path):
     check_left(lambda: GradientMonitorCallback(monitor_interval=1), tmp_path)
     check_left(LRFinderCallback, tmp_path / "rates")
+    assert {each.parent.name for each in tmp_path.rglob("*.png")} >= {"run"}
 
 
 def test_a_started_run_that_nobody_holds_is_gone_without_a_word(monkeypatch, tmp_path):
@@ -147,11 +152,12 @@ def test_a_started_run_that_nobody_holds_is_gone_without_a_word(monkeypatch, tmp
     monkeypatch.setattr("sys.unraisablehook", said.append)
     model = nn.Linear(SIZES[0], 1)
     run = Run(model, torch.optim.Adam(model.parameters()), discover=False, progress=False)
-    context = run.start()
+    context, handlers = run.start(), [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))]
     context.__enter__()
     del run, context
     gc.collect()
     assert said == []
+    assert [*map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))] == handlers
     train_by_hand(tmp_path)  # another one may start
 
 

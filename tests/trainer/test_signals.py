@@ -210,12 +210,13 @@ def test_the_earlier_handler_of_sigterm_is_chained_and_put_back():
 
     before = signal.signal(signal.SIGTERM, earlier)
     try:
-        flags = SignalFlags().__enter__()
+        caught = SignalFlags().caught()
+        flags = caught.__enter__()
         os.kill(os.getpid(), signal.SIGTERM)
         assert flags.terminated
         assert called == [signal.SIGTERM]
         with pytest.raises(SystemExit, match="9"):
-            flags.__exit__(None, None, None)
+            caught.__exit__(None, None, None)
         assert signal.getsignal(signal.SIGTERM) is earlier
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -224,7 +225,7 @@ def test_the_earlier_handler_of_sigterm_is_chained_and_put_back():
 def test_a_child_that_inherits_the_handler_of_sigterm_does_nothing():
     before = signal.signal(signal.SIGTERM, lambda number, frame: os._exit(9))
     try:
-        with SignalFlags() as flags:
+        with SignalFlags().caught() as flags:
             child = os.fork()
             if child == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -237,7 +238,7 @@ def test_a_child_that_inherits_the_handler_of_sigterm_does_nothing():
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with SignalFlags():
+        with SignalFlags().caught():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -58,7 +58,7 @@ class Lifetime:
             stack.enter_context(_alone(self))
             stack.enter_context(setup.session.open(resume))
             stack.enter_context(setup.precision.setting())
-            signals = stack.enter_context(SignalFlags())
+            signals = stack.enter_context(SignalFlags().caught())
             setup.decider.start(signals)
             view.senders.start(lambda: signals.raised)
             stack.callback(view.senders.close)

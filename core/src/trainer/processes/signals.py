@@ -23,7 +23,7 @@ _WATCHED: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class SignalFlags:
-    """Context manager: while it is open, the first signal of each kind only sets a flag.
+    """What signals have asked for. While `caught` is open, the first of each kind only sets a flag.
 
     A second SIGINT raises KeyboardInterrupt at once; a second SIGTERM changes nothing, so that it
     cannot break a write. The earlier handlers are put back at the end; one of SIGTERM that is a
@@ -44,7 +44,22 @@ class SignalFlags:
         """Whether a signal asked for the end."""
         return self.terminated or self.interrupted
 
-    def __enter__(self) -> SignalFlags:
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[SignalFlags]:
+        """Catches the signals; also where nobody comes to close it, and it is collected."""
+        self._install()
+        try:
+            yield self
+        finally:
+            self._put_back()
+        late, self._late = self._late, None
+        try:
+            if late is not None:
+                raise late
+        finally:
+            del late  # whose traceback has this frame
+
+    def _install(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in _WATCHED:
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -54,18 +69,11 @@ class SignalFlags:
                 "this run is not in the main thread, in which alone signals can be caught: SIGTERM "
                 "and Ctrl-C end it at once, without a snapshot."
             )
-        return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def _put_back(self) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._earlier.clear()
-        late, self._late = self._late, None
-        try:
-            if late is not None and error is None:
-                raise late
-        finally:
-            del late, error  # whose tracebacks have this frame
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
