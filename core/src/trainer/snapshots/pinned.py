@@ -60,7 +60,7 @@ class Slabs:
 
     def __init__(self, *, pin: bool = True) -> None:
         """Holds nothing yet; without `pin` all of it is ordinary."""
-        self._pin, self._may_pin = pin, pin
+        self._pin, self._may_pin, self._has_pinned = pin, pin, False
         self._free: defaultdict[int, list[tuple[Tensor, int]]] = defaultdict(list)
         self._thread: threading.Thread | None = None
 
@@ -108,7 +108,8 @@ class Slabs:
         self._free.clear()
         self._pin = self._may_pin
         empty = getattr(torch.accelerator, "empty_host_cache", None)  # not in every torch
-        if self._may_pin and empty is not None:
+        if self._has_pinned and empty is not None:
+            self._has_pinned = False
             with contextlib.suppress(RuntimeError):  # a card that fails has said so, or will
                 torch.accelerator.synchronize()  # or torch thinks that copies are under way
                 empty()
@@ -125,7 +126,9 @@ class Slabs:
     def _allocate(self, size: int) -> Tensor:
         if self._pin:
             try:
-                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+                slab = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+                self._has_pinned = True
+                return slab
             except RuntimeError as error:
                 self._pin = False
                 logger.warning(
