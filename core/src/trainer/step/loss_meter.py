@@ -97,9 +97,10 @@ class LossMeter:
         """
         if self._summed:
             return self._fetch_sums(verdict, name, overflows=overflows)
-        if not name and not isinstance(verdict, Tensor) and self._ranks.is_alone:
-            self.own_verdict = verdict or 0.0
-            return self._fetch_here(self._pending.pop("", _NONE), overflows=overflows)
+        pairs = self._pending.get(name, _NONE)
+        is_plain = len(pairs) == 1 and not name and self._ranks.is_alone
+        if is_plain and not isinstance(verdict, Tensor):
+            return self._fetch_one(*pairs.pop(), verdict or 0.0, overflows=overflows)
         read, weights, items, unnamed = self.take(name)
         if isinstance(verdict, Tensor):
             *values, own = read_scalars([*read, verdict])
@@ -112,17 +113,14 @@ class LossMeter:
             found = self._ranks.total(found, "update")
         return self.admit(found, name, overflows=overflows)
 
-    def _fetch_here(self, pairs: Sequence[tuple[Tensor, float]], *, overflows: bool) -> bool:
-        """As `fetch`, of losses without a name, where the verdict is read and nobody else asked."""
-        total = count = 0.0
-        for loss, items in pairs:
-            total += loss.item() * items
-            count += items
-        self.total, self.verdict = total, self.own_verdict
-        if not (math.isfinite(total) and (overflows or math.isfinite(self.verdict))):
+    def _fetch_one(self, loss: Tensor, items: float, verdict: float, *, overflows: bool) -> bool:
+        """As `fetch`, of one loss without a name, in a process that is alone."""
+        self.total = total = loss.item() * items
+        self.verdict = self.own_verdict = verdict
+        if not (math.isfinite(total) and (overflows or math.isfinite(verdict))):
             return False
-        if count:
-            self._sums[""].add(total, count)
+        if items:
+            self._sums[""].add(total, items)
         return True
 
     @property
