@@ -71,8 +71,10 @@ def measure(
     clocks = {
         name: take_turn(name, min(side.updates, 20), watch=True) for name, side in sides.items()
     }
+    if BASE in left_out:
+        sys.exit(f"there is nothing to compare with: {BASE} failed ({left_out[BASE]}).")
     whole = {name: each for name, each in figures.items() if name not in left_out}
-    found = summarise(whole, next(iter(whole)))
+    found = summarise(whole, BASE)
     for name, row in found.items():
         if (waits := clocks[name].waits) is not None:
             row["waits"] = waits / min(sides[name].updates, 20)
@@ -214,8 +216,10 @@ def main() -> None:
     write()
     small = make_task(device, batches[1], options, **facts, shared=large)
     some = {name: there[name] for name in SHORT if name in results["large"]}
-    results["small"] = measure(small, some, arguments.rounds, left_out)
-    print_sides(small, results["small"], peak, {})
+    failed: dict[str, str] = {}
+    results["small"] = measure(small, some, arguments.rounds, failed)
+    left_out.update({f"{name}, batch {batches[1]}": why for name, why in failed.items()})
+    print_sides(small, results["small"], peak, failed)
     write()
     with tempfile.TemporaryDirectory() as folder:
         results["snapshots"] = measure_snapshots(small, arguments.rounds, Path(folder))
