@@ -33,6 +33,7 @@ train: $(VENV)/.run  ## train a small language model: early stopping, gradient m
 test: $(VENV)/.dev  ## run every test
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
+# A session of these that has not ended in 20 minutes hangs: CI runs two at a time.
 trackers: .venv-trackers/.trackers  ## the tests of MLflow, trackio and W&B, with their own clients
 	timeout 1200 .venv-trackers/bin/python -m pytest -n $(JOBS) tests/trackers
 

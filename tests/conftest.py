@@ -137,7 +137,7 @@ class Site:
 @pytest.fixture(scope="session")
 def forked() -> Callable[..., int | None]:
     """Runs a function in a process that is forked off this one, so that torch is imported once;
-    returns its exit code, which is negative for a signal, or None where it has not ended.
+    returns its exit code, which is negative for a signal.
     """
     importlib.import_module("torch._dynamo")  # or each process does, for its optimizer
 
@@ -145,7 +145,11 @@ def forked() -> Callable[..., int | None]:
         forking = multiprocessing.get_context("fork")
         process = forking.Process(target=work, args=arguments, kwargs=named)
         process.start()
-        process.join(60)
+        process.join(200)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            pytest.fail("a forked process has not ended in 200 seconds")
         return process.exitcode
 
     return run

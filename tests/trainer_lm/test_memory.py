@@ -65,7 +65,9 @@ import resource, sys
 from trainer_lm.cli import main
 import torch, numpy
 
-resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (2 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 sys.exit(main(["--n_embd", "4096", "--n_layer", "24", "--dry_run", "--device", "cpu"]))
 """
 

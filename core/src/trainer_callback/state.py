@@ -41,8 +41,9 @@ def to_plain(value: object, path: str = "state", *, copy_tensors: bool = True) -
         copy_tensors: False keeps the tensors themselves, for a caller that copies them later.
 
     Raises:
-        StateError: something else (so is a tensor that has no values of its own), or a container
-            that contains itself or a hundred others; the message has the path to it.
+        StateError: something else (so is a tensor in a set or in a key, or one that has no values
+            of its own), or a container that contains itself or a hundred others; the message has
+            the path to it.
     """
     return _Converter(copy_tensors).convert(value, path, ())
 

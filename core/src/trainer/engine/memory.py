@@ -16,7 +16,7 @@ __all__ = ["OutOfMemoryError", "explain_memory", "explaining"]
 
 
 _SIGN: Final = re.compile(
-    r"[\w: ]{0,40}out of memory|DefaultCPUAllocator: [\w' ]+|\w+_ALLOC_FAILED"
+    r"(?:CUDA|HIP|MPS|XPU)[\w: ]{0,40}out of memory|DefaultCPUAllocator: [\w' ]+|\w+_ALLOC_FAILED"
     r"|Cannot allocate memory"
 )
 """What torch and the system say. It stays in the message, for others look for it there: those that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import warnings
@@ -79,6 +80,7 @@ def draw_picture(state: MonitorState, vanish_threshold: float, clip_limit: float
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(buffer, format="png", metadata={"Software": MARK})
+    gc.collect()  # matplotlib leaves exceptions in circles, whose frames lead to the run's
     return buffer.getvalue()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -55,7 +54,6 @@ class Report:
         limits = (self._vanish_threshold, self._clip_limit)
         self._write(self.page, lambda: render_page(state, last, *limits).encode())
         self._write(self.picture, lambda: draw_picture(state, *limits))
-        gc.collect()  # matplotlib leaves exceptions in circles, whose frames lead to the run's
         end = time.monotonic()
         self._not_before = end + _SHARE * (end - start)
 
