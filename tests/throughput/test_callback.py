@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer import Run, TrainerConfig
 from trainer_callback import TrainerCallback
 from trainer_throughput import ThroughputCallback
 
@@ -223,3 +224,49 @@ def test_a_count_that_is_not_certain_is_told_once(make, caplog):
 def test_an_interval_beyond_the_run_is_told_once(make, caplog):
     make(ThroughputCallback(interval=9), max_steps=5).train()
     assert caplog.text.count("interval 9 has no effect in a run of 5 updates") == 1
+
+
+class Loop:
+    """A loop of one's own, of 6 batches of 3, that takes a second for each optimizer's half."""
+
+    def __init__(self, clock, *callbacks, names):
+        parts = {name: nn.Linear(4, 1) for name in names}
+        rates = {name: torch.optim.SGD(part.parameters()) for name, part in parts.items()}
+        config = TrainerConfig(epochs=1, device="cpu", log_interval=1000)
+        self.run = Run(parts, rates, config=config, callbacks=callbacks, discover=False)
+        self.clock, self.names = clock, names
+
+    def train(self, passed_over=()):
+        with self.run.start():
+            for _ in self.run.epochs():
+                for number, batch in enumerate(self.run.batches(SlowLoader(self.clock))):
+                    if number in passed_over:
+                        self.clock.sleep(4)
+                        continue
+                    for name in self.names:
+                        self.clock.sleep(1)
+                        self.run.backward(self.run.module[name](batch).mean(), name)
+                        self.run.step(name)
+
+
+def test_an_update_takes_the_time_of_all_its_optimizers(logged, clock):
+    slow = type("Slow", (TrainerCallback,), {"on_step_end": lambda self: clock.sleep(100)})()
+    Loop(clock, ThroughputCallback(interval=6), slow, logged, names=("a", "b", "c")).train()
+    values = logged.values[6]
+    assert values["step_ms_p50"] == 5000  # 2 s for the batch, and 3 for three optimizers
+    assert values["items_per_s"] == 3 / 5
+    assert values["data_wait_share"] == 2 / 5
+
+
+def test_of_a_batch_that_is_passed_over_the_time_counts_and_the_items_do_not(logged, clock):
+    Loop(clock, ThroughputCallback(interval=4), logged, names=("a",)).train(passed_over=(2, 3))
+    values = logged.values[4]
+    assert values["step_ms_p99"] == 3000 + 2 * 6000
+    assert values["items_per_s"] == 9 / (3 * 3 + 2 * 6)
+
+
+def test_what_stands_behind_an_epoch_is_left_out_where_its_last_batch_is_passed_over(logged, clock):
+    slow = type("Slow", (TrainerCallback,), {"on_epoch_end": lambda self: clock.sleep(100)})()
+    loop = Loop(clock, ThroughputCallback(interval=1), slow, logged, names=("a",))
+    loop.train(passed_over=(5,))
+    assert logged.values[5]["step_ms_p99"] == 3000

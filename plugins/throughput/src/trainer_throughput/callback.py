@@ -114,28 +114,24 @@ class ThroughputCallback(TrainerCallback):
     def on_backward_end(  # type: ignore[override]  # a wrapper: yields to all other callbacks
         self,
     ) -> Generator[None, object, object]:
-        self._watch.pause()
-        try:
-            return (yield)
-        finally:
-            self._watch.go_on()
+        return (yield from self._left_out())
 
-    @hookimpl(tryfirst=True)
-    def on_step_end(self, trainer: TrainerProtocol, skipped: bool) -> None:
-        self._watch.end_batch()  # what others do behind an update is not training
+    @hookimpl(wrapper=True)
+    def on_step_end(  # type: ignore[override]
+        self,
+    ) -> Generator[None, object, object]:
         self._updated = True
+        return (yield from self._left_out())  # in a batch there may be steps of several optimizers
 
-    @hookimpl(trylast=True)
-    def on_batch_end(self, trainer: TrainerProtocol) -> None:  # type: ignore[override]
+    @hookimpl(wrapper=True)
+    def on_batch_end(  # type: ignore[override]
+        self, trainer: TrainerProtocol
+    ) -> Generator[None, object, object]:
         self._watch.end_batch()
-        if not self._updated:
-            return
-        self._updated = False
-        self._watch.end_update()
-        if trainer.step % self.interval == 0:
-            total = Update.sum(self._watch.recent)
-            values = {**self._rates(trainer, total), **self._step_times()}
-            trainer.log({f"throughput/{name}": value for name, value in values.items()})
+        answer = yield
+        self._watch.start_gap()
+        self._end_update(trainer)
+        return answer
 
     @hookimpl(trylast=True)
     def should_stop_training(self, trainer: TrainerProtocol) -> None:
@@ -168,6 +164,25 @@ class ThroughputCallback(TrainerCallback):
         if "peak_memory_gib" in values:
             parts.append(f"{values['peak_memory_gib']:,.2f} GiB of memory at most")
         logger.info("throughput: %s.", ", ".join(parts))
+
+    def _left_out(self) -> Generator[None, object, object]:
+        """What others do while it waits is not training."""
+        self._watch.pause()
+        try:
+            return (yield)
+        finally:
+            self._watch.go_on()
+
+    def _end_update(self, trainer: TrainerProtocol) -> None:
+        """Counts, and logs, the update that the batch has ended, if it has ended one."""
+        if not self._updated:
+            return
+        self._updated = False
+        self._watch.end_update()
+        if trainer.step % self.interval == 0:
+            total = Update.sum(self._watch.recent)
+            values = {**self._rates(trainer, total), **self._step_times()}
+            trainer.log({f"throughput/{name}": value for name, value in values.items()})
 
     def _find_flops(self, trainer: TrainerProtocol, batch: Any) -> None:
         if self._flops is None:

@@ -62,11 +62,12 @@ class Stopwatch:
         self._updates = 0
         self._gap: float | None = None
         self._batch: float | None = None
+        self._count = 0
         self._update = Update()
 
     def start_gap(self) -> None:
-        """From now on the loop waits for a batch."""
-        self._gap = self._clock()
+        """From now on the loop waits for a batch, whether the one before has ended or not."""
+        self._gap, self._batch = self._clock(), None
 
     def restart_gap(self) -> None:
         """As `start_gap`, unless the gap was dropped."""
@@ -78,12 +79,14 @@ class Stopwatch:
         self._gap = None
 
     def start_batch(self, count: int) -> None:
-        """A batch of `count` tokens or items is there."""
+        """A batch of `count` tokens or items is there. Of one before it that did not end the time
+        counts and the items do not.
+        """
+        self.pause()
         now = self._clock()
         if self._gap is not None:
             self._update.wait += now - self._gap
-        self._update.count += count
-        self._gap, self._batch = None, now
+        self._gap, self._batch, self._count = None, now, count
 
     def pause(self) -> None:
         """Something else than training begins, inside a batch."""
@@ -97,10 +100,9 @@ class Stopwatch:
 
     def end_batch(self) -> None:
         """The batch is done; waiting for the next one begins."""
-        now = self._clock()
-        if self._batch is not None:
-            self._update.work += now - self._batch
-        self._gap, self._batch = now, None
+        self.pause()
+        self._update.count += self._count
+        self.start_gap()
 
     def end_update(self) -> None:
         """The batch that is done was the last one of an update."""
