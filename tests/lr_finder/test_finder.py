@@ -224,6 +224,25 @@ def test_a_loader_that_gives_its_batches_once_is_refused():
         trainer.train()
 
 
+@pytest.mark.parametrize("hold", [lambda base: base, lambda base: [base], lambda base: {"a": base}])
+def test_an_optimizer_that_has_another_one_is_refused_before_it_has_a_trace(make, hold):
+    bases = []
+
+    class Around(torch.optim.Optimizer):
+        def __init__(self, model):
+            bases.append(torch.optim.Adam(model.parameters(), lr=1e-3))
+            self.held = hold(bases[0])
+            super().__init__(bases[0].param_groups, bases[0].defaults)
+            self.param_groups = bases[0].param_groups
+
+        def step(self, closure=None):
+            bases[0].step()
+
+    with pytest.raises(UsageError, match=r"another one in Around\.held"):
+        make(LRFinderCallback(steps=10), optimizer=Around).train()
+    assert not bases[0].state
+
+
 SCRIPT = """
 import json, os, sys
 import torch

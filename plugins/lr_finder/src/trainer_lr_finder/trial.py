@@ -7,8 +7,10 @@ import copy
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from trainer_callback import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +57,13 @@ class TrialOptimizer:
     """
 
     def __init__(self, trainer: TrainerProtocol) -> None:
-        """Copies the run's."""
+        """Copies the run's.
+
+        Raises:
+            UsageError: it has another one, whose steps would count.
+        """
         given = trainer.optimizer
+        _refuse_wrapper(given)
         self._own = copy.copy(given)
         for name, value in vars(given).items():  # torch copies what it knows itself
             if name != "step" and name not in vars(self._own):
@@ -94,3 +101,18 @@ class TrialOptimizer:
             self._scale = max(1.0, self._scale / 2)
         for parameter in present:
             parameter.grad = None
+
+
+def _refuse_wrapper(optimizer: torch.optim.Optimizer) -> None:
+    import torch
+
+    for name, value in vars(optimizer).items():
+        each: Iterable[object] = value.values() if isinstance(value, Mapping) else [value]
+        each = value if isinstance(value, (list, tuple)) else each
+        if any(isinstance(one, torch.optim.Optimizer) for one in each):
+            kind = type(optimizer).__name__
+            raise UsageError(
+                f"LRFinderCallback: the optimizer {kind} has another one in {kind}.{name}, which "
+                "would keep the updates that are tried. Look for a rate with a plain optimizer, or "
+                "leave LRFinderCallback out."
+            )
