@@ -73,6 +73,17 @@ class WeightAverage:
             if name in averages
         }
 
+    def share_buffers(self) -> None:
+        """Gives all processes the main one's averages of buffers; all have to call it. Each has
+        averaged the statistics of its own batches, which the main one's replace behind each update.
+        """
+        import torch
+
+        buffers = {name for name, _ in self._model.named_buffers()}
+        for name, average in self.averages.items():
+            if name in buffers and not is_sharded(average):
+                torch.distributed.broadcast(average, 0)
+
     def swap_in(self) -> None:
         """Puts the averages into the model, in place, until `swap_out`."""
         if self._own is None:

@@ -157,6 +157,7 @@ class EMACallback(TrainerCallback):
     @hookimpl(tryfirst=True)
     def on_validation_start(self, trainer: TrainerProtocol) -> None:
         if self.use_for_validation and self._average is not None:
+            self._share_buffers(trainer, self._average)
             self._average.swap_in()
 
     @hookimpl(wrapper=True)
@@ -200,6 +201,7 @@ class EMACallback(TrainerCallback):
         for other in self._others.values():
             if other.updates <= self.every:
                 self._average.forget(other.names)
+        self._share_buffers(trainer, self._average)
         self._average.copy_in()
         if hasattr(trainer, "note_weights"):
             validated = trainer.step if self._is_validated else None
@@ -230,6 +232,11 @@ class EMACallback(TrainerCallback):
     def _start(self, trainer: TrainerProtocol) -> None:
         self.updates, self._first, self._others, self._keys = 0, trainer.optimizer, {}, {}
         self._average = WeightAverage(trainer.model, use_buffers=self.use_buffers)
+
+    def _share_buffers(self, trainer: TrainerProtocol, average: WeightAverage) -> None:
+        if self.use_buffers and average.averages and trainer.world_size > 1:
+            trainer.total({"averages": len(average.averages)})  # no broadcast before all are here
+            average.share_buffers()
 
     def _swap_out(self) -> None:
         if self._average is not None:
