@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import random
+from collections import deque
+from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from trainer import Run, Trainer, TrainerConfig
+from trainer.data.copies import copy_loader
 from trainer_callback import TrainerCallback, UsageError
 
 HOOKS = ["on_train_start", "on_epoch_start", "on_step_end", "on_epoch_end", "on_train_end"]
@@ -78,11 +82,11 @@ def square(model, batch):
     return model(batch).square().mean()
 
 
-def train(loader, *callbacks, **settings):
+def train(loader, *callbacks, lr=0.01, **settings):
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
-    config = TrainerConfig(epochs=2, device="cpu", **settings)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    config = TrainerConfig(**{"epochs": 2, "device": "cpu", **settings})
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     Trainer(
         model, optimizer, loader, loss_fn=square, config=config, callbacks=callbacks, discover=False
     ).train()
@@ -150,6 +154,121 @@ def test_generators_and_counts_of_the_data_side_are_not_moved(make):
     passes = Passes()
     assert torch.equal(train(make()), train(make(), passes))
     assert len({*passes.sizes}) == 1
+
+
+class Kept:
+    """Shuffles in place what it keeps, and reads it as it goes."""
+
+    def __init__(self, kept, count=100, shuffle=random.shuffle):
+        self.kept, self.count, self.shuffle = kept, count, shuffle
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        parts = [self.kept]
+        if not isinstance(self.kept, (list, numpy.ndarray, torch.Tensor)):
+            kept = self.kept if isinstance(self.kept, (dict, deque)) else vars(self.kept)
+            parts = [*(kept.values() if isinstance(kept, dict) else kept)]
+        for part in parts:
+            self.shuffle(part)
+            for each in part:
+                yield int(each)
+
+
+class KeptSampler(Kept, torch.utils.data.Sampler):
+    pass
+
+
+class KeptBatches(Kept):
+    def __iter__(self):
+        return (torch.full((1, 4), float(each)) for each in super().__iter__())
+
+
+class KeptStream(KeptBatches, IterableDataset):
+    pass
+
+
+def shuffle_tensor(kept):
+    kept[:] = kept[torch.randperm(len(kept))]
+
+
+KEPT = {
+    "a list": lambda: {"kept": [*range(100)]},
+    "lists in a dict": lambda: {"kept": {0: [*range(50)], 1: [*range(50, 100)]}},
+    "lists in a deque": lambda: {"kept": deque([[*range(50)], [*range(50, 100)]])},
+    "many lists": lambda: {"kept": {k: [2 * k, 2 * k + 1] for k in range(80)}, "count": 160},
+    "an array": lambda: {"kept": numpy.arange(100), "shuffle": numpy.random.shuffle},
+    "a tensor": lambda: {"kept": torch.arange(100), "shuffle": shuffle_tensor},
+    "an object's": lambda: {"kept": SimpleNamespace(order=[*range(100)])},
+}
+
+
+class Begins(TrainerCallback):
+    def on_step_end(self, trainer):
+        if trainer.step == 3:
+            next(trainer.pass_over_training_data())
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_what_a_sampler_shuffles_in_place_is_the_passs_own(what):
+    seen = [[], []]
+    for found, callbacks in zip(seen, ([], [Begins()]), strict=True):
+        sampler = KeptSampler(**KEPT[what]())
+        data = torch.arange(float(len(sampler)))[:, None].expand(-1, 4)
+        note_batches(DataLoader(data, batch_size=2, sampler=sampler), found, *callbacks)
+    assert seen[0] == seen[1]
+    assert len({*seen[1]}) == len(sampler)
+
+
+@pytest.mark.parametrize("what", ["a list", "lists in a dict", "an array", "a tensor"])
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_what_a_stream_shuffles_in_place_is_the_passs_own(what, is_plain):
+    seen = [[], []]
+    for found, callbacks in zip(seen, ([], [Begins()]), strict=True):
+        kept = KEPT[what]()
+        loader = KeptBatches(**kept) if is_plain else DataLoader(KeptStream(**kept), None)
+        note_batches(loader, found, *callbacks)
+    assert seen[0] == seen[1]
+    assert len({*seen[1]}) == 100
+
+
+def note_batches(loader, seen, *callbacks):
+    class Notes(TrainerCallback):
+        def on_batch_start(self, trainer, batch):
+            seen.extend(batch[:, 0].tolist())
+
+    train(loader, Notes(), *callbacks, lr=1e-6, epochs=1)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+class RowStream(IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_the_data_themselves_are_not_copied():
+    for rows in ([1.0] * 8, numpy.ones(8), torch.ones(8)):
+        made = copy_loader(DataLoader(Rows(rows), sampler=torch.utils.data.SequentialSampler(rows)))
+        assert made.dataset.rows is rows
+        assert made.sampler.data_source is rows
+    rows = torch.empty(2**24 + 1)  # 64 MiB
+    assert copy_loader(DataLoader(RowStream(rows), batch_size=2)).dataset.rows is rows
+    assert copy_loader(DataLoader(RowStream([rows]), batch_size=2)).dataset.rows[0] is rows
+    assert copy_loader(DataLoader(rows, batch_size=2, shuffle=True)).dataset is rows
 
 
 def test_a_pass_that_lasts_over_several_updates_is_not_noticed():
