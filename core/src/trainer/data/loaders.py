@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -25,7 +26,7 @@ from .copies import copy_loader, copy_of_kept_place
 from .draws import draw_from, draws_here
 from .loader_check import check_loader, check_whole
 from .place import pass_over_indices, tells_position, works_by_indices
-from .shares import divide, is_divided, promised_size, samplers_of
+from .shares import BatchShare, divide, is_divided, promised_size, samplers_of
 
 __all__ = ["EmptyLoaderError", "EpochLoader"]
 
@@ -226,9 +227,7 @@ class EpochLoader:
         """Returns the batches from `skip` on, all seeds set for `epoch`."""
         loader = self._loader
         self._seed_loader(epoch)
-        self._stream = None
-        if draws_here(loader, self.length):
-            self._stream = RandomStream(_make_seed(self._seed, epoch, "draws"))
+        self._stream = self._make_stream(epoch) if draws_here(loader, self.length) else None
         if skip and state is not None and tells_position(loader):
             loader.load_state_dict(state["loader"])
             batches = draw_from(self._stream, loader)
@@ -244,6 +243,17 @@ class EpochLoader:
                 f"behind batch {skip} of it. Give it the data of the snapshot's run."
             )
         return batches
+
+    def _make_stream(self, epoch: int) -> RandomStream:
+        """Returns the stream of what the loader draws; of one that is divided, what its items draw,
+        and its sampler gets one that is the same in all processes.
+        """
+        stream = RandomStream(_make_seed(self._seed, epoch, "draws"))
+        sampler = getattr(self._loader, "batch_sampler", None)
+        if not isinstance(sampler, BatchShare):
+            return stream
+        sampler.start = partial(draw_from, stream)
+        return RandomStream(_make_seed(self._seed, epoch, f"draws of rank {self.ranks.rank}"))
 
     def _seed_loader(self, epoch: int) -> None:
         if hasattr(self._loader, "set_epoch"):

@@ -6,7 +6,7 @@ Letters: W processes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
@@ -65,14 +65,21 @@ _WHOLE: Final = Share(0, 1, in_step=True)
 
 
 class BatchShare(Sampler[list[int]]):
-    """The share of another batch sampler's batches; `sampler` is that one."""
+    """The share of another batch sampler's batches.
+
+    Attributes:
+        sampler: that one.
+        start: begins to go through it; what the items draw must not change what it draws, or the
+            processes would cut their shares from different orders.
+    """
 
     def __init__(self, sampler: Any, share: Share) -> None:
         self.sampler = sampler
         self.share = share
+        self.start: Callable[[Any], Iterator[list[int]]] = iter
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self.share.take(iter(self.sampler))
+        return self.share.take(self.start(self.sampler))
 
     def __len__(self) -> int:
         return self.share.count(len(self.sampler))
