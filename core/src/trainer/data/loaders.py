@@ -25,7 +25,7 @@ from .batch_size import BatchSizes
 from .copies import copy_loader, copy_of_kept_place
 from .draws import draw_from, draws_here
 from .loader_check import check_loader, check_whole
-from .place import pass_over_indices, tells_position, works_by_indices
+from .place import keeps_place, pass_over_indices, tells_position, works_by_indices
 from .shares import BatchShare, divide, is_divided, promised_size, samplers_of
 
 __all__ = ["EmptyLoaderError", "EpochLoader"]
@@ -152,8 +152,8 @@ class EpochLoader:
         """Yields `(batch, is_last)` of `epoch` from batch `skip` on.
 
         Args:
-            state: what `state()` returned at that position, for a loader that can be put there;
-                else the first batches are passed over.
+            state: what `state()` returned at that position, or between two passes, for a loader
+                that can be put there; else the first batches are passed over.
             in_place: called when that is done, before the first batch is fetched.
 
         Raises:
@@ -208,10 +208,12 @@ class EpochLoader:
                 length,
             )
 
-    def state(self) -> dict[str, Any] | None:
+    def state(self, *, in_pass: bool) -> dict[str, Any] | None:
         """Returns the loader's own position, where it has one: the one behind the batch that was
-        yielded last.
+        yielded last, or, between two passes, where the next one begins.
         """
+        if not in_pass:
+            return self._read_position() if keeps_place(self._loader) else None
         return self._ahead if self.length is None else self._read_position()
 
     def _read_position(self) -> dict[str, Any] | None:
@@ -228,6 +230,12 @@ class EpochLoader:
         loader = self._loader
         self._seed_loader(epoch)
         self._stream = self._make_stream(epoch) if draws_here(loader, self.length) else None
+        if not skip and state is not None and keeps_place(loader):
+            loader.load_state_dict(state["loader"])
+            batches = draw_from(self._stream, loader)
+            if (first := next(batches, _END)) is _END:  # so it was put at the end of a pass
+                return self._start(epoch, 0, None)
+            return self._share.take(itertools.chain([first], batches))
         if skip and state is not None and tells_position(loader):
             loader.load_state_dict(state["loader"])
             batches = draw_from(self._stream, loader)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from torch.utils.data import DataLoader, IterableDataset
 
-__all__ = ["Stateful", "pass_over_indices", "tells_position", "works_by_indices"]
+__all__ = ["Stateful", "keeps_place", "pass_over_indices", "tells_position", "works_by_indices"]
 
 
 @runtime_checkable
@@ -32,6 +32,14 @@ def tells_position(loader: Iterable[Any]) -> TypeGuard[Stateful]:
     ):
         return isinstance(loader, Stateful) and hasattr(loader.dataset, "state_dict")
     return isinstance(loader, Stateful)
+
+
+def keeps_place(loader: Iterable[Any]) -> TypeGuard[Stateful]:
+    """Whether what the loader tells between two passes is where the next one begins. Those of
+    torchdata begin each anew, wherever the last one was left.
+    """
+    is_known = isinstance(loader, DataLoader) or type(loader).__module__.startswith("torchdata.")
+    return isinstance(loader, Stateful) and not is_known
 
 
 def works_by_indices(loader: Iterable[Any]) -> TypeGuard[DataLoader[Any]]:

@@ -288,7 +288,7 @@ class Session:
         """Returns the state of everything now; all processes have to call it."""
         position = self._view.position
         self._checkpoint.check_rates(self._view.step)
-        state = self._checkpoint.read(mid_epoch=position.is_mid_epoch)
+        state = self._checkpoint.read(position)
         state["progress"] = position.state()
         states = self._states.collect(self._callbacks, self._view)
         self._ranks.meet("the states of the callbacks")  # where the others hear of a failure

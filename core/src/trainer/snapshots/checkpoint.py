@@ -80,7 +80,7 @@ class Checkpoint:
         self._epoch_rng: dict[str, Any] | None = None
         self._loader_state: dict[str, Any] | None = None
         self._resumed_data: tuple[Any, Mapping[str, Any], Path] | None = None
-        self._in_place = True
+        self._in_place = False
         self._other_schedule = False
         self._unchecked: Position | None = None
         self._resumed_rate: float | None = None
@@ -118,7 +118,7 @@ class Checkpoint:
         if loader is self._loader:
             return
         self._loader = loader
-        self._unkept.use(loader.given)
+        self._unkept.use(loader.given, self._kept.values())
         if self._resumed_data is not None:
             self._compare_data(loader)
         if self._unchecked is not None:
@@ -169,19 +169,15 @@ class Checkpoint:
         """Returns the state of the only optimizer, or of each by its name."""
         return read_updaters(self._updaters, self._model)["optimizer"]
 
-    def read(self, *, mid_epoch: bool) -> dict[str, Any]:
-        """Returns the state now; tensors are those of the run, for the caller to copy. What the
-        other processes have of their own comes along, so all of them have to call this.
-
-        Args:
-            mid_epoch: the loader is inside an epoch, so its own position belongs to the state; the
-                resumed one as long as the loader has not been put there.
+    def read(self, position: Position) -> dict[str, Any]:
+        """Returns the state at `position`; tensors are those of the run, for the caller to copy.
+        What the other processes have of their own comes along, so all of them have to call this.
 
         Raises:
             StateError: a state_dict holds what a snapshot cannot keep; it names the path to it.
         """
         self._unkept.warn()
-        own = self._own_parts(mid_epoch=mid_epoch)
+        own = self._own_parts(position)
         weights, left_out = self._frozen.gather()
         parts = {
             "model": weights,
@@ -288,6 +284,8 @@ class Checkpoint:
         """Remembers where the generators stand when an epoch begins; puts them there where the
         epoch began before a resume, so that what the loop draws before its first batch comes again.
         """
+        if self._in_place and self._config.output_dir is not None:
+            self._loader_state = self._read_place(in_pass=False)
         if resumed and self._epoch_rng is not None:
             restore_rng(self._epoch_rng, self._device)
         else:
@@ -298,26 +296,30 @@ class Checkpoint:
         place changes no generator.
         """
         assert self._loader is not None
-        self._in_place = True
+        state, self._in_place = None if self._in_place else self._loader_state, True
         self._unkept.start_epoch()
         if batch == 0:
-            return self._loader.iterate(epoch)
+            return self._loader.iterate(epoch, 0, state)
         rng = read_rng(self._device)
-        return self._loader.iterate(
-            epoch, batch, self._loader_state, lambda: restore_rng(rng, self._device)
-        )
+        return self._loader.iterate(epoch, batch, state, lambda: restore_rng(rng, self._device))
 
-    def _own_parts(self, *, mid_epoch: bool) -> dict[str, Any]:
+    def _own_parts(self, position: Position) -> dict[str, Any]:
         """Returns what each process has of its own."""
-        place = None
-        if mid_epoch and self._loader is not None:
-            place = self._loader.state() if self._in_place else self._loader_state
+        mid_epoch, place = position.is_mid_epoch, self._loader_state
+        if self._in_place and (position.batch or position.epoch_done):
+            place = self._read_place(in_pass=mid_epoch and not position.body_done)
         return {
             "loader": place,
             "rng": read_rng(self._device),
             "epoch_rng": self._epoch_rng if mid_epoch else None,
             "kept": read_kept(self._kept),
         }
+
+    def _read_place(self, *, in_pass: bool) -> dict[str, Any] | None:
+        """Returns the place of the loader; inside a pass alone of one that the loop keeps."""
+        assert self._loader is not None
+        is_kept = any(each is self._loader.given for each in self._kept.values())
+        return None if is_kept and not in_pass else self._loader.state(in_pass=in_pass)
 
     def _check_batch_position(
         self, loader: EpochLoader, progress: Mapping[str, Any], path: Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..data.place import keeps_place
 from ..data.shares import samplers_of
 from ..step.parameters import name_parameters
 from .model_state import describe_form
@@ -36,6 +37,7 @@ class UnsavedChanges:
         self._optimizers = optimizers
         self._built: dict[str, str] | None = None
         self._loader: Iterable[Any] = ()
+        self._kept: Collection[Any] = ()
         self._buffers: dict[str, Tensor] = {}
         self._data: dict[str, str] = {}
         self._changed: list[str] = []
@@ -51,9 +53,9 @@ class UnsavedChanges:
         self._built, self._repeats = _list_parts(self._model, self._optimizers), repeats
         self.changed: str | None = None
 
-    def use(self, loader: Iterable[Any]) -> None:
-        """Looks at `loader` from here on."""
-        self._loader, self._data, self._epochs = loader, {}, 0
+    def use(self, loader: Iterable[Any], kept: Collection[Any]) -> None:
+        """Looks at `loader` from here on; the loop keeps some things itself."""
+        self._loader, self._kept, self._data, self._epochs = loader, kept, {}, 0
 
     def start_epoch(self) -> None:
         """Remembers, before the first epoch of this process, how all is; compares the data side
@@ -61,9 +63,10 @@ class UnsavedChanges:
         """
         self._epochs += 1
         if self._epochs == 1:
-            self._buffers, self._data = _read_buffers(self._model), _read_data(self._loader)
+            self._buffers = _read_buffers(self._model)
+            self._data = _read_data(self._loader, self._kept)
         elif self._epochs <= 1 + _LOOKS and self._data:
-            now = _read_data(self._loader)
+            now = _read_data(self._loader, self._kept)
             self._changed = [name for name, was in self._data.items() if now.get(name) != was]
 
     def warn(self) -> None:
@@ -145,16 +148,20 @@ def _differs(was: Tensor, now: Tensor | None) -> bool:
     return now is not None and was.shape == now.shape and not torch.equal(was, now)
 
 
-def _read_data(loader: Iterable[Any]) -> dict[str, str]:
+def _read_data(loader: Iterable[Any], kept: Collection[Any]) -> dict[str, str]:
     """Returns the state of what the objects of the data side have of their own, by name: random
-    generators, and the numbers of samplers and of somebody's own loader.
+    generators, and the numbers of samplers, of somebody's own loader, and of a data set that tells
+    its place.
     """
     found: dict[str, str] = {}
     for what, part in _objects_of(loader):
-        if hasattr(part, "set_epoch") or hasattr(part, "load_state_dict"):
+        if hasattr(part, "set_epoch") or any(part is each for each in kept):
             continue  # which follow the epoch, or are kept
+        if what == "loader" and keeps_place(part):
+            continue
+        numbers = what != "data set" or hasattr(part, "load_state_dict")
         for name, value in getattr(part, "__dict__", {}).items():
-            state = _read_state(value, numbers=what != "data set")
+            state = _read_state(value, numbers=numbers)
             is_seeded = what == "sampler" and name == "generator"  # by the trainer
             if state is not None and not is_seeded:
                 found[f"{name!r} of the {what} {type(part).__name__}"] = state
