@@ -173,6 +173,23 @@ def test_a_loop_that_keeps_its_loaders_itself_may_change_between_them(tmp_path):
     assert seen == [*range(1, 5), *range(1, 5), *range(5, 9), *range(5, 9)]
 
 
+def test_two_processes_begin_where_they_stood(tiny, tmp_path):
+    class Wide(Endless):
+        def __iter__(self):
+            return (batch.repeat(1, 4) for batch in super().__iter__())
+
+    def work(place, epochs, resume=False):
+        options = {"loader": Wide(), "epochs": epochs, "max_train_batches": 3}
+        return tiny.trainer(place, **options).train(resume).exit_code
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert tiny.run_ranks(lambda rank: work(whole, 2)) == [0, 0]
+    assert tiny.run_ranks(lambda rank: work(parts, 1)) == [0, 0]
+    assert tiny.run_ranks(lambda rank: work(parts, 2, resume=True)) == [0, 0]
+    assert tiny.newest_state(whole)["other_ranks"][0]["loader"]["loader"] == {"place": 12}
+    assert tiny.difference(tiny.newest_state(whole), tiny.newest_state(parts)) is None
+
+
 def test_a_data_set_whose_place_between_passes_no_snapshot_keeps_is_told(tmp_path, caplog):
     train(tmp_path, lambda: DataLoader(StreamData(), batch_size=2), 3, [])
     assert caplog.text.count("no snapshot keeps 'place' of the data set StreamData") == 1
