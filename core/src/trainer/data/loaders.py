@@ -25,7 +25,13 @@ from .batch_size import BatchSizes
 from .copies import copy_loader, copy_of_kept_place
 from .draws import draw_from, draws_here
 from .loader_check import check_loader, check_whole
-from .place import keeps_place, pass_over_indices, tells_position, works_by_indices
+from .place import (
+    keeps_place,
+    pass_over_indices,
+    read_numbers,
+    tells_position,
+    works_by_indices,
+)
 from .shares import BatchShare, divide, is_divided, promised_size, samplers_of
 
 __all__ = ["EmptyLoaderError", "EpochLoader"]
@@ -91,7 +97,8 @@ class EpochLoader:
         self._fresh = copy_of_kept_place(self._loader)
         self._stream: RandomStream | None = None
         self._ahead: dict[str, Any] | None = None
-        self._is_longer = False
+        self._is_longer = self._is_told = False
+        self._left: dict[str, Any] | None = None
         self.limit: int | None = None
         self.sizes: BatchSizes | None = None
         self.items: float = 1
@@ -120,7 +127,7 @@ class EpochLoader:
         """
         other = copy.copy(self)
         other._loader = copy_loader(self._loader if self._fresh is None else self._fresh)
-        other._in_step, other._stream, other._ahead = False, None, None
+        other._in_step, other._stream, other._ahead, other._left = False, None, None, None
         stream = RandomStream(_make_seed(self._seed, epoch, "pass apart"))
         return draw_from(stream, (batch for batch, _ in other.iterate(epoch)))
 
@@ -166,6 +173,7 @@ class EpochLoader:
         if length is not None and 0 < length <= skip:
             return
         try:
+            before = self._look_back(skip)
             batches = self._start(epoch, skip, state)
             in_place()
             if length is None and self.limit is not None:
@@ -176,6 +184,7 @@ class EpochLoader:
                     self._check_end(is_last, count, epoch)
                 if is_last or count == skip + 1 or self.sizes is not None:
                     self.items = self._count_items(batch, count - 1)
+                self._left = before if length is None and not is_last else None
                 yield batch, is_last
             if length is not None and count == length:
                 self._reach_end(batches, length)
@@ -183,6 +192,23 @@ class EpochLoader:
             self._locate(error, epoch, count)
             raise
         self._check_count(count, length, epoch)
+
+    def _look_back(self, skip: int) -> dict[str, Any]:
+        """Warns, once, if the last pass was left with a batch fetched ahead, and a new one may go
+        on behind it; returns the loader's numbers.
+        """
+        numbers, left, self._left = read_numbers(self._loader), self._left, None
+        moved = [name for name in numbers if left is not None and left.get(name) != numbers[name]]
+        if moved and not skip and self._name == "train" and not self._is_told:
+            self._is_told = True
+            logger.warning(
+                "the last epoch was left with one more batch fetched ahead, which tells the last "
+                "one of an epoch, and %r of the train loader has changed in it: if the next epoch "
+                "goes on from there, that batch is lost. Instead of a break, end it by "
+                "run.batches(loader, limit=N), behind which none is fetched.",
+                moved[0],
+            )
+        return numbers
 
     def _check_count(self, count: int, length: int | None, epoch: int) -> None:
         if count == 0 and not self._may_be_empty:

@@ -8,7 +8,14 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from torch.utils.data import DataLoader, IterableDataset
 
-__all__ = ["Stateful", "keeps_place", "pass_over_indices", "tells_position", "works_by_indices"]
+__all__ = [
+    "Stateful",
+    "keeps_place",
+    "pass_over_indices",
+    "read_numbers",
+    "tells_position",
+    "works_by_indices",
+]
 
 
 @runtime_checkable
@@ -52,6 +59,20 @@ def works_by_indices(loader: Iterable[Any]) -> TypeGuard[DataLoader[Any]]:
         and loader.num_workers == 0
         and loader.batch_sampler is not None
     )
+
+
+def read_numbers(loader: Iterable[Any]) -> dict[str, Any]:
+    """Returns what may show, by being another one later, how far `loader` has come: the numbers of
+    the object in this process that makes the batches. An iterator that it holds is always another.
+    """
+    part: Any = loader
+    if isinstance(loader, DataLoader):
+        part = None if loader.num_workers else loader.dataset
+    if hasattr(part, "set_epoch"):  # whose numbers follow the epoch
+        return {}
+    found = getattr(part, "__dict__", {})
+    moved = {name: object() for name, value in found.items() if isinstance(value, Iterator)}
+    return moved | {name: each for name, each in found.items() if isinstance(each, (int, float))}
 
 
 def pass_over_indices(loader: DataLoader[Any], skip: int) -> Iterator[Any]:
