@@ -30,6 +30,7 @@ from .place import (
     pass_over_indices,
     read_numbers,
     tells_position,
+    warn_left,
     works_by_indices,
 )
 from .shares import BatchShare, divide, is_divided, promised_size, samplers_of
@@ -194,20 +195,10 @@ class EpochLoader:
         self._check_count(count, length, epoch)
 
     def _look_back(self, skip: int) -> dict[str, Any]:
-        """Warns, once, if the last pass was left with a batch fetched ahead, and a new one may go
-        on behind it; returns the loader's numbers.
-        """
+        """Returns the loader's numbers; looks whether the last pass has lost a batch, once."""
         numbers, left, self._left = read_numbers(self._loader), self._left, None
-        moved = [name for name in numbers if left is not None and left.get(name) != numbers[name]]
-        if moved and not skip and self._name == "train" and not self._is_told:
-            self._is_told = True
-            logger.warning(
-                "the last epoch was left with one more batch fetched ahead, which tells the last "
-                "one of an epoch, and %r of the train loader has changed in it: if the next epoch "
-                "goes on from there, that batch is lost. Instead of a break, end it by "
-                "run.batches(loader, limit=N), behind which none is fetched.",
-                moved[0],
-            )
+        if left is not None and not skip and self._name == "train" and not self._is_told:
+            self._is_told = warn_left(left, numbers)
         return numbers
 
     def _check_count(self, count: int, length: int | None, epoch: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -14,8 +15,11 @@ __all__ = [
     "pass_over_indices",
     "read_numbers",
     "tells_position",
+    "warn_left",
     "works_by_indices",
 ]
+
+logger: logging.Logger = logging.getLogger("trainer")
 
 
 @runtime_checkable
@@ -82,3 +86,19 @@ def pass_over_indices(loader: DataLoader[Any], skip: int) -> Iterator[Any]:
     data: Any = loader.dataset
     fetch = getattr(data, "__getitems__", lambda chosen: [data[index] for index in chosen])
     return (loader.collate_fn(fetch(chosen)) for chosen in indices)
+
+
+def warn_left(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Warns, if the numbers of a loader whose pass was left with a batch fetched ahead have moved,
+    that a new pass may go on behind that batch; returns whether it has.
+    """
+    moved = next((name for name in now if before.get(name) != now[name]), None)
+    if moved is not None:
+        logger.warning(
+            "the last epoch was left with one more batch fetched ahead, which tells the last one "
+            "of an epoch, and %r of the train loader has changed in it: if the next epoch goes on "
+            "from there, that batch is lost. Instead of a break, end it by run.batches(loader, "
+            "limit=N), behind which none is fetched.",
+            moved,
+        )
+    return moved is not None
