@@ -174,7 +174,7 @@ def print_snapshots(found: Mapping[str, float]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = make_parser(__doc__, rounds=3)
+    parser = make_parser(__doc__, rounds=2)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a model that any CPU trains")
     parser.add_argument("--no_compile", action="store_true")

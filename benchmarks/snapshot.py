@@ -79,7 +79,7 @@ class Ours:
     def start(self) -> Callable[[], object]:
         position, store = self.view.position, self.view.store
         position.step += 1
-        state = self.checkpoint.read(mid_epoch=False)
+        state = self.checkpoint.read(position)
         state |= {"progress": position.state(), "callback_state": {}}
         facts = describe_run(position, self.config, (), self.model)
         store.save(position.step, state, facts, lambda path: None, {})
